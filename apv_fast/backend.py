@@ -1,0 +1,179 @@
+"""Which implementation of an op runs: one table of op × backend, and the rule that picks a cell.
+
+Limits: a backend is chosen per op call from its first tensor; mixing devices within a call is an error of the op.
+Under ``torch.compile`` the choice is made when the graph is traced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# op -> backend -> "module:function". A later engine adds cells here and nothing else changes. Every function in a row
+# takes the same, already checked arguments; modules are imported when their cell is first used.
+IMPLEMENTATIONS: dict[str, dict[str, str]] = {
+    "knn_bonus": {
+        "reference": "apv_fast.reference.knn:knn_bonus",
+        "cpu": "apv_fast.cpu.knn:knn_bonus",
+    },
+    "lambda_return": {
+        "reference": "apv_fast.reference.returns:lambda_return",
+        "triton": "apv_fast.kernels.lambda_return:lambda_return",
+    },
+    "kl_balance": {"reference": "apv_fast.reference.kl:kl_balance"},
+    "kl_balance_normal": {"reference": "apv_fast.reference.kl:kl_balance_normal"},
+    "rssm_observe": {"reference": "apv_fast.reference.rssm:rssm_observe"},
+    "rssm_imagine": {"reference": "apv_fast.reference.rssm:rssm_imagine"},
+    "rssm_step": {"reference": "apv_fast.reference.rssm:rssm_step"},
+    "stacked_observe": {"reference": "apv_fast.reference.rssm:stacked_observe"},
+}
+
+# backend -> "module:function" that reports whether it can run here; imported on first use, must never raise.
+PROBES: dict[str, str] = {
+    "reference": "apv_fast.reference:probe",
+    "cpu": "apv_fast.cpu:probe",
+    "triton": "apv_fast.kernels:probe",
+    "cuda": "apv_fast.cuda:probe",
+}
+
+# What "auto" tries, best first, by the device that the tensors are on.
+AUTO_ORDER: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpu", "reference"),
+    "cuda": ("cuda", "triton", "reference"),
+}
+
+ENVIRONMENT_VARIABLE = "APV_FAST_BACKEND"
+
+_selected: contextvars.ContextVar[str | None] = contextvars.ContextVar("apv_fast_backend", default=None)
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot run this; the message says why and what would."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a backend's probe found on this machine."""
+
+    available: bool
+    reason: str = ""  # why it is not available and what to do about it; empty if it is
+    devices: tuple[str, ...] = ()  # types of the devices whose tensors it takes, "cpu" or "cuda"
+    isa: str = ""  # instruction set or GPU architecture it would use
+    dtypes: tuple[torch.dtype, ...] = ()
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """One row of :func:`backends`."""
+
+    name: str
+    status: Status
+    ops: tuple[str, ...]  # ops that it implements
+
+    @property
+    def available(self) -> bool:
+        return self.status.available
+
+    def __str__(self) -> str:
+        if not self.available:
+            return f"{self.name}: not available: {self.status.reason}"
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.status.dtypes)
+        devices = ", ".join(self.status.devices)
+        return f"{self.name}: on {devices} ({self.status.isa}); {dtypes}; ops: {', '.join(self.ops)}"
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@functools.cache
+def _implementation(op: str, backend: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = _load(IMPLEMENTATIONS[op][backend])
+    return function
+
+
+@functools.cache
+def probe(backend: str) -> Status:
+    """The (cached) status of one backend on this machine."""
+    status: Status = _load(PROBES[backend])()
+    return status
+
+
+def backends() -> dict[str, BackendInfo]:
+    """Every backend by name: available or why not, devices, instruction set, dtypes, ops."""
+    return {
+        name: BackendInfo(name, probe(name), tuple(op for op, row in IMPLEMENTATIONS.items() if name in row))
+        for name in PROBES
+    }
+
+
+def _check_name(name: str, source: str) -> str:
+    if name != "auto" and name not in PROBES:
+        raise BackendError(f"{source}: unknown backend {name!r}; must be one of: auto, {', '.join(PROBES)}")
+    return name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the ops inside the ``with`` block on backend ``name`` unless a call names another itself.
+
+    Raises:
+        BackendError: ``name`` is unknown or cannot run on this machine.
+    """
+    _check_name(name, "use_backend")
+    if name != "auto" and not probe(name).available:
+        raise BackendError(f"backend {name!r} cannot run here: {probe(name).reason}")
+    token = _selected.set(name)
+    try:
+        yield
+    finally:
+        _selected.reset(token)
+
+
+def requested(argument: str | None) -> str:
+    """The backend that a call asks for: its argument, else ``use_backend``, else the environment, else "auto"."""
+    if argument not in (None, "", "auto"):
+        return _check_name(argument, "backend")
+    selected = _selected.get()
+    if selected is not None:
+        return selected
+    return _check_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
+
+
+def _obstacle(op: str, backend: str, tensor: torch.Tensor) -> str | None:
+    """Why ``backend`` cannot run ``op`` on ``tensor``, or None if it can."""
+    if backend not in IMPLEMENTATIONS[op]:
+        return f"it does not implement {op} (those that do: {', '.join(IMPLEMENTATIONS[op])})"
+    status = probe(backend)
+    if not status.available:
+        return status.reason
+    if tensor.device.type not in status.devices:
+        return f"it takes tensors on {' or '.join(status.devices)}, not on {tensor.device.type}"
+    if tensor.dtype not in status.dtypes:
+        names = ", ".join(str(dtype) for dtype in status.dtypes)
+        return f"it does not take {tensor.dtype} (it takes: {names})"
+    return None
+
+
+def resolve(op: str, tensor: torch.Tensor, backend: str | None = None) -> Callable[..., Any]:
+    """The function that runs ``op`` for ``tensor``.
+
+    Raises:
+        BackendError: the requested backend cannot run it; nothing else is tried in its place.
+    """
+    name = requested(backend)
+    if name == "auto":
+        order = AUTO_ORDER.get(tensor.device.type, ("reference",))
+        name = next(candidate for candidate in order if _obstacle(op, candidate, tensor) is None)
+    elif obstacle := _obstacle(op, name, tensor):
+        raise BackendError(f"backend {name!r} cannot run {op}: {obstacle}; backend='auto' picks one that can")
+    return _implementation(op, name)

@@ -1,0 +1,216 @@
+"""The recurrent state-space model, one step at a time (Hafner et al. 2019; APV's variant: Seo et al. 2022, section 3).
+
+Shapes: B batch, T time, S variables, C classes each (C = 0: Gaussian latents), D deter, H hidden, E embedding.
+Dense layers run in the dtype of the weights; LayerNorm, gates, softmax and states in float32 (float64 for float64 weights).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+LAYER_NORM_EPS = 1e-3  # Keras' default, not PyTorch's
+UPDATE_BIAS = -1.0  # keeps the update gate nearly shut at first: the GRU starts by remembering
+
+
+class RSSMParams(NamedTuple):
+    """The weights of one RSSM as the ops take them: a flat tuple in this order, PyTorch's layout ``[out, in]``.
+
+    L = S*C for categorical latents and S for Gaussian ones; M = S*C, or 2*S (mean, then std) for Gaussian ones.
+    P = width that actions are padded to. The gates' rows are reset, candidate, update.
+    """
+
+    img_in_weight: Tensor  # [H, L + P]   columns: stoch, then action
+    img_in_bias: Tensor  # [H]
+    gru_weight: Tensor  # [3*D, H + D]    columns: input, then deter
+    gru_bias: Tensor  # [3*D]
+    gru_norm_weight: Tensor  # [3*D]
+    gru_norm_bias: Tensor  # [3*D]
+    img_out_weight: Tensor  # [H, D]
+    img_out_bias: Tensor  # [H]
+    img_dist_weight: Tensor  # [M, H]
+    img_dist_bias: Tensor  # [M]
+    obs_out_weight: Tensor  # [H, D + E]  columns: deter, then embed
+    obs_out_bias: Tensor  # [H]
+    obs_dist_weight: Tensor  # [M, H]
+    obs_dist_bias: Tensor  # [M]
+
+
+class Latent(NamedTuple):
+    """What kind of latent an RSSM has; plain numbers, so that it passes through ``torch.library``."""
+
+    stoch: int  # S
+    discrete: int  # C, or 0 for Gaussian latents
+    min_std: float = 0.1  # Gaussian only
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the distribution's parameters in a state."""
+        return ("logit",) if self.discrete else ("mean", "std")
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of states and statistics for weights of ``dtype``: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def feat(state: State) -> Tensor:
+    """What heads read: ``concat(flatten(stoch), deter)``, ``[..., L + D]``."""
+    deter = state["deter"]
+    return torch.cat([state["stoch"].reshape(*deter.shape[:-1], -1), deter], -1)
+
+
+def dense(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A Keras Dense layer in the weights' dtype; the result in the states' dtype."""
+    return F.linear(x.to(weight.dtype), weight, bias).to(state_dtype(weight.dtype))
+
+
+def onehot_straight_through(logit: Tensor, noise: Tensor) -> Tensor:
+    """One-hot samples ``argmax(logit + noise)`` whose gradient is that of ``softmax(logit)``; ``[..., C]``."""
+    sample = F.one_hot((logit + noise).argmax(-1), logit.shape[-1]).to(logit.dtype)
+    probs = logit.softmax(-1)
+    return sample + (probs - probs.detach())  # in this order the value stays exactly one-hot
+
+
+def latent_state(out: Tensor, latent: Latent, noise: Tensor | None) -> State:
+    """Statistics and stoch from a distribution layer's output ``[..., M]``; the mode if ``noise`` is None."""
+    if latent.discrete:
+        logit = out.unflatten(-1, (latent.stoch, latent.discrete))
+        if noise is None:  # a mode has no straight-through gradient
+            stoch = F.one_hot(logit.argmax(-1), latent.discrete).to(logit.dtype)
+        else:
+            stoch = onehot_straight_through(logit, noise)
+        return {"stoch": stoch, "logit": logit}
+    mean, std = out.chunk(2, -1)
+    std = 2 * torch.sigmoid(std / 2) + latent.min_std
+    return {"stoch": mean if noise is None else mean + std * noise, "mean": mean, "std": std}
+
+
+def gru(params: RSSMParams, x: Tensor, deter: Tensor) -> Tensor:
+    """One step of the GRU with LayerNorm over all three gates together; ``[B, D]``."""
+    parts = dense(torch.cat([x, deter], -1), params.gru_weight, params.gru_bias)
+    scale, offset = params.gru_norm_weight.to(parts.dtype), params.gru_norm_bias.to(parts.dtype)
+    parts = F.layer_norm(parts, parts.shape[-1:], scale, offset, LAYER_NORM_EPS)
+    reset, candidate, update = parts.chunk(3, -1)
+    candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+    update = torch.sigmoid(update + UPDATE_BIAS)
+    return update * candidate + (1 - update) * deter
+
+
+def img_step(params: RSSMParams, state: State, action: Tensor | None, latent: Latent, noise: Tensor | None) -> State:
+    """The prior: one step of dynamics without looking."""
+    stoch = state["stoch"].flatten(1)
+    pad = params.img_in_weight.shape[1] - stoch.shape[1]
+    action = stoch.new_zeros(len(stoch), 0) if action is None else action.to(stoch.dtype)
+    x = torch.cat([stoch, F.pad(action, (0, pad - action.shape[1]))], -1)
+    x = F.elu(dense(x, params.img_in_weight, params.img_in_bias))
+    deter = gru(params, x, state["deter"])
+    x = F.elu(dense(deter, params.img_out_weight, params.img_out_bias))
+    return {"deter": deter, **latent_state(dense(x, params.img_dist_weight, params.img_dist_bias), latent, noise)}
+
+
+def obs_step(
+    params: RSSMParams,
+    state: State,
+    action: Tensor | None,
+    embed: Tensor,
+    is_first: Tensor,
+    latent: Latent,
+    post_noise: Tensor | None,
+    prior_noise: Tensor | None,
+) -> tuple[State, State]:
+    """The posterior: one step with an observation. Where ``is_first``, state and action start from zeros."""
+    keep = ~is_first
+    state = {key: value * keep.view(-1, *[1] * (value.dim() - 1)) for key, value in state.items()}
+    action = None if action is None else action * keep[:, None]
+    prior = img_step(params, state, action, latent, prior_noise)
+    x = torch.cat([prior["deter"], embed.to(prior["deter"].dtype)], -1)
+    x = F.elu(dense(x, params.obs_out_weight, params.obs_out_bias))
+    out = dense(x, params.obs_dist_weight, params.obs_dist_bias)
+    return {"deter": prior["deter"], **latent_state(out, latent, post_noise)}, prior
+
+
+def _at(x: Tensor | None, t: int) -> Tensor | None:
+    return None if x is None else x[:, t]
+
+
+def _stack(steps: list[State]) -> State:
+    return {key: torch.stack([step[key] for step in steps], 1) for key in steps[0]}
+
+
+def rssm_observe(
+    params: RSSMParams,
+    embed: Tensor,  # [B, T, E]
+    is_first: Tensor,  # [B, T] bool
+    action: Tensor | None,  # [B, T, A]
+    state: State,  # deter [B, D], stoch [B, S, C] or [B, S]
+    latent: Latent,
+    post_noise: Tensor | None,  # [B, T, S, C] or [B, T, S]; None: modes
+    prior_noise: Tensor | None,
+) -> tuple[State, State]:
+    """Filter a sequence: posterior and prior states, ``[B, T, ...]``."""
+    posts, priors = [], []
+    for t in range(embed.shape[1]):
+        post, prior = obs_step(
+            params, state, _at(action, t), embed[:, t], is_first[:, t], latent, _at(post_noise, t), _at(prior_noise, t)
+        )
+        posts.append(post)
+        priors.append(prior)
+        state = {"deter": post["deter"], "stoch": post["stoch"]}
+    return _stack(posts), _stack(priors)
+
+
+def rssm_imagine(
+    params: RSSMParams, state: State, action: Tensor | None, horizon: int, latent: Latent, noise: Tensor | None
+) -> State:
+    """Roll the prior out ``horizon`` steps from ``state``; ``[B, horizon, ...]``."""
+    priors = []
+    for t in range(horizon):
+        state = img_step(params, state, _at(action, t), latent, _at(noise, t))
+        priors.append(state)
+    return _stack(priors)
+
+
+def rssm_step(
+    params: RSSMParams,
+    state: State,
+    action: Tensor | None,
+    embed: Tensor | None,
+    is_first: Tensor | None,
+    latent: Latent,
+    post_noise: Tensor | None,
+    prior_noise: Tensor | None,
+) -> tuple[State, State]:
+    """One step: posterior and prior with an ``embed``, the prior twice without one."""
+    if embed is None or is_first is None:
+        prior = img_step(params, state, action, latent, prior_noise)
+        return prior, prior
+    return obs_step(params, state, action, embed, is_first, latent, post_noise, prior_noise)
+
+
+def stacked_observe(
+    af_params: RSSMParams,
+    params: RSSMParams,
+    embed: Tensor,
+    is_first: Tensor,
+    action: Tensor,
+    af_state: State,
+    state: State,
+    af_latent: Latent,
+    latent: Latent,
+    af_noise: tuple[Tensor | None, Tensor | None],  # of the posterior and the prior
+    noise: tuple[Tensor | None, Tensor | None],
+    concat_embed: bool,
+) -> tuple[State, State, State, State]:
+    """Filter with the action-free model, then with the action-conditional one on top of its posterior's features."""
+    af_post, af_prior = rssm_observe(af_params, embed, is_first, None, af_state, af_latent, *af_noise)
+    upper = feat(af_post)
+    if concat_embed:
+        upper = torch.cat([embed.to(upper.dtype), upper], -1)
+    post, prior = rssm_observe(params, upper, is_first, action, state, latent, *noise)
+    return af_post, af_prior, post, prior
