@@ -1,0 +1,27 @@
+"""Functions behind the modules: pure functions of tensors, differentiable where that means something.
+
+All are registered with ``torch.library`` (``torch.ops.apv_fast.*``), so ``torch.compile``, ``opcheck`` and fake tensors
+work. Each checks its arguments, then runs on the backend that :mod:`apv_fast.backend` picks.
+"""
+
+from apv_fast.ops.kl_balance import kl_balance, kl_balance_normal
+from apv_fast.ops.knn_bonus import knn_bonus
+from apv_fast.ops.lambda_return import lambda_return
+from apv_fast.ops.rssm import initial_state, rssm_imagine, rssm_observe, rssm_step, sample_noise, stacked_observe
+from apv_fast.structure import Latent, RSSMParams, State
+
+__all__ = [
+    "Latent",
+    "RSSMParams",
+    "State",
+    "initial_state",
+    "kl_balance",
+    "kl_balance_normal",
+    "knn_bonus",
+    "lambda_return",
+    "rssm_imagine",
+    "rssm_observe",
+    "rssm_step",
+    "sample_noise",
+    "stacked_observe",
+]

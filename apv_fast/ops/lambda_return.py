@@ -1,0 +1,59 @@
+"""The λ-return of imagined sequences."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apv_fast.backend import resolve
+from apv_fast.ops.check import Arguments
+from apv_fast.ops.library import define
+
+
+@define(
+    "lambda_return(Tensor reward, Tensor value, Tensor discount, Tensor bootstrap, float lambda_, str backend) -> Tensor"
+)
+def _lambda_return(
+    reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float, backend: str
+) -> Tensor:
+    result: Tensor = resolve("lambda_return", reward, backend)(reward, value, discount, bootstrap, lambda_)
+    return result
+
+
+def lambda_return(
+    reward: Tensor,
+    value: Tensor,
+    discount: Tensor,
+    bootstrap: Tensor,
+    *,
+    lambda_: float = 0.95,
+    backend: str | None = None,
+) -> Tensor:
+    """``G_t = r_t + γ_t((1 − λ)v_{t+1} + λG_{t+1})`` with ``v_H = G_H = bootstrap``; imagined sequences are horizon-first.
+
+    Args:
+        reward: ``[H, N]``, H ≥ 1, any floating dtype; sums are in float32 at least.
+        value: ``[H, N]``; its first row has no effect.
+        discount: ``[H, N]``, γ_t in [0, 1].
+        bootstrap: ``[N]``, the value after the last step.
+        lambda_: the mixture, in [0, 1].
+        backend: see :mod:`apv_fast.backend`.
+
+    Returns:
+        ``[H, N]``, dtype of ``reward``; differentiable with respect to all four tensors.
+
+    Raises:
+        TypeError: an argument is no floating tensor, or their dtypes differ.
+        ValueError: shapes do not fit, H = 0 or ``lambda_`` outside [0, 1].
+
+    Source: Hafner et al. 2021, equation 4.
+    """
+    arguments = Arguments("lambda_return")
+    arguments.tensor("reward", reward, "H N")
+    arguments.tensor("value", value, "H N", reward.dtype)
+    arguments.tensor("discount", discount, "H N", reward.dtype)
+    arguments.tensor("bootstrap", bootstrap, "N", reward.dtype)
+    arguments.require(len(reward) > 0, "reward has no steps; H must be at least 1")
+    arguments.require(0 <= lambda_ <= 1, f"lambda_ is {lambda_}; it must be in [0, 1]")
+    result: Tensor = torch.ops.apv_fast.lambda_return(reward, value, discount, bootstrap, lambda_, backend or "")
+    return result

@@ -1,0 +1,51 @@
+"""The flat structures that the RSSM ops take: weights, the kind of latent, states."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]  # deter [..., D]; stoch [..., S, C] with logit, or stoch [..., S] with mean and std
+
+
+class RSSMParams(NamedTuple):
+    """The weights of one RSSM as the ops take them: a flat tuple in this order, PyTorch's layout ``[out, in]``.
+
+    L = S*C for categorical latents and S for Gaussian ones; M = S*C, or 2*S (mean, then std) for Gaussian ones.
+    P = width that actions are padded to. The gates' rows are reset, candidate, update.
+    """
+
+    img_in_weight: Tensor  # [H, L + P]   columns: stoch, then action
+    img_in_bias: Tensor  # [H]
+    gru_weight: Tensor  # [3*D, H + D]    columns: input, then deter
+    gru_bias: Tensor  # [3*D]
+    gru_norm_weight: Tensor  # [3*D]
+    gru_norm_bias: Tensor  # [3*D]
+    img_out_weight: Tensor  # [H, D]
+    img_out_bias: Tensor  # [H]
+    img_dist_weight: Tensor  # [M, H]
+    img_dist_bias: Tensor  # [M]
+    obs_out_weight: Tensor  # [H, D + E]  columns: deter, then embed
+    obs_out_bias: Tensor  # [H]
+    obs_dist_weight: Tensor  # [M, H]
+    obs_dist_bias: Tensor  # [M]
+
+
+class Latent(NamedTuple):
+    """What kind of latent an RSSM has; plain numbers, so that it passes through ``torch.library``."""
+
+    stoch: int  # S
+    discrete: int  # C, or 0 for Gaussian latents
+    min_std: float = 0.1  # Gaussian only
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the distribution's parameters in a state."""
+        return ("logit",) if self.discrete else ("mean", "std")
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of states and statistics for weights of ``dtype``: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
