@@ -1,0 +1,119 @@
+"""APV's video-based intrinsic bonus: how far a window of action-free features is from those seen lately."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from apv_fast import ops
+
+
+class StreamNorm(nn.Module):
+    """Divide by a running mean of magnitudes: ``mag ← m·mag + (1 − m)·mean|x|``, then ``scale · x / (mag + eps)``.
+
+    Args:
+        momentum: m; 1 turns it off.
+        scale: factor of the result.
+        eps: keeps the division finite.
+    """
+
+    mag: Tensor
+
+    def __init__(self, momentum: float = 0.99, scale: float = 1.0, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.momentum, self.scale, self.eps = momentum, scale, eps
+        self.register_buffer("mag", torch.ones((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Update the magnitude with ``x``, of any shape, and return it normalised."""
+        self.mag.mul_(self.momentum).add_((1 - self.momentum) * x.abs().mean().to(self.mag))
+        return (self.scale * x / (self.mag + self.eps)).to(x.dtype)
+
+
+class VideoBonus(nn.Module):
+    """Distance of projected feature windows to their nearest neighbours in a queue of recent ones.
+
+    Args:
+        feat_dim: F, width of the action-free features.
+        queue_size: rows that the queue holds, newest first.
+        projection_dim: width of the random projection, fixed for the whole run.
+        k: neighbours.
+        window: τ, steps that are averaged.
+        reduce: "mean" of the k distances (official code) or "kth", the k-th (paper).
+        exclude_self: leave each window itself, which is in the queue at distance 0, out of its neighbours.
+        backend: see :mod:`apv_fast.backend`.
+
+    Source: Seo et al. 2022, section 3.3.
+    """
+
+    projection: Tensor
+    queue: Tensor
+    filled: Tensor
+
+    def __init__(
+        self,
+        feat_dim: int,
+        *,
+        queue_size: int = 4096,
+        projection_dim: int = 128,
+        k: int = 16,
+        window: int = 5,
+        reduce: Literal["mean", "kth"] = "mean",
+        exclude_self: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        for name, value in (("queue_size", queue_size), ("projection_dim", projection_dim), ("k", k), ("window", window)):
+            if value < 1:
+                raise ValueError(f"VideoBonus: {name} is {value}; it must be at least 1")
+        if reduce not in ("mean", "kth"):
+            raise ValueError(f"VideoBonus: reduce is {reduce!r}; it must be 'mean' or 'kth'")
+        self.k, self.window, self.reduce, self.exclude_self, self.backend = k, window, reduce, exclude_self, backend
+        # The official code divides a standard normal by 128, whatever the projection's width.
+        self.register_buffer("projection", torch.randn(feat_dim, projection_dim) / 128)
+        self.register_buffer("queue", torch.zeros(queue_size, projection_dim))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, af_feat: Tensor) -> Tensor:
+        """The bonus ``[B, T − window + 1]`` of features ``[B, T, F]``; pushes their windows onto the queue first.
+
+        Raises:
+            ValueError: ``af_feat`` has another shape, or fewer steps than a window.
+        """
+        if af_feat.dim() != 3 or af_feat.shape[-1] != len(self.projection):
+            raise ValueError(
+                f"VideoBonus: af_feat has shape {tuple(af_feat.shape)}; it must be [B, T, {len(self.projection)}]"
+            )
+        if af_feat.shape[1] < self.window:
+            raise ValueError(f"VideoBonus: af_feat has {af_feat.shape[1]} steps; it must have at least {self.window}")
+        windows = af_feat.to(self.projection.dtype).unfold(1, self.window, 1).mean(-1)  # [B, T - window + 1, F]
+        query = (windows @ self.projection).flatten(0, 1)
+        self._push(query)
+        return self._distance(query).unflatten(0, windows.shape[:2])
+
+    def _push(self, rows: Tensor) -> None:
+        """Put ``rows`` at the front; with more rows than the queue holds, the first ones stay."""
+        size = len(self.queue)
+        self.queue.copy_(torch.cat([rows, self.queue])[:size])
+        self.filled.copy_((self.filled + len(rows)).clamp(max=size))
+
+    def _distance(self, query: Tensor) -> Tensor:
+        keys = self.queue[: int(self.filled)]
+        if not self.exclude_self:
+            return ops.knn_bonus(query, keys, k=self.k, reduce=self.reduce, backend=self.backend)
+        # Each row that the queue kept is its own nearest neighbour, at 0: take one more and drop it.
+        kept, beyond = query[: len(keys)], query[len(keys) :]
+        neighbours = min(self.k, len(keys) - 1)
+        if neighbours == 0:
+            distance = torch.zeros_like(kept[:, 0])
+        else:
+            distance = ops.knn_bonus(kept, keys, k=neighbours + 1, reduce=self.reduce, backend=self.backend)
+            distance = distance * (neighbours + 1) / neighbours if self.reduce == "mean" else distance
+        if len(beyond):
+            more = ops.knn_bonus(beyond, keys, k=self.k, reduce=self.reduce, backend=self.backend)
+            distance = torch.cat([distance, more])
+        return distance

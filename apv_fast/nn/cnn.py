@@ -1,0 +1,84 @@
+"""The image encoder and decoder of DreamerV2 (Hafner et al. 2021) for 64×64 images, channels last."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apv_fast.nn.init import dense, keras_init
+
+IMAGE_SIZE = 64
+
+
+def normalize(image: Tensor) -> Tensor:
+    """What the model sees of a uint8 image: ``image / 255 − 0.5`` in float32."""
+    return image.to(torch.float32) / 255 - 0.5
+
+
+class Encoder(nn.Module):
+    """Four convolutions, kernel 4, stride 2, channels ``depth``·(1, 2, 4, 8), ELU; ``[..., 64, 64, ch] → [..., 32·depth]``.
+
+    Args:
+        depth: channels of the first convolution.
+        channels: of the images.
+        dtype: of the convolutions; the weights stay float32.
+    """
+
+    def __init__(self, depth: int = 48, *, channels: int = 3, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
+        pairs = zip(widths, widths[1:], strict=False)
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 4, stride=2) for before, after in pairs)
+        self.embed_dim, self.channels, self.dtype = 32 * depth, channels, dtype
+        keras_init(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed images: uint8, or float as :func:`normalize` gives; flattened in the order height, width, channel.
+
+        Raises:
+            ValueError: the images do not have the shape ``[..., 64, 64, channels]``.
+        """
+        expected = (IMAGE_SIZE, IMAGE_SIZE, self.channels)
+        if tuple(image.shape[-3:]) != expected:
+            raise ValueError(f"Encoder: image has shape {tuple(image.shape)}; it must end in {expected}")
+        x = normalize(image) if image.dtype == torch.uint8 else image
+        leading = x.shape[:-3]
+        x = x.reshape(-1, *expected).permute(0, 3, 1, 2).to(self.dtype)
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+            x = F.elu(F.conv2d(x, conv.weight.to(self.dtype), conv.bias.to(self.dtype), stride=2))
+        return x.permute(0, 2, 3, 1).reshape(*leading, -1).to(torch.promote_types(self.dtype, torch.float32))
+
+
+class Decoder(nn.Module):
+    """Dense to 32·``depth``, then four transposed convolutions, kernels 5, 5, 6, 6, stride 2, ELU on all but the last.
+
+    Args:
+        feat_dim: width of the features.
+        depth: channels are ``depth``·(4, 2, 1), then the image's.
+        channels: of the images.
+        dtype: of the products; the weights stay float32.
+    """
+
+    def __init__(
+        self, feat_dim: int, depth: int = 48, *, channels: int = 3, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.dense = nn.Linear(feat_dim, 32 * depth)
+        shapes = [(32 * depth, 4 * depth, 5), (4 * depth, 2 * depth, 5), (2 * depth, depth, 6), (depth, channels, 6)]
+        self.convs = nn.ModuleList(nn.ConvTranspose2d(*shape, stride=2) for shape in shapes)
+        self.dtype = dtype
+        keras_init(self)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """Mean images ``[..., 64, 64, channels]`` for features ``[..., F]``; the image is Normal(mean, 1) around it."""
+        x = dense(self.dense, feat, self.dtype)
+        leading = x.shape[:-1]
+        x = x.reshape(-1, x.shape[-1], 1, 1)
+        for index, conv in enumerate(self.convs):
+            assert isinstance(conv, nn.ConvTranspose2d) and conv.bias is not None
+            x = F.conv_transpose2d(x, conv.weight.to(self.dtype), conv.bias.to(self.dtype), stride=2)
+            x = x if index == len(self.convs) - 1 else F.elu(x)
+        x = x.permute(0, 2, 3, 1)
+        return x.reshape(*leading, *x.shape[1:]).to(torch.promote_types(self.dtype, torch.float32))

@@ -1,0 +1,120 @@
+"""Multilayer perceptrons on features: reward, discount, actor, critic (DreamerV2, Hafner et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributions, nn
+
+from apv_fast.nn.distributions import ActionDistribution, OneHot, TruncatedNormal
+from apv_fast.nn.init import dense, keras_init
+
+
+class Trunk(nn.Module):
+    """``layers`` dense layers of ``units`` with ELU; ``[..., F] → [..., units]``."""
+
+    def __init__(self, feat_dim: int, layers: int, units: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        widths = [feat_dim] + [units] * layers
+        self.layers = nn.ModuleList(
+            nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            x = F.elu(dense(layer, x, self.dtype))
+        return x
+
+
+class MLPHead(nn.Module):
+    """A scalar's distribution from features: ``[..., F] → distribution over [...]``.
+
+    Args:
+        feat_dim: width of the features.
+        layers: number of hidden layers.
+        units: their width.
+        dist: "normal" for N(out, 1), "bernoulli" for Bernoulli(sigmoid(out)), which takes soft targets in [0, 1].
+        dtype: of the products; the weights stay float32.
+    """
+
+    def __init__(
+        self,
+        feat_dim: int,
+        *,
+        layers: int = 4,
+        units: int = 400,
+        dist: Literal["normal", "bernoulli"] = "normal",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if dist not in ("normal", "bernoulli"):
+            raise ValueError(f"MLPHead: dist is {dist!r}; it must be 'normal' or 'bernoulli'")
+        self.trunk = Trunk(feat_dim, layers, units, dtype)
+        self.out = nn.Linear(units, 1)
+        self.dist, self.dtype = dist, dtype
+        keras_init(self)
+
+    def forward(self, feat: Tensor) -> distributions.Distribution:
+        """The distribution, in float32 at least; its checks are off since they would stop a GPU."""
+        out = dense(self.out, self.trunk(feat), self.dtype).squeeze(-1)
+        out = out.to(torch.promote_types(self.dtype, torch.float32))
+        if self.dist == "bernoulli":
+            return distributions.Bernoulli(logits=out, validate_args=False)
+        return distributions.Normal(out, 1.0, validate_args=False)
+
+
+class Critic(MLPHead):
+    """The value of a state: N(out, 1)."""
+
+    def __init__(
+        self, feat_dim: int, *, layers: int = 4, units: int = 400, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(feat_dim, layers=layers, units=units, dist="normal", dtype=dtype)
+
+
+class Actor(nn.Module):
+    """The policy: ``[..., F] →`` a truncated normal on [−1, 1], or a one-hot categorical, over ``[..., A]``.
+
+    Args:
+        feat_dim: width of the features.
+        action_dim: A.
+        discrete: one-hot actions.
+        layers: number of hidden layers.
+        units: their width.
+        min_std: least scale of the truncated normal.
+        dtype: of the products; the weights stay float32.
+    """
+
+    def __init__(
+        self,
+        feat_dim: int,
+        action_dim: int,
+        *,
+        discrete: bool = False,
+        layers: int = 4,
+        units: int = 400,
+        min_std: float = 0.1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if action_dim < 1:
+            raise ValueError(f"Actor: action_dim is {action_dim}; it must be at least 1")
+        self.trunk = Trunk(feat_dim, layers, units, dtype)
+        self.out = nn.Linear(units, action_dim)
+        self.std = None if discrete else nn.Linear(units, action_dim)
+        self.min_std, self.dtype = min_std, dtype
+        keras_init(self)
+
+    def forward(self, feat: Tensor) -> ActionDistribution:
+        """The distribution of actions, in float32 at least."""
+        x = self.trunk(feat)
+        precise = torch.promote_types(self.dtype, torch.float32)
+        out = dense(self.out, x, self.dtype).to(precise)
+        if self.std is None:
+            return OneHot(out)
+        std = dense(self.std, x, self.dtype).to(precise)
+        return TruncatedNormal(torch.tanh(out), 2 * torch.sigmoid(std / 2) + self.min_std)
