@@ -1,0 +1,147 @@
+"""Compile every Triton kernel ahead of time, for a GPU that need not be here, and report what it costs.
+
+    python -m apv_fast.kernels.aot --arch 80 --arch 90
+
+prints registers, spills, shared memory and compile time of each kernel at production sizes, and exits with 1 if one
+spills. CI runs it; a new kernel adds its rows to :data:`KERNELS`.
+
+Limits: it shows that the compiler accepts a kernel and what the kernel occupies, not that it is right or fast. Must run
+in a process without ``TRITON_INTERPRET``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apv_fast.kernels import interpreting
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compilation: a kernel, the types of its arguments and its compile-time arguments."""
+
+    name: str  # unique in KERNELS
+    target: str  # "module:function"; imported only to compile
+    signature: Mapping[str, str]  # argument -> Triton type ("*bf16", "i32"), in the function's order
+    constants: Mapping[str, Any]  # compile-time arguments
+    aligned: frozenset[str] = frozenset()  # arguments that are multiples of 16 (bytes for pointers)
+    options: Mapping[str, Any] = field(default_factory=dict)  # num_warps, num_stages
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the compiler made of one kernel for one architecture."""
+
+    name: str
+    arch: int
+    registers: int  # a thread
+    spill_stores: int  # bytes a thread
+    spill_loads: int  # bytes a thread
+    shared: int  # bytes a program
+    seconds: float
+    ptx: str = field(repr=False)
+
+
+def _lambda_return() -> Iterator[Kernel]:
+    """Horizon 15 in every dtype, rows contiguous (stride 1 is a compile-time argument, as at run time)."""
+    forward = ("reward", "value", "discount", "bootstrap", "returns")
+    gradients = ("grad_reward", "grad_value", "grad_discount", "grad_bootstrap")
+    backward = ("grad_returns", "value", "discount", "bootstrap", "returns", *gradients)
+    for dtype in ("fp32", "bf16", "fp16", "fp64"):
+        for direction, pointers in (("forward", forward), ("backward", backward)):
+            strided = [name for name in pointers[:3]]
+            units = [f"{name}_n" for name in (*strided, "bootstrap")]
+            constants = {"H": 15, "LAMBDA": 0.95, "ACC": "fp64" if dtype == "fp64" else "fp32", "BLOCK": 64, "ROWS": 15}
+            yield Kernel(
+                name=f"lambda_return.{direction}.{dtype}",
+                target=f"apv_fast.kernels.lambda_return:{direction}_kernel",
+                signature={name: f"*{dtype}" for name in pointers} | {"n": "i32"} | {f"{s}_t": "i32" for s in strided},
+                constants=constants | dict.fromkeys(units, 1),
+                aligned=frozenset(pointers),
+                options={"num_warps": 2},
+            )
+
+
+# Every kernel of the package, forward and backward, at the sizes it is used at.
+KERNELS: tuple[Kernel, ...] = (*_lambda_return(),)
+
+
+def compile_kernel(kernel: Kernel, arch: int) -> Report:
+    """Compile one row of :data:`KERNELS` for compute capability ``arch`` (80, 90, ...).
+
+    Raises:
+        RuntimeError: this process interprets kernels, so it cannot compile them.
+    """
+    if interpreting():
+        raise RuntimeError("TRITON_INTERPRET is set, so kernels are interpreted and cannot be compiled: unset it")
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module, _, function = kernel.target.partition(":")
+    fn = getattr(importlib.import_module(module), function)
+    dtypes = {"fp64": tl.float64, "fp32": tl.float32}
+    constants = {name: dtypes.get(value, value) for name, value in kernel.constants.items()}
+    source = ASTSource(
+        fn=fn,
+        signature={name: kernel.signature.get(name, "constexpr") for name in fn.arg_names},
+        constexprs=constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if name in kernel.aligned},
+    )
+    start = time.perf_counter()
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(kernel.options))
+    seconds = time.perf_counter() - start
+    ptx = compiled.asm["ptx"]
+    return Report(kernel.name, arch, *_assemble(ptx), compiled.metadata.shared, seconds, ptx)
+
+
+def _assemble(ptx: str) -> tuple[int, int, int]:
+    """Registers, spill stores and spill loads that ``ptxas -v`` reports for ``ptx``."""
+    import triton
+
+    target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
+    if target is None:
+        raise RuntimeError("the compiled PTX names no target architecture")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target[1]}", str(path), "-o", f"{path}.cubin"]
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    found = [re.search(pattern, log) for pattern in (r"Used (\d+) reg", r"(\d+) bytes spill st", r"(\d+) bytes spill lo")]
+    registers, stores, loads = (int(match[1]) for match in found if match)
+    return registers, stores, loads
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile everything, print a line a kernel; 1 if one spills registers."""
+    parser = argparse.ArgumentParser(prog="python -m apv_fast.kernels.aot", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--arch", type=int, action="append", help="compute capability, e.g. 90; may be repeated")
+    parser.add_argument("--only", default="", help="only kernels whose name contains this")
+    options = parser.parse_args(arguments)
+    print(f"{'kernel':36} {'arch':>5} {'registers':>9} {'spills B':>9} {'shared B':>9} {'seconds':>8}")
+    spilled = 0
+    for arch in options.arch or [80, 90]:
+        for kernel in (kernel for kernel in KERNELS if options.only in kernel.name):
+            report = compile_kernel(kernel, arch)
+            spills = report.spill_stores + report.spill_loads
+            spilled += spills > 0
+            print(
+                f"{report.name:36} {'sm_' + str(arch):>5} {report.registers:9} {spills:9} {report.shared:9}"
+                f" {report.seconds:8.2f}"
+            )
+    return 1 if spilled else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
