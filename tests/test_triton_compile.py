@@ -1,0 +1,88 @@
+"""Every Triton kernel compiles for the GPUs it is meant for, without spilling, on a machine that has none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from apv_fast.kernels import aot
+
+pytest.importorskip("triton")
+ARCHITECTURES = (80, 90)
+
+# Runs in its own process: in this one, conftest.py may have switched Triton to its interpreter.
+COMPILE = """
+import json, re, sys
+from apv_fast.kernels import aot
+for kernel in aot.KERNELS:
+    report = aot.compile_kernel(kernel, int(sys.argv[1]))
+    accesses = re.findall(r"\\b(ld|st)\\.global", report.ptx)
+    row = {key: value for key, value in vars(report).items() if key != "ptx"} | {"accesses": accesses}
+    print(json.dumps(row))
+"""
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, dict[str, Any]]]:
+    """Reports by kernel name, compiled once an architecture, never from an earlier run's cache."""
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+
+    def compile_for(arch: int) -> dict[str, dict[str, Any]]:
+        if arch not in found:
+            env = clean_environment() | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+            command = [sys.executable, "-c", COMPILE, str(arch)]
+            process = subprocess.run(command, env=env, capture_output=True, text=True)
+            assert process.returncode == 0, process.stderr
+            rows = [json.loads(line) for line in process.stdout.splitlines()]
+            found[arch] = {row["name"]: row for row in rows}
+        return found[arch]
+
+    return compile_for
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", [kernel.name for kernel in aot.KERNELS])
+def test_no_spills(compiled: Callable[[int], dict[str, dict[str, Any]]], name: str, arch: int) -> None:
+    report = compiled(arch)[name]
+    assert (report["spill_stores"], report["spill_loads"]) == (0, 0)
+    assert 0 < report["registers"] <= 255
+
+
+@pytest.mark.parametrize("name", [kernel.name for kernel in aot.KERNELS if kernel.name.startswith("lambda_return.")])
+def test_lambda_return_waits_for_memory_once(compiled: Callable[[int], dict[str, dict[str, Any]]], name: str) -> None:
+    """At H = 15 every load is issued before the first store, and none is issued twice."""
+    accesses = compiled(90)[name]["accesses"]
+    loads = accesses.count("ld")
+    assert accesses[:loads] == ["ld"] * loads
+    # Forward: r, d, v without its first row, bootstrap. Backward: g, d, v and G without their first rows, bootstrap.
+    assert loads == (15 + 15 + 14 + 1 if ".forward." in name else 15 + 15 + 14 + 14 + 1)
+
+
+def test_names_are_unique() -> None:
+    names = [kernel.name for kernel in aot.KERNELS]
+    assert len(set(names)) == len(names)
+
+
+def test_command_prints_a_line_a_kernel() -> None:
+    command = [sys.executable, "-m", "apv_fast.kernels.aot", "--arch", "90", "--only", "forward.fp32"]
+    process = subprocess.run(command, env=clean_environment(), capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    header, row = process.stdout.splitlines()
+    assert row.split()[:2] == ["lambda_return.forward.fp32", "sm_90"]
+    assert len(row.split()) == len(header.replace(" B", "").split())
+
+
+def test_interpreting_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="unset it"):
+        aot.compile_kernel(aot.KERNELS[0], 90)
