@@ -1,0 +1,67 @@
+"""Files that are either complete or not there: written aside, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_SUFFIX = ".tmp"  # last in the name, so that no glob for finished files matches
+
+
+class DiskError(OSError):
+    """A file could not be written; the message names it. Whatever had that name before is unchanged."""
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write to, which becomes ``path`` if the block ends without an exception.
+
+    After a crash at any moment ``path`` is what it was before or complete. A killed process can leave its temporary
+    (``*.tmp``) behind; :func:`remove_temporaries` clears those.
+
+    Raises:
+        DiskError: the disk is full, or another error of the file system.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise DiskError(error.errno, _explain(path, error), str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(directory: Path) -> int:
+    """Delete what killed writers left in ``directory`` and below; only for the one process that writes there."""
+    count = 0
+    for path in directory.rglob(f"*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+        count += 1
+    return count
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(path: Path, error: OSError) -> str:
+    try:
+        free = f"; {shutil.disk_usage(path.parent).free / 2**20:.0f} MiB are free there"
+    except OSError:
+        free = ""
+    return f"cannot write {path}: {error.strerror or error}{free}; nothing that was there before has changed"

@@ -1,0 +1,328 @@
+"""The replay: finished episodes, from which sequences are drawn.
+
+The files are the truth and stay on disk; dropping an episode beyond the capacity only ends its being drawn. Flags,
+actions and rewards are held in RAM (about 50 bytes a step), frames in a :class:`FrameStore`.
+
+After a crash: a checkpoint names its episodes, so a resumed run draws from exactly those, in the same order. Episodes
+finished between checkpoint and crash stay on disk but are not drawn by that run: it lives through those steps again,
+and would otherwise see them twice.
+
+Limits: one writer and one thread; sampling is not prefetched (it takes milliseconds).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apv_fast.data.atomic import DiskError
+from apv_fast.data.episodes import (
+    EPISODE_GLOB,
+    EPISODE_KEYS,
+    Episode,
+    EpisodeError,
+    check_episode,
+    read_episode,
+    stack_transitions,
+    write_episode,
+)
+from apv_fast.data.frames import FrameStore
+
+
+@dataclass
+class _Stored:
+    name: str  # of the file
+    place: int  # of its frames in the store
+    frames: int
+    arrays: Episode  # all keys but the image
+
+    @property
+    def steps(self) -> int:
+        return self.frames - 1
+
+
+class Replay:
+    """Sequences of ``chunk_length`` steps, drawn from the newest ``capacity_steps`` steps of finished episodes.
+
+    An episode is drawn uniformly, then a start in it: uniformly too, or with ``prioritize_ends`` the last possible
+    start with probability (chunk_length + 1) / (frames + 1) and the others alike (official replay).
+
+    Args:
+        directories: folders of episode files, or run or data folders that have them in ``train_episodes/``. New
+            episodes go to the first.
+        chunk_length: steps in a sequence. Episodes with fewer frames are skipped and counted.
+        capacity_steps: steps to draw from, the newest. Official: 2e6 for pre-training, 1e6 for fine-tuning.
+        prioritize_ends: see above; on for Meta-world and Atari, off for DMC.
+        keys: arrays to read and draw. With ``VIDEO_KEYS`` no action is ever read.
+        image_shape: what every frame must be.
+        seed: of the draws.
+        online: episodes will be added; the folder is made and may be empty. Else at least one must be usable.
+        cache_directory: where decoded frames are kept; default: beside the episodes if that is writable.
+
+    Raises:
+        EpisodeError: no usable episode, and not ``online``. (A damaged file only warns, and is counted.)
+    """
+
+    def __init__(
+        self,
+        directories: Path | str | Sequence[Path | str],
+        *,
+        chunk_length: int,
+        capacity_steps: int = 1_000_000,
+        prioritize_ends: bool = False,
+        keys: Sequence[str] = EPISODE_KEYS,
+        image_shape: tuple[int, int, int] = (64, 64, 3),
+        seed: int = 0,
+        online: bool = False,
+        cache_directory: Path | str | None = None,
+    ) -> None:
+        if chunk_length < 1 or capacity_steps < 1:
+            raise ValueError(f"chunk_length and capacity_steps must be positive, not {chunk_length}, {capacity_steps}")
+        if missing := {"image", "is_first"} - set(keys):
+            raise ValueError(f"keys must include {', '.join(sorted(missing))}; they are {', '.join(keys)}")
+        several = [directories] if isinstance(directories, Path | str) else directories
+        self.directories = [_episode_directory(Path(one), create=online) for one in several]
+        self._chunk_length = chunk_length
+        self._capacity_steps = capacity_steps
+        self._prioritize_ends = prioritize_ends
+        self._keys = tuple(keys)
+        self._image_shape = image_shape
+        self._generator = np.random.default_rng(seed)
+        self._store = FrameStore(_cache_directory(cache_directory, self.directories[0]), int(np.prod(image_shape)))
+        self._episodes: list[_Stored] = []  # oldest first
+        self._ongoing: list[dict[str, Any]] = []
+        self._total_steps = self._total_episodes = self._short = self._damaged = 0
+        self._load()
+        if not online and not self._episodes:
+            raise EpisodeError(
+                ", ".join(map(str, self.directories)),
+                "episodes",
+                f"none is usable ({self._damaged} damaged, {self._short} with fewer than {chunk_length} frames)",
+            )
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """``steps`` and ``episodes`` that can be drawn; ``total_*``: found at the start and added since; episodes
+        ``skipped_*``; size of the decoded frames' file.
+        """
+        return {
+            "steps": sum(episode.steps for episode in self._episodes),
+            "episodes": len(self._episodes),
+            "total_steps": self._total_steps,
+            "total_episodes": self._total_episodes,
+            "skipped_short": self._short,
+            "skipped_damaged": self._damaged,
+            "cache_bytes": self._store.file_bytes,
+        }
+
+    def sample(self, batch_size: int) -> dict[str, Tensor]:
+        """Draw sequences.
+
+        Returns:
+            For every key ``[batch_size, chunk_length, …]``: ``image`` uint8, ``action`` and ``reward`` float32, flags
+            bool. ``is_first`` is set on the first step of each sequence and nowhere else.
+
+        Raises:
+            EpisodeError: there is no finished episode yet.
+        """
+        if not self._episodes:
+            raise EpisodeError(self.directories[0], "episodes", "none is finished yet, so nothing can be drawn")
+        length = self._chunk_length
+        drawn = [self._draw() for _ in range(batch_size)]
+        batch = {"image": np.empty((batch_size, length, *self._image_shape), np.uint8)}
+        for row, (episode, start) in zip(batch["image"], drawn, strict=True):
+            self._store.read_into(episode.place + start, row)
+        for key in self._keys:
+            if key != "image":
+                batch[key] = np.stack([episode.arrays[key][start : start + length] for episode, start in drawn])
+        batch["is_first"][:, 1:] = False
+        batch["is_first"][:, 0] = True
+        return {key: torch.from_numpy(value) for key, value in batch.items()}
+
+    def add(self, transition: Mapping[str, Any]) -> Path | None:
+        """Add one row (``image``, ``action``, ``reward``, ``is_first``, ``is_last``, ``is_terminal``, more if wanted).
+
+        The row with ``is_last`` finishes the episode: it is written to disk and can be drawn from then on. A row with
+        ``is_first`` gives up an unfinished one.
+
+        Returns:
+            The file of the episode that this row finished; None if none, or if it is too short to be kept.
+
+        Raises:
+            EpisodeError: a key is missing or an array is wrong (found when the episode ends); the episode is dropped.
+            DiskError: the disk is full. The episode is kept: free some space and call :meth:`finish`.
+        """
+        if missing := {"is_first", "is_last"} - transition.keys():
+            raise EpisodeError("transition", ", ".join(sorted(missing)), "is missing")
+        if transition["is_first"]:
+            if self._ongoing and self._ongoing[-1]["is_last"]:
+                self.finish()  # it could not be written when it ended
+            self._ongoing = []
+        elif not self._ongoing:
+            raise EpisodeError("transition", "is_first", "must be set on the first row of an episode")
+        self._ongoing.append({key: np.array(value) for key, value in transition.items()})
+        return self.finish() if transition["is_last"] else None
+
+    def finish(self) -> Path | None:
+        """Write the ongoing episode as it stands; see :meth:`add`, which calls this."""
+        rows = self._ongoing
+        if len(rows) < self._chunk_length:
+            self._ongoing = []
+            self._short += 1
+            return None
+        try:
+            episode = stack_transitions(rows)
+            check_episode(episode, "new episode", length=len(rows) - 1, image_shape=self._image_shape)
+            stored = self._hold("new episode", episode)
+        except EpisodeError:
+            self._ongoing = []
+            raise
+        try:
+            path = write_episode(self.directories[0], episode)
+        except DiskError:
+            self._store.free(stored.place, stored.frames)
+            raise
+        stored.name = path.name
+        self._ongoing = []
+        self._episodes.append(stored)
+        self._total_steps += stored.steps
+        self._total_episodes += 1
+        self._enforce_capacity()
+        return path
+
+    @property
+    def ongoing(self) -> list[dict[str, Any]]:
+        """The rows of the unfinished episode. Its actions, applied again from the same reset, lead back to its end."""
+        return self._ongoing
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the files: the draws' state, names, counts, the unfinished episode."""
+        ongoing = stack_transitions(self._ongoing) if self._ongoing else {}
+        return {
+            "generator": json.dumps(self._generator.bit_generator.state),
+            "episodes": [episode.name for episode in self._episodes],
+            "total_steps": self._total_steps,
+            "total_episodes": self._total_episodes,
+            "ongoing": {key: torch.from_numpy(value) for key, value in ongoing.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> int:
+        """Go back to a checkpoint: the same episodes in the same order, the same draws to come.
+
+        Returns:
+            How many finished episodes in the folders are newer than the checkpoint: left on disk, not drawn.
+
+        Raises:
+            EpisodeError: an episode of the checkpoint is missing or damaged.
+        """
+        held = {episode.name: episode for episode in self._episodes}
+        wanted = list(state["episodes"])
+        newest = max(wanted, default="")
+        for name in held.keys() - set(wanted):
+            self._store.free(held[name].place, held[name].frames)
+        self._episodes = [held[name] for name in wanted if name in held]
+        for name in wanted:
+            if name not in held:
+                self._episodes.append(self._hold(name, self._read(self._find(name))))
+        order = {name: index for index, name in enumerate(wanted)}
+        self._episodes.sort(key=lambda episode: order[episode.name])
+        self._generator.bit_generator.state = json.loads(state["generator"])
+        self._total_steps, self._total_episodes = state["total_steps"], state["total_episodes"]
+        ongoing = {key: value.numpy() for key, value in state["ongoing"].items()}
+        rows = len(next(iter(ongoing.values()), ()))
+        self._ongoing = [{key: value[row] for key, value in ongoing.items()} for row in range(rows)]
+        return sum(path.name > newest for path in self._files())
+
+    def close(self) -> None:
+        """Give the space of the decoded frames back."""
+        self._store.close()
+
+    def _draw(self) -> tuple[_Stored, int]:
+        episode = self._episodes[int(self._generator.integers(len(self._episodes)))]
+        last = episode.frames - self._chunk_length
+        extra = self._chunk_length if self._prioritize_ends else 0
+        return episode, min(int(self._generator.integers(last + 1 + extra)), last)
+
+    def _files(self) -> list[Path]:
+        """Every episode file, oldest first: names begin with the time."""
+        files = {path.name: path for folder in self.directories for path in folder.glob(EPISODE_GLOB)}
+        return [files[name] for name in sorted(files)]
+
+    def _find(self, name: str) -> Path:
+        for folder in self.directories:
+            if (folder / name).exists():
+                return folder / name
+        raise EpisodeError(self.directories[0] / name, "file", "is missing; the checkpoint being resumed drew from it")
+
+    def _read(self, path: Path) -> Episode:
+        return read_episode(path, self._keys, image_shape=self._image_shape)
+
+    def _load(self) -> None:
+        """Read the files, newest first, until the capacity is reached."""
+        steps = 0
+        for path in reversed(self._files()):
+            try:
+                episode = self._read(path)
+                frames = len(episode["image"])
+                if frames < self._chunk_length:
+                    self._short += 1
+                    continue
+                if self._episodes and steps + frames - 1 > self._capacity_steps:
+                    break
+                self._episodes.append(self._hold(path.name, episode))
+            except EpisodeError as error:
+                self._damaged += 1
+                warnings.warn(f"skipped a damaged episode: {error}", stacklevel=3)
+                continue
+            steps += frames - 1
+        self._episodes.reverse()
+        self._total_steps, self._total_episodes = steps, len(self._episodes)
+
+    def _hold(self, name: str, episode: Episode) -> _Stored:
+        """Move a checked episode's frames to the store, if it is like the others."""
+        arrays = {}
+        for key in self._keys:
+            if key not in episode:
+                raise EpisodeError(name, key, f"is missing; the episode has: {', '.join(episode)}")
+            if key != "image":
+                arrays[key] = episode[key]
+        for key, value in arrays.items():
+            like = self._episodes[0].arrays[key] if self._episodes else value
+            if value.shape[1:] != like.shape[1:] or value.dtype != like.dtype:
+                expected = f"{like.dtype} {list(like.shape[1:])} a step, as in the other episodes"
+                raise EpisodeError(name, key, f"must be {expected}, not {value.dtype} {list(value.shape[1:])}")
+        return _Stored(name, self._store.write(episode["image"]), len(episode["image"]), arrays)
+
+    def _enforce_capacity(self) -> None:
+        steps = sum(episode.steps for episode in self._episodes)
+        while len(self._episodes) > 1 and steps > self._capacity_steps:
+            oldest = self._episodes.pop(0)
+            self._store.free(oldest.place, oldest.frames)
+            steps -= oldest.steps
+
+
+def _episode_directory(directory: Path, *, create: bool) -> Path:
+    if (directory / "train_episodes").is_dir():
+        return directory / "train_episodes"
+    if create:
+        directory.mkdir(parents=True, exist_ok=True)
+    elif not directory.is_dir():
+        raise EpisodeError(directory, "folder", "does not exist")
+    return directory
+
+
+def _cache_directory(given: Path | str | None, episodes: Path) -> Path:
+    if given is not None:
+        return Path(given)
+    # Not $TMPDIR first: /tmp is RAM on many systems, and it is RAM that must not fill up.
+    return episodes if os.access(episodes, os.W_OK) else Path(tempfile.gettempdir())

@@ -1,0 +1,54 @@
+"""Chooses how MuJoCo renders without a display, before anything imports it.
+
+``MUJOCO_GL`` decides if it is set; else EGL where a device answers, else OSMesa. One process keeps its choice: MuJoCo
+and PyOpenGL read it once. A process that has rendered must not be forked: start children with ``spawn``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+APT_LINE = "apt-get install -y libegl1 libgl1 libgl1-mesa-dri libosmesa6"
+
+
+def choose_renderer() -> str:
+    """Set ``MUJOCO_GL`` unless it is set already, and return it.
+
+    Raises:
+        ImportError: neither EGL nor OSMesa can be loaded.
+    """
+    if "MUJOCO_GL" not in os.environ:
+        if _egl_devices() > 0:
+            os.environ["MUJOCO_GL"] = "egl"
+        elif _loads("libOSMesa.so.8") or _loads("libOSMesa.so.6"):
+            os.environ["MUJOCO_GL"] = "osmesa"
+        else:
+            raise ImportError(
+                f"cannot render: neither EGL nor OSMesa was found on this machine; on Debian or Ubuntu: {APT_LINE}"
+            )
+    return os.environ["MUJOCO_GL"]
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _egl_devices() -> int:
+    """Devices that EGL can render on; 0 also where the loader is there but no driver (a common state in containers)."""
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return 0
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    egl.eglGetProcAddress.argtypes = [ctypes.c_char_p]
+    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    if not address:
+        return 0
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(address)
+    count = ctypes.c_int(0)
+    return count.value if query(0, None, ctypes.byref(count)) else 0
