@@ -118,9 +118,10 @@ def _assemble(ptx: str) -> tuple[int, int, int]:
         path.write_text(ptx)
         command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target[1]}", str(path), "-o", f"{path}.cubin"]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    found = [re.search(pattern, log) for pattern in (r"Used (\d+) reg", r"(\d+) bytes spill st", r"(\d+) bytes spill lo")]
-    registers, stores, loads = (int(match[1]) for match in found if match)
-    return registers, stores, loads
+    match = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", log, re.DOTALL)
+    if match is None:
+        raise RuntimeError(f"ptxas -v printed no register count: {log.strip() or 'nothing'}")
+    return int(match[3]), int(match[1]), int(match[2])
 
 
 def main(arguments: list[str] | None = None) -> int:

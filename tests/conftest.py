@@ -7,6 +7,6 @@ import os
 import torch
 
 if not torch.cuda.is_available():
-    # Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported, so it cannot wait for
-    # a fixture. Tests that need the compiler start a process without it.
+    # Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported, so it cannot wait
+    # for a fixture. Tests that need the compiler start a process without it.
     os.environ.setdefault("TRITON_INTERPRET", "1")

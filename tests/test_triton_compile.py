@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from apv_fast.kernels import aot
 
 pytest.importorskip("triton")
