@@ -64,21 +64,16 @@ def read_episode(
         EpisodeError: the file is damaged or unreadable, a key is missing, or an array has the wrong type or shape.
     """
     length = episode_length(path)
-    episode = {}
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("not a zip archive of arrays")
+        with path.open("rb") as file:  # opened here because np.load leaves a damaged file open
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("not a zip archive of arrays")
+            episode = {key: _read_array(archive, key, path) for key in keys}
+    except EpisodeError:
+        raise
     except Exception as error:  # damage shows in whatever layer meets it first: the file, zip, or NumPy's header
         raise EpisodeError(path, "archive", f"cannot be read ({_reason(error)})") from error
-    with archive:
-        for key in keys:
-            if key not in archive.files:
-                raise EpisodeError(path, key, f"is missing; the file has: {', '.join(archive.files)}")
-            try:
-                episode[key] = archive[key]
-            except Exception as error:  # as above, and zlib
-                raise EpisodeError(path, key, f"cannot be read ({_reason(error)})") from error
     return check_episode(episode, path, length=length, image_shape=image_shape)
 
 
@@ -137,6 +132,16 @@ def check_episode(
         if checked[key].dtype == np.float32 and not np.isfinite(checked[key]).all():
             raise EpisodeError(source, key, "must be finite; it has NaN or infinity")
     return checked
+
+
+def _read_array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarray:
+    if key not in archive.files:
+        raise EpisodeError(path, key, f"is missing; the file has: {', '.join(archive.files)}")
+    try:
+        array: np.ndarray = archive[key]
+    except Exception as error:  # as above, and zlib
+        raise EpisodeError(path, key, f"cannot be read ({_reason(error)})") from error
+    return array
 
 
 def _problem(key: str, value: np.ndarray, rows: int, image_shape: tuple[int, int, int] | None) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import os
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ class FrameStore:
     def __init__(self, directory: Path, frame_bytes: int) -> None:
         self._directory = directory
         self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  (lives as long as this object)
+        self._close = weakref.finalize(self, self._file.close)
         self._frame_bytes = frame_bytes
         self._end = 0  # frames that the file has room for
         self._free: list[tuple[int, int]] = []  # (start, frames), by start, never adjacent
@@ -79,7 +81,7 @@ class FrameStore:
 
     def close(self) -> None:
         """Give the space back to the disk."""
-        self._file.close()
+        self._close()
 
     def _allocate(self, count: int) -> int:
         for index, (start, room) in enumerate(self._free):

@@ -183,7 +183,7 @@ class Replay:
         try:
             episode = stack_transitions(rows)
             check_episode(episode, "new episode", length=len(rows) - 1, image_shape=self._image_shape)
-            stored = self._hold("new episode", episode)
+            stored = self._hold(Path("new episode"), episode)
         except EpisodeError:
             self._ongoing = []
             raise
@@ -233,7 +233,8 @@ class Replay:
         self._episodes = [held[name] for name in wanted if name in held]
         for name in wanted:
             if name not in held:
-                self._episodes.append(self._hold(name, self._read(self._find(name))))
+                path = self._find(name)
+                self._episodes.append(self._hold(path, self._read(path)))
         order = {name: index for index, name in enumerate(wanted)}
         self._episodes.sort(key=lambda episode: order[episode.name])
         self._generator.bit_generator.state = json.loads(state["generator"])
@@ -279,7 +280,7 @@ class Replay:
                     continue
                 if self._episodes and steps + frames - 1 > self._capacity_steps:
                     break
-                self._episodes.append(self._hold(path.name, episode))
+                self._episodes.append(self._hold(path, episode))
             except EpisodeError as error:
                 self._damaged += 1
                 warnings.warn(f"skipped a damaged episode: {error}", stacklevel=3)
@@ -288,20 +289,18 @@ class Replay:
         self._episodes.reverse()
         self._total_steps, self._total_episodes = steps, len(self._episodes)
 
-    def _hold(self, name: str, episode: Episode) -> _Stored:
+    def _hold(self, path: Path, episode: Episode) -> _Stored:
         """Move a checked episode's frames to the store, if it is like the others."""
-        arrays = {}
         for key in self._keys:
             if key not in episode:
-                raise EpisodeError(name, key, f"is missing; the episode has: {', '.join(episode)}")
-            if key != "image":
-                arrays[key] = episode[key]
+                raise EpisodeError(path, key, f"is missing; the episode has: {', '.join(episode)}")
+        arrays = {key: episode[key] for key in self._keys if key != "image"}
         for key, value in arrays.items():
             like = self._episodes[0].arrays[key] if self._episodes else value
             if value.shape[1:] != like.shape[1:] or value.dtype != like.dtype:
                 expected = f"{like.dtype} {list(like.shape[1:])} a step, as in the other episodes"
-                raise EpisodeError(name, key, f"must be {expected}, not {value.dtype} {list(value.shape[1:])}")
-        return _Stored(name, self._store.write(episode["image"]), len(episode["image"]), arrays)
+                raise EpisodeError(path, key, f"must be {expected}, not {value.dtype} {list(value.shape[1:])}")
+        return _Stored(path.name, self._store.write(episode["image"]), len(episode["image"]), arrays)
 
     def _enforce_capacity(self) -> None:
         steps = sum(episode.steps for episode in self._episodes)
