@@ -221,13 +221,13 @@ while True:
 
 def test_kill_9_leaves_only_complete_files(tmp_path: Path) -> None:
     for attempt in range(3):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout
-        reported = [writer.stdout.readline().strip() for _ in range(3)]
-        time.sleep(0.013 * attempt)
-        writer.send_signal(signal.SIGKILL)
-        reported += writer.stdout.read().split()
-        writer.wait()
+        command = [sys.executable, "-c", WRITER, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout
+            reported = [writer.stdout.readline().strip() for _ in range(3)]
+            time.sleep(0.013 * attempt)
+            writer.send_signal(signal.SIGKILL)
+            reported += writer.stdout.read().split()
         assert all((tmp_path / name).exists() for name in reported)
     files = list(tmp_path.glob("*.npz"))
     assert len(files) >= 9

@@ -7,6 +7,7 @@ strings. It is read with ``weights_only=True``, so that a file from elsewhere ca
 from __future__ import annotations
 
 import json
+import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,10 @@ def load_checkpoint(path: Path, *, map_location: torch.device | str = "cpu") -> 
     """
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own text advises to load it without the check
+        raise CheckpointError(
+            path, "archive", "is damaged, or holds objects that could run code when loaded"
+        ) from error
     except Exception as error:  # damage shows in the file, the zip archive or the unpickler
         raise CheckpointError(path, "archive", f"cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict) or not {"format", "step", "state"} <= content.keys():

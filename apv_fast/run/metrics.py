@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Metrics:
             purge = None if resume_step is None else resume_step + 1
             self._writer = SummaryWriter(str(directory), purge_step=purge)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Log numbers (anything that ``float`` takes); the line is on its way to the disk when this returns."""
         numbers = {name: float(value) for name, value in values.items()}
         line = {"step": step, "time": round(time.time(), 3)} | {name: _encode(value) for name, value in numbers.items()}
@@ -85,16 +85,22 @@ def read_metrics(path: Path) -> Iterator[dict[str, float]]:
     Raises:
         ValueError: another line is damaged; the message has the file and the line's number.
     """
+    for _, values in _lines(path):
+        yield values
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            yield {name: float(value) for name, value in json.loads(line).items()}
-        except ValueError as error:
+            values = {name: float(value) for name, value in json.loads(line).items()}
+        except (ValueError, TypeError, AttributeError) as error:
             if number == len(lines):  # every complete line ends in a newline, which leaves an empty last one
                 return
             raise ValueError(f"{path}: line {number} is damaged: {error}") from error
+        yield line, values
 
 
 def _encode(value: float) -> float | str:
@@ -105,8 +111,6 @@ def _encode(value: float) -> float | str:
 
 def _truncate(path: Path, step: int) -> None:
     if path.exists():
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        kept = [line for line, values in _lines(path) if values["step"] <= step]
         with atomic_file(path) as file:
-            for line in kept:
-                encoded = {name: _encode(value) for name, value in line.items()} | {"step": int(line["step"])}
-                file.write((json.dumps(encoded) + "\n").encode())
+            file.write("".join(line + "\n" for line in kept).encode())
