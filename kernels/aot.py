@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apv_fast.kernels import interpreting
+from . import interpreting
 
 
 @dataclass(frozen=True)

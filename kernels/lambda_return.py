@@ -24,7 +24,7 @@ an H100's 3.35 TB/s: the launches are the cost, so there is one a pass. Plain Py
 Source: Hafner et al., "Mastering Atari with Discrete World Models" (2021), eq. 4.
 """
 # Kernels are Triton, not Python: arguments are pointers, and a tuple grows.
-# mypy: disable-error-code="no-untyped-def, assignment"
+# mypy: allow-untyped-decorators, disable-error-code="no-untyped-def, assignment"
 
 from __future__ import annotations
 

@@ -1,0 +1,116 @@
+"""``python -m bench``: time every case, contestants interleaved; tables, and with ``--json`` a file and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench import report
+from bench.registry import Case, Problem, contestants, select
+from bench.timing import interleaved, warm_up
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Time ops and updates against the reference.")
+    parser.add_argument(
+        "--only", default="", metavar="PATTERN", help="only cases whose name contains this (* matches all)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the rows here, a .txt and a .png plot beside it"
+    )
+    parser.add_argument(
+        "--slow", action="store_true", help="also cases that take minutes: paper's batch, compiled scans"
+    )
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
+    parser.add_argument("--threads", type=int, help="CPU threads for all contestants; default: torch's")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time for the rounds of a pass of a case")
+    return parser.parse_args(arguments)
+
+
+def measure(
+    case: Case, device: torch.device, seconds: float, *, slow: bool = False
+) -> tuple[list[report.Row], dict[str, str]]:
+    """Rows of a case, and why a contestant has none; rivals that take minutes to prepare only if ``slow``."""
+    torch.manual_seed(0)
+    torch.compiler.reset()  # else a second shape of the same function compiles for any shape
+    names, left_out = contestants(case, device)
+    problem: Problem = case.build(device, case.dtype, **case.shape)
+    left_out |= {} if slow else {rival: "it takes minutes to compile: --slow" for rival in problem.slow_rivals}
+    rows: list[report.Row] = []
+    for passed, run in problem.passes.items():
+        works = {name: functools.partial(run, name) for name in names}
+        for rival in problem.rivals + (problem.slow_rivals if slow else ()):
+            work = functools.partial(run, rival)
+            try:
+                warm_up(work)
+            except Exception as error:  # a rival may need what is not here, such as torch.compile a compiler
+                left_out[rival] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            else:
+                works[rival] = work
+        rows += report.rows(case, passed, device, interleaved(works, device, seconds))
+    return rows, left_out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; 0 if every case ran, 2 if nothing matches, 130 if interrupted."""
+    options = parse(arguments)
+    console = Console()
+    cases = select(options.only, slow=options.slow)
+    if not cases:
+        console.print(f"no case matches {options.only!r}; --list prints their names, --slow adds more", style="red")
+        return 2
+    if options.list:
+        for case in cases:
+            print(case.name)
+        return 0
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    device = torch.device(kind)
+    facts = report.environment(device)
+    for name, fact in facts.items():
+        console.print(f"{name}: {fact}", highlight=False, markup=False)
+    rows, reasons, status = run(cases, device, options, console)
+    for reason, ops in reasons.items():
+        console.print(f"no row for {reason} ({', '.join(ops)})", highlight=False, markup=False)
+    if options.json:
+        for path in report.write(options.json, rows, facts):
+            console.print(f"wrote {path}", highlight=False)
+    return status
+
+
+def run(
+    cases: list[Case], device: torch.device, options: argparse.Namespace, console: Console
+) -> tuple[list[report.Row], dict[str, list[str]], int]:
+    """Rows of all cases, the reasons for missing ones with their ops, and the exit status; Ctrl-C keeps what is done."""
+    rows: list[report.Row] = []
+    reasons: dict[str, list[str]] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(cases))
+        for case in cases:
+            progress.update(task, description=case.name)
+            try:
+                found, left_out = measure(case, device, options.seconds, slow=options.slow)
+            except KeyboardInterrupt:
+                console.print(f"interrupted in {case.name}; rows before it are kept", style="yellow")
+                return rows, reasons, 130
+            rows += found
+            console.print(report.table(case, found), "")
+            for backend, reason in left_out.items():
+                ops = reasons.setdefault(f"{backend}: {reason}", [])
+                ops += [case.op] if case.op not in ops else []
+            progress.advance(task)
+    return rows, reasons, 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The scans of the RSSM: filtering, imagining, one step, two models stacked.
+
+Weights are float32; the dtype of a case is that of the products. Samples come from fixed noise. A = 0: action-free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from apv_fast import ops
+from apv_fast.nn import RSSM
+from apv_fast.structure import State
+from bench.registry import FORWARD, Problem, case, differentiable
+
+DTYPES = (torch.float32, torch.bfloat16)
+FULL = {"deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}
+SMALL = {"deter": 200, "hidden": 200, "stoch": 16, "discrete": 16}  # the preset "small"
+# E: what the encoder gives at depth 48 and 16.
+OBSERVE = [{"B": 16, "T": 25, "E": 1536, "A": 0, **FULL}, {"B": 8, "T": 25, "E": 512, "A": 0, **SMALL}]
+STACKED = [{"B": 16, "T": 25, "E": 1536, "A": 4, **FULL}, {"B": 8, "T": 25, "E": 512, "A": 6, **SMALL}]
+IMAGINE = [{"B": 400, "T": 15, "A": 4, **FULL}, {"B": 200, "T": 15, "A": 6, **SMALL}]
+STEP = [{"B": 1, "E": 1536, "A": 4, **FULL}]
+
+
+def _model(device: torch.device, dtype: torch.dtype, embed: int, action: int, sizes: dict[str, int]) -> RSSM:
+    return RSSM(embed, action, dtype=dtype, **sizes).to(device)  # type: ignore[arg-type]
+
+
+def _noise(rssm: RSSM, *leading: int) -> Tensor:
+    weight = rssm.gru.weight
+    return ops.sample_noise(rssm.latent, *leading, dtype=torch.float32, device=weight.device)
+
+
+def _sequence(device: torch.device, B: int, T: int, E: int, A: int) -> tuple[Tensor, Tensor, Tensor]:  # noqa: N803
+    """``embed``, ``is_first`` with one start inside, ``action``."""
+    is_first = torch.zeros(B, T, dtype=torch.bool, device=device)
+    is_first[:, 0] = is_first[0, T // 2] = True
+    return torch.randn(B, T, E, device=device).requires_grad_(), is_first, torch.rand(B, T, A, device=device) * 2 - 1
+
+
+def _read_by_losses(post: State, prior: State) -> list[Tensor]:
+    return [post["deter"], post["stoch"], post["logit"], prior["logit"]]
+
+
+@case("rssm_observe", OBSERVE, dtypes=DTYPES)
+@case("rssm_observe", [{"B": 50, "T": 50, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES, slow=True)
+def rssm_observe(
+    device: torch.device,
+    dtype: torch.dtype,
+    B: int,  # noqa: N803
+    T: int,  # noqa: N803
+    E: int,  # noqa: N803
+    A: int,  # noqa: N803
+    **sizes: int,
+) -> Problem:
+    """Filter a batch; gradients of every weight and of the embedding."""
+    rssm = _model(device, dtype, E, A, sizes)
+    embed, is_first, action = _sequence(device, B, T, E, A)
+    noise = (_noise(rssm, B, T), _noise(rssm, B, T))
+
+    def forward(backend: str) -> list[Tensor]:
+        states = ops.rssm_observe(
+            rssm.params(), embed, is_first, action if A else None, latent=rssm.latent, noise=noise, backend=backend
+        )
+        return _read_by_losses(*states)
+
+    return differentiable(forward, [embed, *rssm.parameters()], slow_to_compile=True)
+
+
+@case("stacked_observe", STACKED, dtypes=DTYPES)
+@case("stacked_observe", [{"B": 50, "T": 50, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
+def stacked_observe(
+    device: torch.device,
+    dtype: torch.dtype,
+    B: int,  # noqa: N803
+    T: int,  # noqa: N803
+    E: int,  # noqa: N803
+    A: int,  # noqa: N803
+    **sizes: int,
+) -> Problem:
+    """Filter with both models; gradients of every weight of both and of the embedding."""
+    lower = _model(device, dtype, E, 0, sizes)
+    upper = _model(device, dtype, lower.feat_dim, A, sizes)
+    embed, is_first, action = _sequence(device, B, T, E, A)
+    af_noise, noise = ((_noise(rssm, B, T), _noise(rssm, B, T)) for rssm in (lower, upper))
+
+    def forward(backend: str) -> list[Tensor]:
+        states = ops.stacked_observe(
+            lower.params(), upper.params(), embed, is_first, action,
+            af_latent=lower.latent, latent=upper.latent, af_noise=af_noise, noise=noise, backend=backend,
+        )  # fmt: skip
+        return _read_by_losses(states["af_post"], states["af_prior"]) + _read_by_losses(states["post"], states["prior"])
+
+    leaves = [embed, *lower.parameters(), *upper.parameters()]
+    return differentiable(forward, leaves, slow_to_compile=True)
+
+
+@case("rssm_imagine", IMAGINE, dtypes=DTYPES)
+@case("rssm_imagine", [{"B": 2500, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
+def rssm_imagine(
+    device: torch.device,
+    dtype: torch.dtype,
+    B: int,  # noqa: N803
+    T: int,  # noqa: N803
+    A: int,  # noqa: N803
+    **sizes: int,
+) -> Problem:
+    """Roll out along given actions; gradients of the actions only, as behaviour learning wants them."""
+    rssm = _model(device, dtype, 1, A, sizes).requires_grad_(False)
+    start = {key: torch.randn_like(value) for key, value in rssm.initial(B).items()}
+    action = (torch.rand(B, T, A, device=device) * 2 - 1).requires_grad_()
+    noise = _noise(rssm, B, T)
+
+    def forward(backend: str) -> list[Tensor]:
+        prior = ops.rssm_imagine(rssm.params(), start, action, latent=rssm.latent, noise=noise, backend=backend)
+        return [prior["deter"], prior["stoch"]]
+
+    return differentiable(forward, [action], slow_to_compile=True)
+
+
+@case("rssm_step", STEP, dtypes=DTYPES)
+def rssm_step(
+    device: torch.device,
+    dtype: torch.dtype,
+    B: int,  # noqa: N803
+    E: int,  # noqa: N803
+    A: int,  # noqa: N803
+    **sizes: int,
+) -> Problem:
+    """One filtering step, as when acting: forward only."""
+    rssm = _model(device, dtype, E, A, sizes)
+    state, is_first = rssm.initial(B), torch.zeros(B, dtype=torch.bool, device=device)
+    embed, action = torch.randn(B, E, device=device), torch.rand(B, A, device=device)
+    noise = (_noise(rssm, B), _noise(rssm, B))
+
+    def forward(backend: str) -> list[Tensor]:
+        states = ops.rssm_step(
+            rssm.params(), state, action, embed, is_first, latent=rssm.latent, noise=noise, backend=backend
+        )
+        return _read_by_losses(*states)
+
+    both = differentiable(forward, list(rssm.parameters()))
+    return dataclasses.replace(both, passes={FORWARD: both.passes[FORWARD]})

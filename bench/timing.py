@@ -1,0 +1,74 @@
+"""Interleaved timing: the contestants take turns, so that a slow minute of the machine hits them alike."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+Work = Callable[[], object]
+
+MIN_ROUNDS = 5
+MAX_ROUNDS = 200
+WARM_UP_SECONDS = 0.3
+
+
+def interleaved(works: Mapping[str, Work], device: torch.device, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of every run of every contestant, in the same number of rounds.
+
+    Each is warmed up first. Every round runs each once, in an order that rotates. Rounds go on for ``seconds``, but there
+    are at least :data:`MIN_ROUNDS` and at most :data:`MAX_ROUNDS`. On a GPU the L2 cache is flushed before each run.
+    """
+    clock = _CudaClock(device) if device.type == "cuda" else _clock
+    for work in works.values():
+        warm_up(work)
+    names = list(works)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for turn in range(MAX_ROUNDS):
+            if turn >= MIN_ROUNDS and time.perf_counter() - start > seconds:
+                break
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                samples[name].append(clock(works[name]))
+    finally:
+        gc.enable()
+    return samples
+
+
+def warm_up(work: Work) -> None:
+    """Run it once, which compiles what is compiled on first use, and again for a moment."""
+    work()
+    start = time.perf_counter()
+    while time.perf_counter() - start < WARM_UP_SECONDS:
+        work()
+
+
+def _clock(work: Work) -> float:
+    start = time.perf_counter()
+    result = work()
+    elapsed = time.perf_counter() - start
+    del result  # freed outside of the timing
+    return elapsed * 1e3
+
+
+class _CudaClock:
+    """Times on the GPU's own clock, from a cold L2 cache."""
+
+    def __init__(self, device: torch.device) -> None:
+        size = torch.cuda.get_device_properties(device).L2_cache_size
+        self.flush = torch.empty(2 * size, dtype=torch.int8, device=device)
+        self.start, self.end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def __call__(self, work: Work) -> float:
+        self.flush.zero_()
+        self.start.record()
+        work()
+        self.end.record()
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end)
