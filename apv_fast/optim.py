@@ -58,7 +58,7 @@ class KerasAdam(torch.optim.Optimizer):
         group["iteration"] += 1
         t, (beta1, beta2) = group["iteration"], group["betas"]
         rate = group["lr"] * math.sqrt(1 - beta2**t) / (1 - beta1**t)
-        scale = (group["clip"] / norm.clamp(min=group["clip"])).to(norm)
+        scale = (group["clip"] / norm).clamp(max=1)
         for p in group["params"]:
             p.mul_(1 - group["weight_decay"])
             if p.grad is None:

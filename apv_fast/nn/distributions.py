@@ -77,8 +77,8 @@ class OneHot:
         return onehot_straight_through(self.logit, noise)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Log-probability of one-hot ``action [..., A]``; ``[...]``."""
-        return (action * self.logit.log_softmax(-1)).sum(-1)
+        """Log-probability of one-hot ``action [..., A]``, which gets no gradient (as in TensorFlow Probability); ``[...]``."""
+        return (action.detach() * self.logit.log_softmax(-1)).sum(-1)
 
     def entropy(self) -> Tensor:
         """Entropy in nats, ``[...]``."""

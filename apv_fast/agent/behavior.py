@@ -1,0 +1,140 @@
+"""Behaviour learning in imagination: DreamerV2's actor and critic (Hafner et al. 2021, section 2.2)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from apv_fast import ops
+from apv_fast.agent.world_model import PRECISIONS, Metrics, WorldModel
+from apv_fast.config import FinetuneConfig
+from apv_fast.nn import Actor, Critic
+from apv_fast.structure import State
+
+Sequence = dict[str, Tensor]  # imagined: deter, stoch, logit, feat, action, reward, discount, weight; [H + 1, N, ...]
+
+
+@dataclass
+class ImaginationNoise:
+    """Noise that fixes an imagined roll-out."""
+
+    latent: Tensor  # [H, N, S, C] Gumbel, or [H, N, S] normal
+    action: Tensor  # [H, N, A] uniforms (continuous) or Gumbel (discrete)
+
+
+@contextlib.contextmanager
+def frozen(*modules: nn.Module | None) -> Iterator[None]:
+    """Inside, the modules' weights get no gradients; gradients still flow through them."""
+    weights = [p for module in modules if module is not None for p in module.parameters() if p.requires_grad]
+    for p in weights:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in weights:
+            p.requires_grad_(True)
+
+
+class Behavior(nn.Module):
+    """Actor, critic and slow critic over a world model's features."""
+
+    def __init__(self, config: FinetuneConfig, feat_dim: int, action_dim: int, *, discrete: bool) -> None:
+        super().__init__()
+        self.config = config.behavior
+        settings, dtype = config.behavior, PRECISIONS[config.model.precision]
+        self.actor = Actor(
+            feat_dim,
+            action_dim,
+            discrete=discrete,
+            layers=settings.layers,
+            units=settings.units,
+            min_std=settings.min_std,
+            dtype=dtype,
+        )
+        self.critic = Critic(feat_dim, layers=settings.layers, units=settings.units, dtype=dtype)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.backend = config.backend
+        auto = "reinforce" if discrete else "dynamics"
+        self.actor_grad = auto if settings.actor_grad == "auto" else settings.actor_grad
+
+    def imagine(
+        self, model: WorldModel, start: State, is_terminal: Tensor, noise: ImaginationNoise | None = None
+    ) -> Sequence:
+        """Roll out the actor from start states ``[B, T, ...]``: sequences ``[horizon + 1, B·T, ...]``.
+
+        The first row holds the start states with a zero action; ``is_terminal [B, T]`` belongs to them.
+        """
+        state = {key: value.detach().flatten(0, 1) for key, value in start.items()}
+        feat = model.rssm.feat(state)
+        first = {**state, "feat": feat, "action": torch.zeros_like(self.actor(feat).mode)}
+        steps = [first]
+        for t in range(self.config.horizon):
+            action = self.actor(steps[-1]["feat"].detach()).rsample(None if noise is None else noise.action[t])
+            state = model.rssm.img_step(state, action, noise=None if noise is None else noise.latent[t])
+            steps.append({**state, "feat": model.rssm.feat(state), "action": action})
+        seq = {key: torch.stack([step[key] for step in steps]) for key in first}
+        seq["reward"] = model.reward(seq["feat"]).mean
+        seq["discount"] = self._discount(model, seq["feat"], is_terminal.flatten())
+        ones = torch.ones_like(seq["discount"][:1])
+        seq["weight"] = torch.cat([ones, seq["discount"][:-1]]).cumprod(0)
+        return seq
+
+    def _discount(self, model: WorldModel, feat: Tensor, is_terminal: Tensor) -> Tensor:
+        """Discount factor of every imagined state, ``[H + 1, N]``."""
+        if model.discount is None:
+            return torch.full(feat.shape[:-1], self.config.discount, dtype=feat.dtype, device=feat.device)
+        known = self.config.discount * (~is_terminal).to(feat.dtype)  # of the first state the replay knows it
+        return torch.cat([known[None], model.discount(feat).mean[1:]])
+
+    def target(self, seq: Sequence) -> Tensor:
+        """λ-returns ``[H, N]`` with the slow critic's values."""
+        value = self.slow_critic(seq["feat"]).mean
+        return ops.lambda_return(
+            seq["reward"][:-1],
+            value[:-1],
+            seq["discount"][:-1],
+            value[-1],
+            lambda_=self.config.lambda_,
+            backend=self.backend,
+        )
+
+    def actor_loss(self, seq: Sequence, target: Tensor) -> tuple[Tensor, Metrics]:
+        """``−mean(sg(weight)·(objective + entropy bonus))`` with the configured gradient."""
+        policy = self.actor(seq["feat"][:-2].detach())
+        objective = target[1:]
+        if self.actor_grad != "dynamics":
+            advantage = (target[1:] - self.slow_critic(seq["feat"][:-2]).mean).detach()
+            reinforce = policy.log_prob(seq["action"][1:-1]) * advantage
+            mix = self.config.actor_grad_mix if self.actor_grad == "both" else 0.0
+            objective = mix * target[1:] + (1 - mix) * reinforce
+        entropy = policy.entropy()
+        weight = seq["weight"][:-2].detach()
+        loss = -(weight * (objective + self.config.entropy * entropy)).mean()
+        return loss, {"actor_loss": loss.detach(), "actor_ent": entropy.detach().mean()}
+
+    def critic_loss(self, seq: Sequence, target: Tensor) -> tuple[Tensor, Metrics]:
+        """``−mean(log N(sg(target) | critic, 1)·sg(weight))``."""
+        dist = self.critic(seq["feat"][:-1].detach())
+        loss = -(dist.log_prob(target.detach()) * seq["weight"][:-1].detach()).mean()
+        return loss, {"critic_loss": loss.detach(), "critic": dist.mean.detach().mean()}
+
+    def losses(
+        self, model: WorldModel, start: State, is_terminal: Tensor, noise: ImaginationNoise | None = None
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """Actor loss, critic loss and metrics from one roll-out; neither has gradients for the world model."""
+        with frozen(model):
+            seq = self.imagine(model, start, is_terminal, noise)
+            target = self.target(seq)
+            actor_loss, actor_metrics = self.actor_loss(seq, target)
+            critic_loss, critic_metrics = self.critic_loss(seq, target)
+        metrics = {"imag_reward": seq["reward"].detach().mean(), "imag_target": target.detach().mean()}
+        return actor_loss, critic_loss, metrics | actor_metrics | critic_metrics
+
+    def update_slow(self) -> None:
+        """Copy the critic into the slow critic."""
+        self.slow_critic.load_state_dict(self.critic.state_dict())
