@@ -19,19 +19,14 @@ from bench.timing import interleaved, warm_up
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Time ops and updates against the reference.")
-    parser.add_argument(
-        "--only", default="", metavar="PATTERN", help="only cases whose name contains this (* matches all)"
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the rows here, a .txt and a .png plot beside it"
-    )
-    parser.add_argument(
-        "--slow", action="store_true", help="also cases that take minutes: paper's batch, compiled scans"
-    )
-    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
-    parser.add_argument("--threads", type=int, help="CPU threads for all contestants; default: torch's")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for the rounds of a pass of a case")
+    add = parser.add_argument
+    add("--only", default="", metavar="PATTERN", help="only cases whose name contains this; * matches all")
+    add("--json", type=Path, metavar="FILE", help="write the rows here, a .txt and a .png plot beside it")
+    add("--slow", action="store_true", help="also what takes minutes: the paper's batch, compiled scans")
+    add("--list", action="store_true", help="print the names of the cases and stop")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
+    add("--threads", type=int, help="CPU threads for all contestants; default: torch's")
+    add("--seconds", type=float, default=3.0, help="time for the rounds of a pass of a case")
     return parser.parse_args(arguments)
 
 
@@ -90,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(
     cases: list[Case], device: torch.device, options: argparse.Namespace, console: Console
 ) -> tuple[list[report.Row], dict[str, list[str]], int]:
-    """Rows of all cases, the reasons for missing ones with their ops, and the exit status; Ctrl-C keeps what is done."""
+    """Rows of all cases, the reasons for missing ones with their ops, the exit status; Ctrl-C keeps what is done."""
     rows: list[report.Row] = []
     reasons: dict[str, list[str]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -91,7 +91,7 @@ def differentiable(
 ) -> Problem:
     """A problem from a function of the backend: forward, and the gradients of its outputs with respect to ``leaves``.
 
-    ``torch.compile`` of the reference is a rival; with ``slow_to_compile``, of a whole scan for example, only on --slow.
+    ``torch.compile`` of the reference is a rival; with ``slow_to_compile``, as a whole scan is, only on --slow.
     """
     compiled = torch.compile(forward, dynamic=False)
 
@@ -115,7 +115,7 @@ def differentiable(
 def contestants(case: Case, device: torch.device) -> tuple[list[str], dict[str, str]]:
     """Backends that run the case on this machine, the reference first, and why each of the others does not.
 
-    A case of several ops runs on "auto" where that is more than the reference, and on each backend that has all of them.
+    A case of several ops runs on "auto" where that is more than the reference, and on each backend that has them all.
     """
     tensor = torch.empty(0, dtype=case.dtype, device=device)
     names, left_out = [REFERENCE], {}
@@ -138,6 +138,8 @@ def _picks_more_than_reference(op: str, tensor: Tensor) -> bool:
 
 def _obstacle(case: Case, backend: str, tensor: Tensor) -> str | None:
     """Why ``backend`` has no row, or None."""
+    if not probe(backend).available:
+        return probe(backend).reason
     if probe(backend).isa == "interpreter":
         return "TRITON_INTERPRET is set, and the time of the interpreter is not that of the kernel: unset it"
     try:

@@ -47,17 +47,13 @@ def rows(case: Case, passed: str, device: torch.device, samples: Mapping[str, Se
 
 def environment(device: torch.device) -> dict[str, str]:
     """The machine and the versions that the figures are of."""
-    names = ("torch", "triton", "numpy")
-    versions = {
-        dist.metadata["Name"]: dist.version for dist in metadata.distributions() if dist.metadata["Name"] in names
-    }
+    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    versions = [f"{name} {installed[name]}" for name in ("torch", "triton", "numpy") if name in installed]
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "CPU": f"{_cpu_model()}, {os.cpu_count()} logical cores, load {os.getloadavg()[0]:.2f} at the start",
         "threads": str(torch.get_num_threads()),
-        "versions": ", ".join(
-            [f"Python {platform.python_version()}", *(f"{n} {v}" for n, v in sorted(versions.items()))]
-        ),
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
     }
     if device.type == "cuda":
         facts["GPU"] = torch.cuda.get_device_name(device)
@@ -113,24 +109,28 @@ def plot(path: Path, found: Sequence[Row], facts: Mapping[str, str]) -> Path:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Patch
 
     colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row["backend"] for row in found))}
-    labels = [f"{row['op']} {_shape(row)}\n{row['dtype']} {row['pass']}" for row in found]
-    figure, axes = plt.subplots(figsize=(11, 1.5 + 0.32 * len(found)), layout="constrained")
-    for i, row in enumerate(found):
+    ticks: dict[str, float] = {}  # of the cases: the position of their first bar
+    figure, axes = plt.subplots(figsize=(12, 2 + 0.32 * len(found)), layout="constrained")
+    position = 0.0
+    for row in found:
+        label = f"{row['op']} {row['dtype']} {row['pass']}\n{_shape(row)}"
+        position += 1 if label in ticks else 1.6
+        ticks.setdefault(label, position)
         whisker = [[row["median_ms"] - row["p10_ms"]], [row["p90_ms"] - row["median_ms"]]]
-        axes.barh(i, row["median_ms"], xerr=whisker, color=colors[row["backend"]], error_kw={"lw": 1})
-        axes.text(
-            row["p90_ms"] * 1.05, i, f"{row['median_ms']:.3g} ms, {row['baseline_ratio']:.2f}x", va="center", size=7
-        )
-    starts = [i for i, label in enumerate(labels) if i == 0 or label != labels[i - 1]]
-    axes.set_yticks(starts, [labels[i] for i in starts], size=7)
+        axes.barh(position, row["median_ms"], xerr=whisker, color=colors[row["backend"]], error_kw={"lw": 1})
+        note = f"{row['median_ms']:.4g} ms, {row['baseline_ratio']:.2f}x"
+        axes.text(row["p90_ms"] * 1.05, position, note, va="center", size=7)
+    axes.set_yticks(list(ticks.values()), list(ticks), size=7)
     axes.set_xscale("log")
     axes.set_xlim(right=max(row["p90_ms"] for row in found) * 8)
-    axes.invert_yaxis()
+    axes.set_ylim(position + 1, 0.6)
     axes.set_xlabel("milliseconds, median (whiskers p10 to p90); x: the reference's median over this one")
-    axes.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=c, label=n) for n, c in colors.items()], loc="lower right")
     axes.set_title(f"{facts['CPU']}, {facts['threads']} threads, {facts['date']}", size=8)
+    handles = [Patch(color=color, label=name) for name, color in colors.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

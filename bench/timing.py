@@ -18,8 +18,8 @@ WARM_UP_SECONDS = 0.3
 def interleaved(works: Mapping[str, Work], device: torch.device, seconds: float) -> dict[str, list[float]]:
     """Milliseconds of every run of every contestant, in the same number of rounds.
 
-    Each is warmed up first. Every round runs each once, in an order that rotates. Rounds go on for ``seconds``, but there
-    are at least :data:`MIN_ROUNDS` and at most :data:`MAX_ROUNDS`. On a GPU the L2 cache is flushed before each run.
+    Each is warmed up first. Every round runs each once, in an order that rotates. Rounds go on for ``seconds``, but
+    there are at least :data:`MIN_ROUNDS` and at most :data:`MAX_ROUNDS`. On a GPU, L2 is flushed before each run.
     """
     clock = _CudaClock(device) if device.type == "cuda" else _clock
     for work in works.values():
@@ -71,4 +71,4 @@ class _CudaClock:
         work()
         self.end.record()
         self.end.synchronize()
-        return self.start.elapsed_time(self.end)
+        return float(self.start.elapsed_time(self.end))
