@@ -239,7 +239,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 def test_a_full_cache_disk_loses_nothing(tmp_path: Path) -> None:
     replay = Replay(tmp_path, chunk_length=5, online=True)
     add(replay, 10, seed=1)
-    with small_files(400_000), pytest.raises(DiskError, match="cannot hold 1 MiB of frames"):
+    with small_files(400_000), pytest.raises(DiskError, match=r"cannot write .*decoded frames"):
         add(replay, 100, seed=2)
     assert len(replay.ongoing) == 101
     assert replay.finish(), "once there is space again"
@@ -280,7 +280,7 @@ def test_resuming_without_an_episode_of_the_checkpoint(tmp_path: Path) -> None:
     paths = fill(tmp_path, [10, 11])
     state = Replay(tmp_path, chunk_length=5).state_dict()
     paths[0].unlink()
-    with pytest.raises(EpisodeError, match=rf"{paths[0].name}: file: is missing; the checkpoint"):
+    with pytest.raises(EpisodeError, match=rf"{paths[0].name}: archive: cannot be read \(FileNotFound"):
         Replay(tmp_path, chunk_length=5).load_state_dict(state)
 
 

@@ -276,6 +276,17 @@ def test_a_line_that_a_crash_cut_short(tmp_path: Path) -> None:
         list(read_metrics(path))
 
 
+def test_metrics_on_a_full_disk(tmp_path: Path) -> None:
+    with Metrics(tmp_path, tensorboard=False) as metrics:
+        metrics.scalars(1, {"loss": 1})
+        with small_files(150), pytest.raises(DiskError, match=f"cannot write {tmp_path}/metrics.jsonl .*free there"):
+            for step in range(2, 9):
+                metrics.scalars(step, {"loss": 1})
+    lines = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert lines == list(range(1, len(lines) + 1))
+    assert 1 <= len(lines) <= 3
+
+
 def test_tensorboard_gets_the_numbers_and_a_resumed_run_drops_later_ones(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

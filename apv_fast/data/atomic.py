@@ -13,7 +13,16 @@ TEMPORARY_SUFFIX = ".tmp"  # last in the name, so that no glob for finished file
 
 
 class DiskError(OSError):
-    """A file could not be written; the message names it. Whatever had that name before is unchanged."""
+    """Something could not be written; the message names the file. What was there before is unchanged."""
+
+
+def disk_error(path: Path, error: OSError) -> DiskError:
+    """What to raise when writing ``path`` failed with ``error``."""
+    try:
+        free = f"; {shutil.disk_usage(path.parent).free / 2**20:.0f} MiB are free there"
+    except OSError:
+        free = ""
+    return DiskError(error.errno, f"cannot write {path} ({error.strerror or error}){free}")
 
 
 @contextlib.contextmanager
@@ -35,7 +44,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         _sync_directory(path.parent)
     except OSError as error:
-        raise DiskError(error.errno, _explain(path, error), str(path)) from error
+        raise disk_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -57,11 +66,3 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _explain(path: Path, error: OSError) -> str:
-    try:
-        free = f"; {shutil.disk_usage(path.parent).free / 2**20:.0f} MiB are free there"
-    except OSError:
-        free = ""
-    return f"cannot write {path}: {error.strerror or error}{free}; nothing that was there before has changed"

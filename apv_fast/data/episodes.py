@@ -24,7 +24,6 @@ Episode = dict[str, np.ndarray]
 
 VIDEO_KEYS = ("image", "is_first", "is_last", "is_terminal")
 EPISODE_KEYS = (*VIDEO_KEYS, "action", "reward")
-EPISODE_GLOB = "*.npz"
 _NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{32}-(\d+)\.npz")
 _RANK = {"image": 4, "action": 2, "reward": 1, "is_first": 1, "is_last": 1, "is_terminal": 1}
 _last_milliseconds = 0

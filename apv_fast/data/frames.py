@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apv_fast.data.atomic import DiskError
+from apv_fast.data.atomic import disk_error
 
 
 class FrameStore:
@@ -53,10 +53,7 @@ class FrameStore:
                 done += os.pwrite(self._file.fileno(), view[done:], place * self._frame_bytes + done)
         except OSError as error:
             self.free(place, len(frames))
-            size = len(view) / 2**20
-            raise DiskError(
-                error.errno, f"cannot hold {size:.0f} MiB of frames: {error.strerror}", str(self._directory)
-            ) from error
+            raise disk_error(self._directory / "(decoded frames)", error) from error
         return place
 
     def read_into(self, place: int, out: np.ndarray) -> None:

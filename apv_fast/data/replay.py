@@ -13,8 +13,6 @@ Limits: one writer and one thread; sampling is not prefetched (it takes millisec
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +25,6 @@ from torch import Tensor
 
 from apv_fast.data.atomic import DiskError
 from apv_fast.data.episodes import (
-    EPISODE_GLOB,
     EPISODE_KEYS,
     Episode,
     EpisodeError,
@@ -36,6 +33,7 @@ from apv_fast.data.episodes import (
     stack_transitions,
     write_episode,
 )
+from apv_fast.data.folders import cache_folder, episode_files, episode_folder
 from apv_fast.data.frames import FrameStore
 
 
@@ -91,14 +89,15 @@ class Replay:
         if missing := {"image", "is_first"} - set(keys):
             raise ValueError(f"keys must include {', '.join(sorted(missing))}; they are {', '.join(keys)}")
         several = [directories] if isinstance(directories, Path | str) else directories
-        self.directories = [_episode_directory(Path(one), create=online) for one in several]
+        self.directories = [episode_folder(Path(one), create=online) for one in several]
         self._chunk_length = chunk_length
         self._capacity_steps = capacity_steps
         self._prioritize_ends = prioritize_ends
         self._keys = tuple(keys)
         self._image_shape = image_shape
         self._generator = np.random.default_rng(seed)
-        self._store = FrameStore(_cache_directory(cache_directory, self.directories[0]), int(np.prod(image_shape)))
+        cache = Path(cache_directory) if cache_directory else cache_folder(self.directories[0])
+        self._store = FrameStore(cache, frame_bytes=int(np.prod(image_shape)))
         self._episodes: list[_Stored] = []  # oldest first
         self._ongoing: list[dict[str, Any]] = []
         self._total_steps = self._total_episodes = self._short = self._damaged = 0
@@ -223,26 +222,25 @@ class Replay:
             How many finished episodes in the folders are newer than the checkpoint: left on disk, not drawn.
 
         Raises:
-            EpisodeError: an episode of the checkpoint is missing or damaged.
+            EpisodeError: an episode of the checkpoint is missing or damaged. Nothing has changed then.
         """
         held = {episode.name: episode for episode in self._episodes}
-        wanted = list(state["episodes"])
-        newest = max(wanted, default="")
-        for name in held.keys() - set(wanted):
-            self._store.free(held[name].place, held[name].frames)
-        self._episodes = [held[name] for name in wanted if name in held]
-        for name in wanted:
+        files = {path.name: path for path in episode_files(self.directories)}
+        episodes = []
+        for name in state["episodes"]:
             if name not in held:
-                path = self._find(name)
-                self._episodes.append(self._hold(path, self._read(path)))
-        order = {name: index for index, name in enumerate(wanted)}
-        self._episodes.sort(key=lambda episode: order[episode.name])
+                path = files.get(name, self.directories[0] / name)
+                held[name] = self._hold(path, self._read(path))
+            episodes.append(held.pop(name))
+        for episode in held.values():
+            self._store.free(episode.place, episode.frames)
+        self._episodes = episodes
         self._generator.bit_generator.state = json.loads(state["generator"])
         self._total_steps, self._total_episodes = state["total_steps"], state["total_episodes"]
         ongoing = {key: value.numpy() for key, value in state["ongoing"].items()}
         rows = len(next(iter(ongoing.values()), ()))
         self._ongoing = [{key: value[row] for key, value in ongoing.items()} for row in range(rows)]
-        return sum(path.name > newest for path in self._files())
+        return sum(name > max(state["episodes"], default="") for name in files)
 
     def close(self) -> None:
         """Give the space of the decoded frames back."""
@@ -254,24 +252,13 @@ class Replay:
         extra = self._chunk_length if self._prioritize_ends else 0
         return episode, min(int(self._generator.integers(last + 1 + extra)), last)
 
-    def _files(self) -> list[Path]:
-        """Every episode file, oldest first: names begin with the time."""
-        files = {path.name: path for folder in self.directories for path in folder.glob(EPISODE_GLOB)}
-        return [files[name] for name in sorted(files)]
-
-    def _find(self, name: str) -> Path:
-        for folder in self.directories:
-            if (folder / name).exists():
-                return folder / name
-        raise EpisodeError(self.directories[0] / name, "file", "is missing; the checkpoint being resumed drew from it")
-
     def _read(self, path: Path) -> Episode:
         return read_episode(path, self._keys, image_shape=self._image_shape)
 
     def _load(self) -> None:
         """Read the files, newest first, until the capacity is reached."""
         steps = 0
-        for path in reversed(self._files()):
+        for path in reversed(episode_files(self.directories)):
             try:
                 episode = self._read(path)
                 frames = len(episode["image"])
@@ -308,20 +295,3 @@ class Replay:
             oldest = self._episodes.pop(0)
             self._store.free(oldest.place, oldest.frames)
             steps -= oldest.steps
-
-
-def _episode_directory(directory: Path, *, create: bool) -> Path:
-    if (directory / "train_episodes").is_dir():
-        return directory / "train_episodes"
-    if create:
-        directory.mkdir(parents=True, exist_ok=True)
-    elif not directory.is_dir():
-        raise EpisodeError(directory, "folder", "does not exist")
-    return directory
-
-
-def _cache_directory(given: Path | str | None, episodes: Path) -> Path:
-    if given is not None:
-        return Path(given)
-    # Not $TMPDIR first: /tmp is RAM on many systems, and it is RAM that must not fill up.
-    return episodes if os.access(episodes, os.W_OK) else Path(tempfile.gettempdir())

@@ -33,8 +33,13 @@ class CheckpointError(ValueError):
 class Stateful(Protocol):
     """What :func:`load_into` restores: modules, optimisers and the like."""
 
-    def state_dict(self) -> Mapping[str, Any]: ...  # noqa: D102
-    def load_state_dict(self, state: Any, /) -> Any: ...  # noqa: D102
+    def state_dict(self) -> Mapping[str, Any]:
+        """Everything that matters, as nested dicts."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Put it back."""
+        ...
 
 
 def save_checkpoint(directory: Path, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:

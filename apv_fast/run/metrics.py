@@ -16,7 +16,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from apv_fast.data.atomic import atomic_file
+from apv_fast.data.atomic import atomic_file, disk_error
 from apv_fast.run.video import encode_gif
 
 
@@ -34,7 +34,7 @@ class Metrics:
         self._path = directory / "metrics.jsonl"
         if resume_step is not None:
             _truncate(self._path, resume_step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
         self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # costs a second, which reading metrics need not pay
@@ -43,11 +43,19 @@ class Metrics:
             self._writer = SummaryWriter(str(directory), purge_step=purge)
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Log numbers (anything that ``float`` takes); the line is on its way to the disk when this returns."""
+        """Log numbers (anything that ``float`` takes); a line that was logged survives a kill of the process.
+
+        Raises:
+            DiskError: the disk is full.
+        """
         numbers = {name: float(value) for name, value in values.items()}
         line = {"step": step, "time": round(time.time(), 3)} | {name: _encode(value) for name, value in numbers.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        rest = (json.dumps(line, allow_nan=False) + "\n").encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise disk_error(self._path, error) from error
         if self._writer:
             for name, value in numbers.items():
                 self._writer.add_scalar(name, value, step)
