@@ -149,7 +149,7 @@ class DMC(gymnasium.Env[Observation, np.ndarray]):
 def _make_camera(
     physics: Any, domain: str, size: int, camera: str | int | None, quality: str
 ) -> tuple[Any, dict[str, bool]]:
-    """A camera that is kept (one a frame, as ``physics.render`` makes, costs 15 %), and its render flags."""
+    """A camera that is kept (one a frame, as ``physics.render`` makes, costs about 10 %), and its render flags."""
     from dm_control.mujoco import engine
 
     camera = DEFAULT_CAMERA.get(domain, 0) if camera is None else camera
