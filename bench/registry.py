@@ -32,7 +32,7 @@ class Problem:
 Build = Callable[..., Problem]  # (device, dtype, **shape) -> Problem
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One op (or whole update) at one size and dtype."""
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from apv_fast.backend import PROBES
 from bench.registry import FORWARD, FORWARD_BACKWARD, Case, Problem, contestants, select
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -20,15 +19,14 @@ def problem(case: Case) -> Problem:
     return case.build(DEVICE, case.dtype, **case.shape)
 
 
-@pytest.mark.parametrize("backend", [*PROBES, "auto"])
+PLAYERS = [(case, backend) for case in select() for backend in contestants(case, DEVICE)[0]]
+
+
 @pytest.mark.parametrize("passed", [FORWARD, FORWARD_BACKWARD])
-@pytest.mark.parametrize("case", select(), ids=lambda case: case.name)
-def test_case(benchmark: BenchmarkFixture, case: Case, passed: str, backend: str) -> None:
-    names, left_out = contestants(case, DEVICE)
-    if backend not in names:
-        pytest.skip(left_out.get(backend, f"{case.op} has no row for {backend}"))
+@pytest.mark.parametrize("case, backend", PLAYERS, ids=[f"{case.name} {backend}" for case, backend in PLAYERS])
+def test_case(benchmark: BenchmarkFixture, case: Case, backend: str, passed: str) -> None:
     if passed not in problem(case).passes:
-        pytest.skip(f"{case.op} has no {passed}")
+        pytest.skip(f"{case.op} has no pass {passed}")
     benchmark.group = f"{case.name} {passed}"
 
     def work() -> None:
