@@ -1,0 +1,22 @@
+"""The C++ extension, from csrc/bindings.cpp. It may be missing: see apv_fast.cpu."""
+
+from collections.abc import Sequence
+
+openmp: bool
+
+def supported_isas() -> list[str]: ...
+def knn_bonus(
+    *,
+    query: int,
+    query_shape: Sequence[int],
+    query_strides: Sequence[int],
+    keys: int,
+    keys_shape: Sequence[int],
+    keys_strides: Sequence[int],
+    out: int,
+    k: int,
+    mean: bool,
+    dtype: str,
+    threads: int,
+    isa: str,
+) -> int: ...

@@ -1,0 +1,54 @@
+"""Ops in C++ for the CPU (``csrc/``), on the fastest instruction set that the machine has.
+
+``APV_FAST_CPU_ISA`` = scalar | avx2 | avx512 picks another one. Limits: 64-bit Linux and macOS; tensors on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before _C: both link OpenMP's libgomp.so.1, and the copy that is loaded first (torch brings its own) serves both. A
+# second one would bring a second set of threads.
+import torch
+
+from apv_fast.backend import Status
+
+try:
+    from apv_fast import _C
+except ImportError as error:
+    _C = None
+    _import_error = str(error)
+
+ISA_VARIABLE = "APV_FAST_CPU_ISA"
+ISAS = ("scalar", "avx2", "avx512")
+
+
+def isa() -> str:
+    """The instruction set in use.
+
+    Raises:
+        ValueError: the environment asks for one that is unknown or cannot run here.
+    """
+    supported: list[str] = _C.supported_isas()
+    name = os.environ.get(ISA_VARIABLE) or supported[0]
+    if name not in ISAS:
+        raise ValueError(f"{ISA_VARIABLE}: unknown instruction set {name!r}; must be one of: {', '.join(ISAS)}")
+    if name not in supported:
+        raise ValueError(f"{ISA_VARIABLE}: this machine cannot run {name!r}; it can run: {', '.join(supported)}")
+    return name
+
+
+def probe() -> Status:
+    """Whether the C++ extension is there and which instruction set it uses. Never raises."""
+    if _C is None:
+        return Status(
+            False,
+            f"the C++ extension is not built ({_import_error}): install a C++17 compiler and Python's headers (Debian: "
+            "build-essential python3-dev), then `pip install` apv-fast again",
+        )
+    try:
+        name = isa()
+    except ValueError as error:
+        return Status(False, str(error))
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    return Status(True, devices=("cpu",), isa=name, dtypes=dtypes)
