@@ -5,9 +5,13 @@ A run saves its whole configuration. Presets (:data:`PRESETS`) change defaults; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from tyro.conf import Positional
 
 Quality = Literal["paper", "fast"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -106,7 +110,7 @@ class BehaviorConfig:
     """Imagined steps."""
     discount: float = 0.99
     """Discount factor of a step (γ)."""
-    lambda_: float = 0.95
+    return_lambda: float = 0.95
     """Mixture of the λ-return."""
     entropy: float = 1e-4
     """Weight of the actor's entropy."""
@@ -264,6 +268,71 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """Play episodes with a trained policy and print the scores."""
+
+    run: Positional[Path]
+    """Run directory of apv-fast finetune."""
+    episodes: int = 10
+    """How many."""
+    seed: int = 0
+    """Fixes the starts; the same for the random policy."""
+    device: Device = "auto"
+    """Where to compute."""
+    backend: Backend = "auto"
+    """Which kernels run, see apv-fast info."""
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Make an open-loop prediction video: truth, model, error."""
+
+    run: Positional[Path]
+    """Run directory of apv-fast pretrain or finetune."""
+    data: tuple[Path, ...] = ()
+    """Folders with episodes; none takes those that the run learnt from."""
+    out: Path | None = None
+    """GIF to write; none puts it into the run's videos/."""
+    seed: int = 0
+    """Fixes which sequences are shown and what the model imagines."""
+    device: Device = "auto"
+    """Where to compute."""
+    backend: Backend = "auto"
+    """Which kernels run, see apv-fast info."""
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Draw learning curves."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run directories."""
+    out: Path = Path("curves.png")
+    """Picture to write."""
+    metric: str = "eval_return"
+    """What to draw, a name in metrics.jsonl."""
+    task: str | None = None
+    """A task of the paper whose published curves are drawn beside, for example dmc_quadruped_walk."""
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Print versions, devices and backends, to paste into a bug report."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Watch APV work: collect videos, pre-train, fine-tune on a related task, evaluate. See the README."""
+
+    out: Path = Path("runs/demo")
+    """Folder for everything that it makes; what an earlier demo left there is replaced."""
+    quick: bool = False
+    """The same path in under two minutes, too short to learn anything."""
+    seed: int = 0
+    """Fixes everything random."""
+
+
+@dataclass(frozen=True)
 class Preset:
     """Defaults of the commands for one kind of task."""
 
@@ -329,3 +398,51 @@ _SMALL = Preset(
 )
 
 PRESETS: dict[str, Preset] = {"metaworld": _METAWORLD, "dmc": _DMC, "small": _SMALL}
+
+Config = TypeVar("Config")
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message names the field."""
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """A configuration as nested dictionaries that JSON can hold."""
+    result: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return result
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], source: Path) -> Config:
+    """The configuration that :func:`to_dict` made ``values`` of; ``source`` is where they come from.
+
+    Raises:
+        ConfigError: a field is missing or has a wrong value; names ``source`` and the field.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{source}: {name}: {first['msg']} (is {first['input']!r:.80})") from error
+
+
+def check(config: PretrainConfig | FinetuneConfig) -> None:
+    """See that the numbers make sense together.
+
+    Raises:
+        ConfigError: they do not; names the field.
+    """
+    for name in ("steps", "batch", "length", "capacity", "log_every", "video_every", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if isinstance(config, PretrainConfig):
+        return
+    for name in ("train_every", "eval_every", "eval_episodes"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    if config.bonus and config.length < config.video_bonus.window:
+        raise ConfigError(
+            f"length is {config.length}; it must be at least video_bonus.window = {config.video_bonus.window}"
+        )
+    if config.behavior.horizon < 2:
+        raise ConfigError(f"behavior.horizon is {config.behavior.horizon}; it must be at least 2")

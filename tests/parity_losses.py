@@ -90,7 +90,7 @@ def _behavior_config(meta: dict[str, Any], units: int, horizon: int) -> Behavior
     return BehaviorConfig(
         horizon=horizon,
         discount=meta["discount"],
-        lambda_=meta["discount_lambda"],
+        return_lambda=meta["discount_lambda"],
         entropy=meta["actor_ent"],
         actor_grad=meta["actor_grad"],
         actor_grad_mix=meta.get("actor_grad_mix", 0.1),

@@ -99,7 +99,7 @@ class Behavior(nn.Module):
             value[:-1],
             seq["discount"][:-1],
             value[-1],
-            lambda_=self.config.lambda_,
+            lambda_=self.config.return_lambda,
             backend=self.backend,
         )
 

@@ -1,0 +1,180 @@
+"""The agent: a world model, behaviour learnt in its imagination, and the order of one update (DreamerV2, APV)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apv_fast.agent.behavior import Behavior
+from apv_fast.agent.world_model import Batch, Metrics, VideoModel, WorldModel
+from apv_fast.config import FinetuneConfig, OptimizerConfig, PretrainConfig
+from apv_fast.optim import KerasAdam
+from apv_fast.run import load_into
+from apv_fast.structure import State
+
+
+def make_optimizer(weights: list[nn.Parameter], config: OptimizerConfig) -> KerasAdam:
+    """Keras' Adam over ``weights``."""
+    return KerasAdam(weights, config.lr, eps=config.eps, clip=config.clip, weight_decay=config.weight_decay)
+
+
+@dataclass
+class Memory:
+    """What the agent remembers between the steps of B episodes; tensors ``[B, ...]``."""
+
+    af_state: State
+    state: State
+    action: Tensor  # the last one, [B, A]
+
+
+class Pretrainer:
+    """A video model and its optimiser."""
+
+    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+        self.model = VideoModel(config).to(device)
+        self.optimizer = make_optimizer(list(self.model.parameters()), config.optimizer)
+        self.updates = 0
+
+    def update(self, batch: Batch) -> Metrics:
+        """One update from ``image [B, T, 64, 64, 3]`` and ``is_first [B, T]``."""
+        self.optimizer.zero_grad()
+        result = self.model.loss(batch)
+        result.loss.backward()
+        norm = self.optimizer.step()
+        self.updates += 1
+        return {**result.metrics, "loss": result.loss.detach(), "grad_norm": norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, moments and the number of updates."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "updates": self.updates}
+
+    def restore(self, state: Mapping[str, Any], source: Path) -> None:
+        """Put a checkpoint's state back; ``source`` is its file, for errors."""
+        load_into(self.model, state["model"], source=source, field="model")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+
+
+class Agent:
+    """Acts on images and learns from batches of experience.
+
+    Args:
+        config: of the run.
+        action_dim: A.
+        discrete: one-hot actions.
+        device: where everything is.
+    """
+
+    def __init__(self, config: FinetuneConfig, action_dim: int, *, discrete: bool, device: torch.device) -> None:
+        self.config, self.device, self.updates = config, device, 0
+        self.model = WorldModel(config, action_dim).to(device)
+        self.behavior = Behavior(config, self.model.rssm.feat_dim, action_dim, discrete=discrete).to(device)
+        video: list[nn.Module] = [] if self.model.af_rssm is None else [self.model.encoder, self.model.af_rssm]
+        video_weights = list(chain.from_iterable(module.parameters() for module in video))
+        known = {id(p) for p in video_weights}
+        rest = [p for p in self.model.parameters() if id(p) not in known]
+        self.optimizers = {
+            "model": make_optimizer(rest, config.optimizer),
+            "actor": make_optimizer(list(self.behavior.actor.parameters()), config.behavior.optimizer),
+            "critic": make_optimizer(list(self.behavior.critic.parameters()), config.behavior.optimizer),
+        }
+        if video_weights:  # with stacking, encoder and action-free RSSM have an optimiser, and a clip, of their own
+            self.optimizers["video"] = make_optimizer(video_weights, config.optimizer)
+
+    def load_pretrained(self, state: Mapping[str, Any], source: Path) -> None:
+        """Start from a pre-training checkpoint's ``state``: encoder, decoder and (action-free) RSSM.
+
+        Raises:
+            CheckpointError: it is of a model of other sizes; names ``source`` and the field.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "rssm": {}, "decoder": {}}
+        for name, weight in state["model"].items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = weight
+        load_into(self.model.encoder, parts["encoder"], source=source, field="model.encoder")
+        load_into(self.model.decoder, parts["decoder"], source=source, field="model.decoder")
+        rssm = self.model.rssm if self.model.af_rssm is None else self.model.af_rssm
+        load_into(rssm, parts["rssm"], source=source, field="model.rssm")
+
+    def update(self, batch: Batch) -> Metrics:
+        """One update: the world model, then actor and critic in the updated model from the old posterior."""
+        if "video" in self.optimizers:
+            frozen = self.config.pretrained is not None and self.updates < self.config.freeze_updates
+            self.optimizers["video"].param_groups[0]["lr"] = 0.0 if frozen else self.config.optimizer.lr
+        result = self.model.loss(batch)
+        metrics = self._step(result.loss, *(name for name in ("model", "video") if name in self.optimizers))
+        actor_loss, critic_loss, more = self.behavior.losses(self.model, result.post, batch["is_terminal"])
+        metrics |= self._step(actor_loss + critic_loss, "actor", "critic")
+        if self.updates % self.config.behavior.slow_every == 0:
+            self.behavior.update_slow()
+        self.updates += 1
+        return result.metrics | more | metrics
+
+    def _step(self, loss: Tensor, *names: str) -> Metrics:
+        """Backward, then a step of the named optimisers; their gradient norms."""
+        for name in names:
+            self.optimizers[name].zero_grad()
+        loss.backward()
+        return {f"{name}_grad_norm": self.optimizers[name].step() for name in names}
+
+    @torch.no_grad()
+    def act(
+        self,
+        image: Tensor,
+        is_first: Tensor,
+        memory: Memory | None,
+        *,
+        explore: bool,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Memory]:
+        """Filter one step, with sampled posteriors, and choose actions.
+
+        Args:
+            image: ``[B, 64, 64, 3]`` uint8.
+            is_first: ``[B]`` bool; where True the memory is not used.
+            memory: of the step before; None at the very first.
+            explore: sample the actor, else take its mode.
+            generator: of all random choices; None: torch's default.
+
+        Returns:
+            Actions ``[B, A]`` in [−1, 1] (or one-hot), and the memory for the next step.
+        """
+        model, batch = self.model, len(image)
+        if memory is None:
+            width = model.rssm.action_dim
+            zeros = torch.zeros(batch, width, device=self.device)
+            upper = model.rssm.initial(batch)
+            memory = Memory(upper if model.af_rssm is None else model.af_rssm.initial(batch), upper, zeros)
+        embed, af_post = model.encoder(image), memory.af_state
+        if model.stack is None:
+            post, _ = model.rssm.obs_step(memory.state, memory.action, embed, is_first, generator=generator)
+        else:
+            af_post, post = model.stack.obs_step(
+                memory.af_state, memory.state, memory.action, embed, is_first, generator=generator
+            )
+        policy = self.behavior.actor(model.rssm.feat(post))
+        action = policy.rsample(generator=generator) if explore else policy.mode
+        return action, Memory(af_post, post, action)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning changes: weights, queue, normaliser, moments, clocks."""
+        return {
+            "model": self.model.state_dict(),
+            "behavior": self.behavior.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "updates": self.updates,
+        }
+
+    def restore(self, state: Mapping[str, Any], source: Path) -> None:
+        """Put a checkpoint's state back; ``source`` is its file, for errors."""
+        load_into(self.model, state["model"], source=source, field="model")
+        load_into(self.behavior, state["behavior"], source=source, field="behavior")
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.updates = state["updates"]

@@ -1,0 +1,64 @@
+"""``apv-fast evaluate``: scores of a trained policy, beside those of random actions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from apv_fast.agent import Agent
+from apv_fast.agent.episode import AgentPolicy, Policy, RandomPolicy, action_size, evaluate, summarize
+from apv_fast.commands.common import checkpoint_of, computing, make_env
+from apv_fast.config import EvaluateConfig, FinetuneConfig, from_dict
+from apv_fast.data import atomic_file
+from apv_fast.run import Progress, RunDirectory, RunError
+
+
+def load_agent(path: Path, device: torch.device) -> tuple[Agent, FinetuneConfig, int]:
+    """Agent, configuration and step of the newest checkpoint of a fine-tuning run.
+
+    Raises:
+        RunError: ``path`` is no such run, or has no checkpoint.
+    """
+    run = RunDirectory.open(path)
+    values = run.config()
+    if "env" not in values:
+        raise RunError(f"{path} is a pre-training run; this needs one of apv-fast finetune")
+    config = from_dict(FinetuneConfig, values, run.config_file)
+    env = make_env(config.env, config.world, config.seed)
+    size, discrete = action_size(env.action_space)
+    env.close()
+    source, step, state = checkpoint_of(run, device)
+    agent = Agent(config, size, discrete=discrete, device=device)
+    agent.restore(state["agent"], source)
+    return agent, config, step
+
+
+def evaluate_run(config: EvaluateConfig) -> dict[str, float]:
+    """Play ``config.episodes`` with the policy and as many with random actions; print and save the scores."""
+    with computing(config.seed, config.device, config.backend) as device:
+        agent, trained, step = load_agent(config.run, device)
+        policies: dict[str, Policy] = {"eval": AgentPolicy(agent, explore=False)}
+        env = make_env(trained.env, trained.world, config.seed)
+        policies["random"] = RandomPolicy(env.action_space, config.seed)
+        result = {"step": float(step), "episodes": float(config.episodes)}
+        with Progress("evaluate", config.episodes * len(policies), unit="episode") as progress:
+            for number, (prefix, policy) in enumerate(policies.items()):
+                before = number * config.episodes
+                scores = evaluate(
+                    env,
+                    policy,
+                    config.episodes,
+                    config.seed,
+                    lambda index, rows, before=before: progress.update(before + index + 1),  # type: ignore[misc]
+                )
+                result |= summarize(scores, prefix)
+        env.close()
+    with atomic_file(config.run / "evaluation.json") as file:
+        file.write((json.dumps(result, indent=2) + "\n").encode())
+    for prefix, label in (("eval", "policy"), ("random", "random")):
+        mean, spread = result[f"{prefix}_return"], result[f"{prefix}_return_std"]
+        success = f", success {result[f'{prefix}_success']:.0%}" if f"{prefix}_success" in result else ""
+        print(f"{label}: return {mean:.1f} ± {spread:.1f} over {config.episodes} episodes{success}")
+    return result

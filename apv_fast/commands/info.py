@@ -1,0 +1,37 @@
+"""``apv-fast info``: versions, devices and backends, to paste into a bug report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+import apv_fast
+from apv_fast.config import InfoConfig
+
+_PACKAGES = ("numpy", "triton", "gymnasium", "mujoco", "dm_control", "metaworld", "tensorboard", "matplotlib")
+
+
+def info(config: InfoConfig) -> None:
+    """Print the report."""
+    print(report())
+
+
+def report() -> str:
+    """A fact a line."""
+    lines = [f"apv-fast {apv_fast.__version__}", f"Python {platform.python_version()} on {platform.platform()}"]
+    lines.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU {torch.backends.cpu.get_cpu_capability()}")
+    lines += [f"{name} {_version(name)}" for name in _PACKAGES]
+    lines += [f"GPU {index}: {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    lines += [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(("APV_FAST_", "MUJOCO_GL"))]
+    lines += [f"backend {backend}" for backend in apv_fast.backends().values()]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

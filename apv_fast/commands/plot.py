@@ -1,0 +1,15 @@
+"""``apv-fast plot``: learning curves of runs, published ones beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from apv_fast.config import PlotConfig
+from apv_fast.run.plot import plot_runs
+
+
+def plot(config: PlotConfig) -> Path:
+    """Draw the picture; returns the file."""
+    path = plot_runs(config.runs, config.out, metric=config.metric, task=config.task)
+    print(path)
+    return path
