@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -73,9 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
     facts = report.environment(device)
     for name, fact in facts.items():
         console.print(f"{name}: {fact}", highlight=False, markup=False)
+    if os.getloadavg()[0] > 0.5:
+        console.print("this machine is busy: medians will be noisy, ratios less so", style="yellow")
     rows, reasons, status = run(cases, device, options, console)
     for reason, ops in reasons.items():
         console.print(f"no row for {reason} ({', '.join(ops)})", highlight=False, markup=False)
+    facts["load at the end"] = f"{os.getloadavg()[0]:.2f} (this run itself makes about one a thread)"
     if options.json:
         for path in report.write(options.json, rows, facts):
             console.print(f"wrote {path}", highlight=False)

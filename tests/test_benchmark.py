@@ -16,7 +16,19 @@ from bench.__main__ import main
 from bench.registry import contestants, select
 
 CPU = torch.device("cpu")
-FIELDS = "op backend device dtype shape pass median_ms p10_ms p90_ms runs baseline_ratio".split()
+FIELDS = [
+    "op",
+    "backend",
+    "device",
+    "dtype",
+    "shape",
+    "pass",
+    "median_ms",
+    "p10_ms",
+    "p90_ms",
+    "runs",
+    "baseline_ratio",
+]
 
 
 def test_json_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
