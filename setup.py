@@ -1,4 +1,4 @@
-"""Builds csrc/ into apv_fast._C with CMake, and installs kernels/ as apv_fast.kernels. All else is in pyproject.toml."""
+"""Builds csrc/ into apv_fast._C with CMake and installs kernels/ as apv_fast.kernels; all else: pyproject.toml."""
 
 from __future__ import annotations
 

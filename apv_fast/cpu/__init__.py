@@ -16,8 +16,9 @@ from apv_fast.backend import Status
 try:
     from apv_fast import _C
 except ImportError as error:
-    _C = None
-    _import_error = str(error)
+    _import_error: str | None = str(error)
+else:
+    _import_error = None
 
 ISA_VARIABLE = "APV_FAST_CPU_ISA"
 ISAS = ("scalar", "avx2", "avx512")
@@ -40,7 +41,7 @@ def isa() -> str:
 
 def probe() -> Status:
     """Whether the C++ extension is there and which instruction set it uses. Never raises."""
-    if _C is None:
+    if _import_error is not None:
         return Status(
             False,
             f"the C++ extension is not built ({_import_error}): install a C++17 compiler and Python's headers (Debian: "

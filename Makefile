@@ -1,0 +1,36 @@
+# make install | demo | test | bench | lint | package-test | clean
+#   QUICK=1      a demo of under two minutes, without the claim about learning
+#   ARGS="..."   passed on, as in: make test ARGS="-k knn"; make bench ARGS="--only knn*"
+#   PYTHON=...   makes .venv (3.11 or newer)
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt .ci/install $(shell find csrc -type f)
+
+.PHONY: install demo test bench lint package-test clean
+install: $(INSTALLED)
+
+$(INSTALLED): $(SOURCES)
+	PYTHON=$(PYTHON) .ci/install .venv
+	@touch $@
+
+demo: install
+	$(BIN)/apv-fast demo $(if $(QUICK),--quick) $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: install
+	$(BIN)/python -m bench $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Builds the sdist and wheels and installs them in clean environments: minutes, and the network.
+package-test: install
+	$(BIN)/python -m pytest -m slow tests/test_packaging.py $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info apv_fast/*.so .pytest_cache .mypy_cache .ruff_cache
