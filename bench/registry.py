@@ -45,10 +45,12 @@ class Case:
 
     @property
     def dtype_name(self) -> str:
+        """Without "torch."."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def shape_name(self) -> str:
+        """For example "H=15 N=400"."""
         return " ".join(f"{name}={size}" for name, size in self.shape.items())
 
     @property

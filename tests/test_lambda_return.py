@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def test_opcheck(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_without_graph_break(backend: str) -> None:
     tensors = inputs((5, 6), torch.float32, device_of(backend))
-    compiled = torch.compile(lambda_return, fullgraph=True, backend="aot_eager")
+    compiled: Callable[..., Tensor] = torch.compile(lambda_return, fullgraph=True, backend="aot_eager")
     result = compiled(*(tensors[name] for name in NAMES), backend=backend)
     torch.testing.assert_close(result, run(tensors, backend)["returns"])
 

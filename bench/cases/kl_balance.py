@@ -10,7 +10,7 @@ from bench.registry import Problem, case, differentiable
 
 
 @case("kl_balance", [{"B": 16, "T": 25, "S": 32, "C": 32}, {"B": 50, "T": 50, "S": 32, "C": 32}])
-def kl_balance(device: torch.device, dtype: torch.dtype, B: int, T: int, S: int, C: int) -> Problem:  # noqa: N803
+def kl_balance(device: torch.device, dtype: torch.dtype, B: int, T: int, S: int, C: int) -> Problem:
     """Categorical latents of full size."""
     leaves = [torch.randn(B, T, S, C, device=device, dtype=dtype).requires_grad_() for _ in range(2)]
 
@@ -21,7 +21,7 @@ def kl_balance(device: torch.device, dtype: torch.dtype, B: int, T: int, S: int,
 
 
 @case("kl_balance_normal", [{"B": 50, "T": 50, "S": 32}])
-def kl_balance_normal(device: torch.device, dtype: torch.dtype, B: int, T: int, S: int) -> Problem:  # noqa: N803
+def kl_balance_normal(device: torch.device, dtype: torch.dtype, B: int, T: int, S: int) -> Problem:
     """Gaussian latents."""
     means = [torch.randn(B, T, S, device=device, dtype=dtype).requires_grad_() for _ in range(2)]
     stds = [(0.1 + torch.rand(B, T, S, device=device, dtype=dtype)).requires_grad_() for _ in range(2)]

@@ -18,7 +18,7 @@ PLAIN = "torch"  # cdist + topk with PyTorch's defaults: faster than the referen
         {"Q": 16, "N": 4096, "d": 128, "k": 16},
     ],
 )
-def knn_bonus(device: torch.device, dtype: torch.dtype, Q: int, N: int, d: int, k: int) -> Problem:  # noqa: N803
+def knn_bonus(device: torch.device, dtype: torch.dtype, Q: int, N: int, d: int, k: int) -> Problem:
     """Queries are rows of the queue, as in training."""
     keys = torch.randn(N, d, device=device, dtype=dtype)
     query = keys[:Q].clone()

@@ -10,7 +10,7 @@ from bench.registry import Problem, case, differentiable
 
 
 @case("lambda_return", [{"H": 15, "N": 400}, {"H": 15, "N": 2500}])
-def lambda_return(device: torch.device, dtype: torch.dtype, H: int, N: int) -> Problem:  # noqa: N803
+def lambda_return(device: torch.device, dtype: torch.dtype, H: int, N: int) -> Problem:
     """B*T = 400 (16 x 25) and 2500 (50 x 50, the paper's Meta-world) start states, the paper's horizon."""
     reward, value = torch.randn(2, H, N, device=device, dtype=dtype)
     discount = torch.rand(H, N, device=device, dtype=dtype)

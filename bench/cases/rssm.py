@@ -34,7 +34,7 @@ def _noise(rssm: RSSM, *leading: int) -> Tensor:
     return ops.sample_noise(rssm.latent, *leading, dtype=torch.float32, device=weight.device)
 
 
-def _sequence(device: torch.device, B: int, T: int, E: int, A: int) -> tuple[Tensor, Tensor, Tensor]:  # noqa: N803
+def _sequence(device: torch.device, B: int, T: int, E: int, A: int) -> tuple[Tensor, Tensor, Tensor]:
     """``embed``, ``is_first`` with one start inside, ``action``."""
     is_first = torch.zeros(B, T, dtype=torch.bool, device=device)
     is_first[:, 0] = is_first[0, T // 2] = True
@@ -47,15 +47,7 @@ def _read_by_losses(post: State, prior: State) -> list[Tensor]:
 
 @case("rssm_observe", OBSERVE, dtypes=DTYPES)
 @case("rssm_observe", [{"B": 50, "T": 50, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES, slow=True)
-def rssm_observe(
-    device: torch.device,
-    dtype: torch.dtype,
-    B: int,  # noqa: N803
-    T: int,  # noqa: N803
-    E: int,  # noqa: N803
-    A: int,  # noqa: N803
-    **sizes: int,
-) -> Problem:
+def rssm_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: int, A: int, **sizes: int) -> Problem:
     """Filter a batch; gradients of every weight and of the embedding."""
     rssm = _model(device, dtype, E, A, sizes)
     embed, is_first, action = _sequence(device, B, T, E, A)
@@ -72,15 +64,7 @@ def rssm_observe(
 
 @case("stacked_observe", STACKED, dtypes=DTYPES)
 @case("stacked_observe", [{"B": 50, "T": 50, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
-def stacked_observe(
-    device: torch.device,
-    dtype: torch.dtype,
-    B: int,  # noqa: N803
-    T: int,  # noqa: N803
-    E: int,  # noqa: N803
-    A: int,  # noqa: N803
-    **sizes: int,
-) -> Problem:
+def stacked_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: int, A: int, **sizes: int) -> Problem:
     """Filter with both models; gradients of every weight of both and of the embedding."""
     lower = _model(device, dtype, E, 0, sizes)
     upper = _model(device, dtype, lower.feat_dim, A, sizes)
@@ -100,14 +84,7 @@ def stacked_observe(
 
 @case("rssm_imagine", IMAGINE, dtypes=DTYPES)
 @case("rssm_imagine", [{"B": 2500, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
-def rssm_imagine(
-    device: torch.device,
-    dtype: torch.dtype,
-    B: int,  # noqa: N803
-    T: int,  # noqa: N803
-    A: int,  # noqa: N803
-    **sizes: int,
-) -> Problem:
+def rssm_imagine(device: torch.device, dtype: torch.dtype, B: int, T: int, A: int, **sizes: int) -> Problem:
     """Roll out along given actions; gradients of the actions only, as behaviour learning wants them."""
     rssm = _model(device, dtype, 1, A, sizes).requires_grad_(False)
     start = {key: torch.randn_like(value) for key, value in rssm.initial(B).items()}
@@ -122,14 +99,7 @@ def rssm_imagine(
 
 
 @case("rssm_step", STEP, dtypes=DTYPES)
-def rssm_step(
-    device: torch.device,
-    dtype: torch.dtype,
-    B: int,  # noqa: N803
-    E: int,  # noqa: N803
-    A: int,  # noqa: N803
-    **sizes: int,
-) -> Problem:
+def rssm_step(device: torch.device, dtype: torch.dtype, B: int, E: int, A: int, **sizes: int) -> Problem:
     """One filtering step, as when acting: forward only."""
     rssm = _model(device, dtype, E, A, sizes)
     state, is_first = rssm.initial(B), torch.zeros(B, dtype=torch.bool, device=device)
