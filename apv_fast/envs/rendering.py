@@ -6,6 +6,7 @@ and PyOpenGL read it once. A process that has rendered must not be forked: start
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 
@@ -18,6 +19,7 @@ def choose_renderer() -> str:
     Raises:
         ImportError: neither EGL nor OSMesa can be loaded.
     """
+    _import_triton_first()
     if "MUJOCO_GL" not in os.environ:
         if _egl_devices() > 0:
             os.environ["MUJOCO_GL"] = "egl"
@@ -28,6 +30,16 @@ def choose_renderer() -> str:
                 f"cannot render: neither EGL nor OSMesa was found on this machine; on Debian or Ubuntu: {APT_LINE}"
             )
     return os.environ["MUJOCO_GL"]
+
+
+def _import_triton_first() -> None:
+    """Import Triton, if it is installed, before Mesa's driver is loaded.
+
+    Both bring LLVM. With Mesa's loaded first, importing Triton later (torch does: its optimisers and ``torch.compile``)
+    crashes the process; seen with Triton 3.7.1 and Mesa 22.3.6.
+    """
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
 
 
 def _loads(library: str) -> bool:
