@@ -127,7 +127,7 @@ def _spaced(tensor: Tensor) -> Tensor:
     return every_other.copy_(tensor)
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": lambda tensor: tensor.mT.contiguous().mT if tensor.dim() == 2 else tensor,
     "spaced": _spaced,
     "expanded": lambda tensor: tensor[..., :1].expand_as(tensor),
