@@ -10,7 +10,7 @@ from apv_fast.cpu import isa
 
 
 def knn_bonus(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
-    """Mean, or last, of the k smallest ``‖query − key‖₂``; ``[Q]``. The arguments are as ``apv_fast.ops`` checked them."""
+    """Mean, or last, of the k smallest ``‖query − key‖₂``; ``[Q]``. ``apv_fast.ops`` has checked the arguments."""
     # No gradient flows through the op, so it needs none of autograd.
     return _knn_bonus(query.detach(), keys.detach(), k, reduce)
 

@@ -155,9 +155,9 @@ Real reduce(Panel<Real>& panel, int64_t lane, bool mean) {
   tighten(panel, lane);
   const Real* nearest = panel.nearest + lane * panel.capacity;
   if (!mean) return std::sqrt(*std::max_element(nearest, nearest + panel.k));
-  double sum = 0;
+  std::conditional_t<sizeof(Real) == 4, double, long double> sum = 0;
   for (int64_t i = 0; i < panel.k; ++i) sum += std::sqrt(nearest[i]);
-  return Real(sum / double(panel.k));
+  return Real(sum / panel.k);
 }
 
 template <class Source, class Real>
