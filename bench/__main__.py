@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--list", action="store_true", help="print the names of the cases and stop")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     add("--threads", type=int, help="CPU threads for all contestants; default: torch's")
-    add("--seconds", type=float, default=3.0, help="time for the rounds of a pass of a case")
+    add("--seconds", type=float, default=2.0, help="time for the rounds of a pass of a case")
     return parser.parse_args(arguments)
 
 
@@ -103,7 +103,7 @@ def run(
                 console.print(f"interrupted in {case.name}; rows before it are kept", style="yellow")
                 return rows, reasons, 130
             rows += found
-            console.print(report.table(case, found), "")
+            console.print(f"[bold]{case.name}[/bold]", report.table(found), "", sep="\n", highlight=False)
             for backend, reason in left_out.items():
                 ops = reasons.setdefault(f"{backend}: {reason}", [])
                 ops += [case.op] if case.op not in ops else []

@@ -71,9 +71,9 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def table(case: Case, found: Sequence[Row]) -> Table:
+def table(found: Sequence[Row]) -> Table:
     """The rows of one case, for the terminal."""
-    result = Table(title=case.name, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    result = Table(box=None, padding=(0, 2, 0, 0))
     for heading, width in (("pass", 16), ("backend", 13)):
         result.add_column(heading, min_width=width)
     for heading, width in (("median ms", 9), ("p10 - p90 ms", 17), ("runs", 4), ("x reference", 11)):

@@ -11,6 +11,8 @@ import torch
 Work = Callable[[], object]
 
 MIN_ROUNDS = 5
+FEW_ROUNDS = 3  # instead, once they have taken PATIENCE seconds
+PATIENCE = 30.0
 MAX_ROUNDS = 200
 WARM_UP_SECONDS = 0.3
 
@@ -19,7 +21,7 @@ def interleaved(works: Mapping[str, Work], device: torch.device, seconds: float)
     """Milliseconds of every run of every contestant, in the same number of rounds.
 
     Each is warmed up first. Every round runs each once, in an order that rotates. Rounds go on for ``seconds``, but
-    there are at least :data:`MIN_ROUNDS` and at most :data:`MAX_ROUNDS`. On a GPU, L2 is flushed before each run.
+    there are at least :data:`MIN_ROUNDS` (:data:`FEW_ROUNDS` of slow work) and at most :data:`MAX_ROUNDS`. On a GPU, L2 is flushed before each run.
     """
     clock = _CudaClock(device) if device.type == "cuda" else _clock
     for work in works.values():
@@ -31,7 +33,8 @@ def interleaved(works: Mapping[str, Work], device: torch.device, seconds: float)
     try:
         start = time.perf_counter()
         for turn in range(MAX_ROUNDS):
-            if turn >= MIN_ROUNDS and time.perf_counter() - start > seconds:
+            elapsed = time.perf_counter() - start
+            if (turn >= MIN_ROUNDS and elapsed > seconds) or (turn >= FEW_ROUNDS and elapsed > PATIENCE):
                 break
             first = turn % len(names)
             for name in names[first:] + names[:first]:

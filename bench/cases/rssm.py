@@ -1,6 +1,7 @@
 """The scans of the RSSM: filtering, imagining, one step, two models stacked.
 
-Weights are float32; the dtype of a case is that of the products. Samples come from fixed noise. A = 0: action-free.
+Weights are float32; the dtype of a case is that of the products. Samples come from fixed noise.
+E is the encoder's width at depth 48 or 16; A = 0 is action-free.
 """
 
 from __future__ import annotations
@@ -18,11 +19,6 @@ from bench.registry import FORWARD, Problem, case, differentiable
 DTYPES = (torch.float32, torch.bfloat16)
 FULL = {"deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}
 SMALL = {"deter": 200, "hidden": 200, "stoch": 16, "discrete": 16}  # the preset "small"
-# E: what the encoder gives at depth 48 and 16.
-OBSERVE = [{"B": 16, "T": 25, "E": 1536, "A": 0, **FULL}, {"B": 8, "T": 25, "E": 512, "A": 0, **SMALL}]
-STACKED = [{"B": 16, "T": 25, "E": 1536, "A": 4, **FULL}, {"B": 8, "T": 25, "E": 512, "A": 6, **SMALL}]
-IMAGINE = [{"B": 400, "T": 15, "A": 4, **FULL}, {"B": 200, "T": 15, "A": 6, **SMALL}]
-STEP = [{"B": 1, "E": 1536, "A": 4, **FULL}]
 
 
 def _model(device: torch.device, dtype: torch.dtype, embed: int, action: int, sizes: dict[str, int]) -> RSSM:
@@ -45,7 +41,8 @@ def _read_by_losses(post: State, prior: State) -> list[Tensor]:
     return [post["deter"], post["stoch"], post["logit"], prior["logit"]]
 
 
-@case("rssm_observe", OBSERVE, dtypes=DTYPES)
+@case("rssm_observe", [{"B": 16, "T": 25, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES)
+@case("rssm_observe", [{"B": 8, "T": 25, "E": 512, "A": 0, **SMALL}])
 @case("rssm_observe", [{"B": 50, "T": 50, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES, slow=True)
 def rssm_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: int, A: int, **sizes: int) -> Problem:
     """Filter a batch; gradients of every weight and of the embedding."""
@@ -62,7 +59,8 @@ def rssm_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: in
     return differentiable(forward, [embed, *rssm.parameters()], slow_to_compile=True)
 
 
-@case("stacked_observe", STACKED, dtypes=DTYPES)
+@case("stacked_observe", [{"B": 16, "T": 25, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES)
+@case("stacked_observe", [{"B": 8, "T": 25, "E": 512, "A": 6, **SMALL}])
 @case("stacked_observe", [{"B": 50, "T": 50, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
 def stacked_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: int, A: int, **sizes: int) -> Problem:
     """Filter with both models; gradients of every weight of both and of the embedding."""
@@ -82,7 +80,8 @@ def stacked_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E:
     return differentiable(forward, leaves, slow_to_compile=True)
 
 
-@case("rssm_imagine", IMAGINE, dtypes=DTYPES)
+@case("rssm_imagine", [{"B": 400, "T": 15, "A": 4, **FULL}], dtypes=DTYPES)
+@case("rssm_imagine", [{"B": 200, "T": 15, "A": 6, **SMALL}])
 @case("rssm_imagine", [{"B": 2500, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
 def rssm_imagine(device: torch.device, dtype: torch.dtype, B: int, T: int, A: int, **sizes: int) -> Problem:
     """Roll out along given actions; gradients of the actions only, as behaviour learning wants them."""
@@ -98,7 +97,7 @@ def rssm_imagine(device: torch.device, dtype: torch.dtype, B: int, T: int, A: in
     return differentiable(forward, [action], slow_to_compile=True)
 
 
-@case("rssm_step", STEP, dtypes=DTYPES)
+@case("rssm_step", [{"B": 1, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES)
 def rssm_step(device: torch.device, dtype: torch.dtype, B: int, E: int, A: int, **sizes: int) -> Problem:
     """One filtering step, as when acting: forward only."""
     rssm = _model(device, dtype, E, A, sizes)

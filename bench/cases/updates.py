@@ -45,7 +45,8 @@ def _whole(make: Callable[[Backend], Callable[[], object]]) -> Problem:
     return Problem({FORWARD_BACKWARD: lambda name: learner(name)()})
 
 
-@case("pretrain_update", [SEQUENCES | FULL, SEQUENCES | SMALL], dtypes=DTYPES, uses=MODEL_OPS)
+@case("pretrain_update", [SEQUENCES | FULL], dtypes=DTYPES, uses=MODEL_OPS)
+@case("pretrain_update", [SEQUENCES | SMALL], uses=MODEL_OPS)
 @case("pretrain_update", [PAPER | FULL], dtypes=DTYPES, uses=MODEL_OPS, slow=True)
 def pretrain_update(device: torch.device, dtype: torch.dtype, B: int, T: int, **sizes: int) -> Problem:
     """One update of the action-free video model."""
@@ -58,7 +59,8 @@ def pretrain_update(device: torch.device, dtype: torch.dtype, B: int, T: int, **
     return _whole(make)
 
 
-@case("finetune_update", [SEQUENCES | FULL | HORIZON, SEQUENCES | SMALL | HORIZON], dtypes=DTYPES, uses=TASK_OPS)
+@case("finetune_update", [SEQUENCES | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS)
+@case("finetune_update", [SEQUENCES | SMALL | HORIZON], uses=TASK_OPS)
 @case("finetune_update", [PAPER | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, slow=True)
 def finetune_update(device: torch.device, dtype: torch.dtype, B: int, T: int, horizon: int, **sizes: int) -> Problem:
     """One update of world model, actor and critic."""
