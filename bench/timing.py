@@ -21,7 +21,8 @@ def interleaved(works: Mapping[str, Work], device: torch.device, seconds: float)
     """Milliseconds of every run of every contestant, in the same number of rounds.
 
     Each is warmed up first. Every round runs each once, in an order that rotates. Rounds go on for ``seconds``, but
-    there are at least :data:`MIN_ROUNDS` (:data:`FEW_ROUNDS` of slow work) and at most :data:`MAX_ROUNDS`. On a GPU, L2 is flushed before each run.
+    there are at least :data:`MIN_ROUNDS` (of slow work :data:`FEW_ROUNDS`) and at most :data:`MAX_ROUNDS`. On a GPU, L2
+    is flushed before each run.
     """
     clock = _CudaClock(device) if device.type == "cuda" else _clock
     for work in works.values():
