@@ -80,6 +80,7 @@ class BackendInfo:
 
     @property
     def available(self) -> bool:
+        """Whether it can run here."""
         return self.status.available
 
     def __str__(self) -> str:

@@ -45,14 +45,26 @@ COMMANDS: dict[str, Command] = {
 }
 
 # What a user can mend; anything else is our fault and keeps its traceback.
-USER_ERRORS = (configs.ConfigError, BackendError, RunError, CheckpointError, EpisodeError, DiskError, ImportError, OSError)
+USER_ERRORS = (
+    configs.ConfigError,
+    BackendError,
+    RunError,
+    CheckpointError,
+    EpisodeError,
+    DiskError,
+    ImportError,
+    OSError,
+)
 
 
 def overview() -> str:
     """What ``apv-fast --help`` prints."""
     lines = ["usage: apv-fast COMMAND [--preset NAME] [FIELDS]", ""]
     lines += [f"  {name:10} {(command.config.__doc__ or '').partition('. ')[0]}" for name, command in COMMANDS.items()]
-    lines += ["", f"presets of collect, pretrain and finetune: {', '.join(configs.PRESETS)} (default: {DEFAULT_PRESET})"]
+    lines += [
+        "",
+        f"presets of collect, pretrain and finetune: {', '.join(configs.PRESETS)} (default: {DEFAULT_PRESET})",
+    ]
     return "\n".join([*lines, "apv-fast COMMAND --help shows every field, its default and what it means"])
 
 
@@ -98,9 +110,7 @@ def _tyro(name: str, command: Command, default: Any, arguments: Sequence[str]) -
     if command.preset:
         description += f"\n\n--preset {{{','.join(configs.PRESETS)}}} sets the defaults (default: {DEFAULT_PRESET})."
     extra = {} if default is None else {"default": default}
-    return tyro.cli(
-        command.config, prog=f"apv-fast {name}", description=description, args=list(arguments), **extra
-    )
+    return tyro.cli(command.config, prog=f"apv-fast {name}", description=description, args=list(arguments), **extra)
 
 
 def run(name: str, config: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class KerasAdam(torch.optim.Optimizer):
-    """``w −= lr·√(1 − β₂ᵗ)/(1 − β₁ᵗ) · m/(√v + ε)``: ε is added to the *uncorrected* √v, unlike in ``torch.optim.Adam``.
+    """``w −= lr·√(1 − β₂ᵗ)/(1 − β₁ᵗ) · m/(√v + ε)``: ε joins the *uncorrected* √v, unlike in ``torch.optim.Adam``.
 
     A step clips the gradients by their global norm, multiplies every weight (with or without a gradient) by
     ``1 − weight_decay``, whatever the learning rate, and then takes Adam's step.

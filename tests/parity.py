@@ -1,7 +1,7 @@
 """Compare the engine with tensors of the official implementation: ``python -m tests.parity DIR [--backend NAME]``.
 
-One line a file with the worst relative error ``‖ours − official‖ / ‖official‖`` of values and of gradients; exits non-zero
-if one is beyond tolerance (1e-5 and 1e-4) or a file was not compared. DIR holds files in the format of
+One line a file with the worst relative error ``‖ours − official‖ / ‖official‖`` of values and of gradients; exits
+non-zero if one is beyond tolerance (1e-5 and 1e-4) or a file was not compared. DIR holds files in the format of
 ``tests/golden/README.md``, of any sizes; what a file is shows in the names of its tensors, not in its own name.
 """
 
@@ -63,7 +63,7 @@ class Report:
 
 
 def relative_error(ours: Any, official: Any) -> float:
-    """``‖ours − official‖ / ‖official‖`` in float64; infinite for other shapes, NaN, or anything where nothing should be."""
+    """``‖ours − official‖ / ‖official‖`` in float64; infinite for other shapes, NaN, or something instead of zeros."""
     a = ours.detach().double().cpu() if isinstance(ours, Tensor) else torch.as_tensor(ours, dtype=torch.float64)
     b = official.detach().double().cpu() if isinstance(official, Tensor) else torch.as_tensor(official).double()
     if a.shape != b.shape:
@@ -93,7 +93,7 @@ def compare(path: Path, backend: str = "auto") -> Report:
                     report.worst[kind] = (error, name)
         if not report.compared:
             raise ValueError("nothing in it was compared")
-    except Exception as error:  # noqa: BLE001 - a broken file must not hide the reports of the others
+    except Exception as error:  # a broken file must not hide the reports of the others
         report.problem = f"{type(error).__name__}: {error}"
     return report
 
@@ -112,8 +112,10 @@ def main() -> int:
         reports.append(compare(path, arguments.backend))
         print(reports[-1], flush=True)
     passed = sum(report.passed for report in reports)
-    print(f"{passed} of {len(reports)} files agree (tolerance: values {TOLERANCE['value']}, gradients "
-          f"{TOLERANCE['gradient']})")
+    print(
+        f"{passed} of {len(reports)} files agree (tolerance: values {TOLERANCE['value']}, gradients "
+        f"{TOLERANCE['gradient']})"
+    )
     return 0 if passed == len(reports) else 1
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.agent.world_model import image_loss
 from apv_fast.nn import RSSM, Actor, Decoder, Encoder, StreamNorm
-from apv_fast.nn.distributions import TruncatedNormal, normal_log_prob
 from apv_fast.nn.cnn import normalize
+from apv_fast.nn.distributions import TruncatedNormal, normal_log_prob
 from apv_fast.optim import KerasAdam
 from apv_fast.structure import State
 from tests.official_weights import gradients, load, under
@@ -176,4 +176,9 @@ def optimizer(golden: Golden, meta: dict[str, Any]) -> Iterator[Comparison]:
             yield "value", f"{name}{i + 1}", weight, golden[f"{name}{i + 1}"]
             if strong:  # weak steps are too small to be seen through the weights' rounding
                 change = golden[f"{name}{i + 1}"].astype(np.float64) - golden[f"{name}0"]
-                yield "gradient", f"{name}{i + 1} - {name}0", weight.detach().double() - tensor(golden[f"{name}0"]).double(), change
+                yield (
+                    "gradient",
+                    f"{name}{i + 1} - {name}0",
+                    weight.detach().double() - tensor(golden[f"{name}0"]).double(),
+                    change,
+                )

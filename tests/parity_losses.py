@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from apv_fast.agent.behavior import Behavior, ImaginationNoise
@@ -99,7 +98,7 @@ def _behavior_config(meta: dict[str, Any], units: int, horizon: int) -> Behavior
 
 
 def finetune(golden: Golden, meta: dict[str, Any]) -> Iterator[Comparison]:
-    """Two losses in a row, the first one's gradients, the queue, then behaviour learning from the second's posterior."""
+    """Two losses in a row, the first one's gradients, the queue, then behaviour from the second's posterior."""
     config = finetune_config(meta)
     model = WorldModel(config, meta["action"])
     parts = ("encoder", "af_rssm", "rssm", "decoder", "reward") + ("discount",) * config.discount_head
@@ -124,8 +123,8 @@ def _finetune_step(model: WorldModel, case: Golden, step: str, parts: tuple[str,
     yield "value", f"{step}.loss", result.loss, case["loss"]
     for name, value in under(case, "metric.").items():
         yield "value", f"{step}.metric.{name}", result.metrics[name], value
-    for name, value in result.post.items():
-        yield "value", f"{step}.post.{name}", value, case[f"post.{name}"]
+    for name, ours in result.post.items():
+        yield "value", f"{step}.post.{name}", ours, case[f"post.{name}"]
     assert model.bonus is not None
     filled = int(case["queue_len"])
     yield "value", f"{step}.queue_len", model.bonus.filled, case["queue_len"]

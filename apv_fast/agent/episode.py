@@ -17,7 +17,9 @@ Row = dict[str, Any]  # image, action (the one that led here), reward, is_first,
 class Policy(Protocol):
     """Chooses an action ``[A]`` for an image ``[64, 64, 3]``; ``is_first`` starts an episode."""
 
-    def __call__(self, image: np.ndarray, is_first: bool) -> np.ndarray: ...
+    def __call__(self, image: np.ndarray, is_first: bool) -> np.ndarray:
+        """The action."""
+        ...
 
 
 class RandomPolicy:
@@ -27,6 +29,7 @@ class RandomPolicy:
         self._space, self.generator = action_space, np.random.default_rng(seed)
 
     def __call__(self, image: np.ndarray, is_first: bool) -> np.ndarray:
+        """A random action."""
         if isinstance(self._space, gymnasium.spaces.Discrete):
             return np.eye(int(self._space.n), dtype=np.float32)[self.generator.integers(self._space.n)]
         assert isinstance(self._space, gymnasium.spaces.Box)
@@ -41,6 +44,7 @@ class AgentPolicy:
         self.memory: Memory | None = None
 
     def __call__(self, image: np.ndarray, is_first: bool) -> np.ndarray:
+        """The agent's action; remembers the step."""
         device = self.agent.device
         action, self.memory = self.agent.act(
             torch.from_numpy(image)[None].to(device),

@@ -1,4 +1,4 @@
-"""World models and their losses: of videos alone (pre-training) and of a task (fine-tuning). Seo et al. 2022, section 3."""
+"""World models and their losses: of videos (pre-training) and of a task (fine-tuning). Seo et al. 2022, section 3."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def entropy(rssm: RSSM, state: State) -> Tensor:
     if rssm.latent.discrete:
         log_probs = state["logit"].detach().log_softmax(-1)
         return -(log_probs.exp() * log_probs).sum((-2, -1)).mean()
-    return torch.distributions.Normal(state["mean"], state["std"], validate_args=False).entropy().sum(-1).mean().detach()
+    return (
+        torch.distributions.Normal(state["mean"], state["std"], validate_args=False).entropy().sum(-1).mean().detach()
+    )
 
 
 def kl_loss(rssm: RSSM, post: State, prior: State, config: KLConfig) -> tuple[Tensor, Tensor]:
@@ -153,7 +155,7 @@ class WorldModel(nn.Module):
         )
 
     def loss(self, batch: Batch, noise: StackNoise | None = None) -> Loss:
-        """``KL + af_kl_scale·KL_af + NLL(image) + NLL(reward + β·bonus) [+ NLL(discount)]``; updates the bonus' queue."""
+        """``KL + af_kl_scale·KL_af + NLL(image) + NLL(reward + β·bonus) [+ NLL(discount)]``; updates the queue."""
         states = self.observe(batch, noise)
         post, prior = states["post"], states["prior"]
         feat = self.rssm.feat(post)

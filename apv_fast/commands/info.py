@@ -22,10 +22,14 @@ def info(config: InfoConfig) -> None:
 def report() -> str:
     """A fact a line."""
     lines = [f"apv-fast {apv_fast.__version__}", f"Python {platform.python_version()} on {platform.platform()}"]
-    lines.append(f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU {torch.backends.cpu.get_cpu_capability()}")
+    lines.append(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU {torch.backends.cpu.get_cpu_capability()}"
+    )
     lines += [f"{name} {_version(name)}" for name in _PACKAGES]
     lines += [f"GPU {index}: {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
-    lines += [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(("APV_FAST_", "MUJOCO_GL"))]
+    lines += [
+        f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(("APV_FAST_", "MUJOCO_GL"))
+    ]
     lines += [f"backend {backend}" for backend in apv_fast.backends().values()]
     return "\n".join(lines)
 

@@ -32,9 +32,7 @@ def video(config: VideoConfig) -> Path:
     return out
 
 
-def _load(
-    run: RunDirectory, device: torch.device
-) -> tuple[VideoModel | WorldModel, int, tuple[Path, ...], int]:
+def _load(run: RunDirectory, device: torch.device) -> tuple[VideoModel | WorldModel, int, tuple[Path, ...], int]:
     """Model, chunk length, folders of episodes and step of a run."""
     if "env" in run.config():
         agent, config, step = load_agent(run.path, device)

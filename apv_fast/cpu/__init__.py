@@ -1,11 +1,12 @@
 """Ops in C++ for the CPU (``csrc/``), on the fastest instruction set that the machine has.
 
-``APV_FAST_CPU_ISA`` = scalar | avx2 | avx512 picks another one. Limits: 64-bit Linux and macOS; tensors on the CPU.
+``APV_FAST_CPU_ISA`` = scalar | avx2 | avx512 picks another one. Limits: Linux and GCC or Clang; tensors on the CPU.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 
 # Before _C: both link OpenMP's libgomp.so.1, and the copy that is loaded first (torch brings its own) serves both. A
 # second one would bring a second set of threads.
@@ -40,13 +41,15 @@ def isa() -> str:
 
 
 def probe() -> Status:
-    """Whether the C++ extension is there and which instruction set it uses. Never raises."""
+    """Whether the C++ extension is there, else a warning, and which instruction set it uses. Never raises."""
     if _import_error is not None:
-        return Status(
-            False,
+        reason = (
             f"the C++ extension is not built ({_import_error}): install a C++17 compiler and Python's headers (Debian: "
-            "build-essential python3-dev), then `pip install` apv-fast again",
+            "build-essential python3-dev), then `pip install` apv-fast again"
         )
+        # pip hides what the build printed. The table asks once in a process.
+        warnings.warn(f"apv-fast runs on the reference engine (plain PyTorch) on the CPU: {reason}", stacklevel=2)
+        return Status(False, reason)
     try:
         name = isa()
     except ValueError as error:

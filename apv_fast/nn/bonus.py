@@ -66,7 +66,12 @@ class VideoBonus(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (("queue_size", queue_size), ("projection_dim", projection_dim), ("k", k), ("window", window)):
+        for name, value in (
+            ("queue_size", queue_size),
+            ("projection_dim", projection_dim),
+            ("k", k),
+            ("window", window),
+        ):
             if value < 1:
                 raise ValueError(f"VideoBonus: {name} is {value}; it must be at least 1")
         if reduce not in ("mean", "kth"):

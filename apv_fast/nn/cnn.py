@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ def normalize(image: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Four convolutions, kernel 4, stride 2, channels ``depth``·(1, 2, 4, 8), ELU; ``[..., 64, 64, ch] → [..., 32·depth]``.
+    """Four convolutions, kernel 4, stride 2, ``depth``·(1, 2, 4, 8) channels, ELU: ``[..., 64, 64, ch] → [..., 32·depth]``.
 
     Args:
         depth: channels of the first convolution.
@@ -28,7 +30,7 @@ class Encoder(nn.Module):
     def __init__(self, depth: int = 48, *, channels: int = 3, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = itertools.pairwise(widths)
         self.convs = nn.ModuleList(nn.Conv2d(before, after, 4, stride=2) for before, after in pairs)
         self.embed_dim, self.channels, self.dtype = 32 * depth, channels, dtype
         keras_init(self)

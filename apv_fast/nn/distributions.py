@@ -19,7 +19,7 @@ def normal_log_prob(x: Tensor, mean: Tensor) -> Tensor:
 
 
 class TruncatedNormal:
-    """Independent normals truncated to [−1, 1], ``[..., A]``; entropy and log-probability are those of the truncated ones."""
+    """Independent normals truncated to [−1, 1], ``[..., A]``."""
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         self.loc, self.scale = loc, scale
@@ -33,7 +33,7 @@ class TruncatedNormal:
         return self.loc.clamp(-1, 1)
 
     def rsample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Samples by inverse CDF of uniforms ``noise [..., A]``; differentiable, clipped with a straight-through gradient."""
+        """Samples by inverse CDF of uniforms ``noise [..., A]``; clipped with a straight-through gradient."""
         if noise is None:
             noise = torch.empty_like(self.loc).uniform_(generator=generator)
         limits = torch.finfo(self.loc.dtype)
@@ -77,7 +77,7 @@ class OneHot:
         return onehot_straight_through(self.logit, noise)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Log-probability of one-hot ``action [..., A]``, which gets no gradient (as in TensorFlow Probability); ``[...]``."""
+        """Log-probability ``[...]`` of one-hot ``action [..., A]``; no gradient for it, as in TensorFlow Probability."""
         return (action.detach() * self.logit.log_softmax(-1)).sum(-1)
 
     def entropy(self) -> Tensor:

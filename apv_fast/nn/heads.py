@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import torch
@@ -18,12 +19,11 @@ class Trunk(nn.Module):
     def __init__(self, feat_dim: int, layers: int, units: int, dtype: torch.dtype) -> None:
         super().__init__()
         widths = [feat_dim] + [units] * layers
-        self.layers = nn.ModuleList(
-            nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features of the last layer."""
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             x = F.elu(dense(layer, x, self.dtype))
@@ -70,9 +70,7 @@ class MLPHead(nn.Module):
 class Critic(MLPHead):
     """The value of a state: N(out, 1)."""
 
-    def __init__(
-        self, feat_dim: int, *, layers: int = 4, units: int = 400, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, feat_dim: int, *, layers: int = 4, units: int = 400, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(feat_dim, layers=layers, units=units, dist="normal", dtype=dtype)
 
 

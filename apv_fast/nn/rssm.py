@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -200,10 +198,8 @@ class RSSM(nn.Module):
         """``(loss, value [B, T])``, see :func:`apv_fast.ops.kl_balance`."""
         statistics = [state[name] for state in (post, prior) for name in self.latent.statistics]
         op = ops.kl_balance if self.latent.discrete else ops.kl_balance_normal
-        result = op(
-            *statistics, balance=balance, free=free, free_avg=free_avg, forward=forward, backend=self.backend
-        )
-        return cast(tuple[Tensor, Tensor], result)
+        result = op(*statistics, balance=balance, free=free, free_avg=free_avg, forward=forward, backend=self.backend)
+        return result
 
     def _action(self, action: Tensor | None) -> Tensor | None:
         """The action, or None for an action-free model."""

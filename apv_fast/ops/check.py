@@ -41,7 +41,9 @@ class Arguments:
                 f"{self.op}: {name} has shape {tuple(x.shape)}; it must be [{', '.join(names)}]{with_sizes}"
             )
         if self.device is not None and x.device != self.device:
-            raise ValueError(f"{self.op}: {name} is on {x.device}; it must be on {self.device} like the other arguments")
+            raise ValueError(
+                f"{self.op}: {name} is on {x.device}; it must be on {self.device} like the other arguments"
+            )
         self.device = x.device
         self.sizes.update(zip(names, x.shape, strict=True))
 

@@ -77,7 +77,7 @@ def kl_balance(
         backend: see :mod:`apv_fast.backend`.
 
     Returns:
-        ``(loss, value)``: a differentiable scalar and the divergence of every step ``[B, T]`` in nats, without gradient.
+        ``(loss, value)``: a differentiable scalar, and the divergence of every step ``[B, T]`` in nats, detached.
 
     Raises:
         TypeError: an argument is no floating tensor, or their dtypes differ.

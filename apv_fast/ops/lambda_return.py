@@ -11,7 +11,8 @@ from apv_fast.ops.library import define
 
 
 @define(
-    "lambda_return(Tensor reward, Tensor value, Tensor discount, Tensor bootstrap, float lambda_, str backend) -> Tensor"
+    "lambda_return(Tensor reward, Tensor value, Tensor discount, Tensor bootstrap, float lambda_, "
+    "str backend) -> Tensor"
 )
 def _lambda_return(
     reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float, backend: str
@@ -29,7 +30,9 @@ def lambda_return(
     lambda_: float = 0.95,
     backend: str | None = None,
 ) -> Tensor:
-    """``G_t = r_t + γ_t((1 − λ)v_{t+1} + λG_{t+1})`` with ``v_H = G_H = bootstrap``; imagined sequences are horizon-first.
+    """``G_t = r_t + γ_t((1 − λ)v_{t+1} + λG_{t+1})`` with ``v_H = G_H = bootstrap``.
+
+    Imagined sequences are horizon-first.
 
     Args:
         reward: ``[H, N]``, H ≥ 1, any floating dtype; sums are in float32 at least.

@@ -3,7 +3,7 @@
 States are dictionaries with DreamerV2's keys: ``deter [..., D]``; ``stoch [..., S, C]`` and ``logit [..., S, C]`` for
 categorical latents; ``stoch``, ``mean`` and ``std``, all ``[..., S]``, for Gaussian ones.
 
-Noise is ``[B, T, S, C]`` Gumbel noise (``stoch = onehot(argmax(logit + noise))``) or ``[B, T, S]`` standard normal noise
+Noise is Gumbel ``[B, T, S, C]`` (``stoch = onehot(argmax(logit + noise))``) or standard normal ``[B, T, S]``
 (``stoch = mean + std·noise``). One tensor fixes the samples of posterior and prior alike; a pair fixes them apart.
 """
 
@@ -50,8 +50,8 @@ def _rssm_observe(
     action: Tensor | None,
     deter: Tensor,
     stoch: Tensor,
-    S: int,  # noqa: N803 - the field's names
-    C: int,  # noqa: N803
+    S: int,
+    C: int,
     min_std: float,
     post_noise: Tensor | None,
     prior_noise: Tensor | None,
@@ -74,8 +74,8 @@ def _rssm_imagine(
     deter: Tensor,
     stoch: Tensor,
     horizon: int,
-    S: int,  # noqa: N803
-    C: int,  # noqa: N803
+    S: int,
+    C: int,
     min_std: float,
     noise: Tensor | None,
     backend: str,
@@ -97,8 +97,8 @@ def _rssm_step(
     action: Tensor | None,
     embed: Tensor | None,
     is_first: Tensor | None,
-    S: int,  # noqa: N803
-    C: int,  # noqa: N803
+    S: int,
+    C: int,
     min_std: float,
     post_noise: Tensor | None,
     prior_noise: Tensor | None,
@@ -127,11 +127,11 @@ def _stacked_observe(
     af_stoch: Tensor,
     deter: Tensor,
     stoch: Tensor,
-    af_S: int,  # noqa: N803
-    af_C: int,  # noqa: N803
+    af_S: int,
+    af_C: int,
     af_min_std: float,
-    S: int,  # noqa: N803
-    C: int,  # noqa: N803
+    S: int,
+    C: int,
     min_std: float,
     af_post_noise: Tensor | None,
     af_prior_noise: Tensor | None,

@@ -1,4 +1,4 @@
-"""KL divergence between posterior and prior with balancing and free nats (DreamerV2, Hafner et al. 2021, algorithm 2)."""
+"""KL divergence between posterior and prior with balancing and free nats (Hafner et al. 2021, algorithm 2)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _balance(
 def kl_balance(
     post_logit: Tensor, prior_logit: Tensor, balance: float, free: float, free_avg: bool, forward: bool
 ) -> tuple[Tensor, Tensor]:
-    """The loss (scalar) and, for logging, the divergence per step ``[B, T]`` of categorical latents ``[B, T, S, C]``."""
+    """The loss (scalar) and, for logging, the divergence ``[B, T]`` of categorical latents ``[B, T, S, C]``."""
     return _balance(kl_categorical, (post_logit,), (prior_logit,), balance, free, free_avg, forward)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
-    """``G_t = r_t + γ_t((1 − λ)v_{t+1} + λG_{t+1})``, both ending in ``bootstrap [N]``; all else, and the result, ``[H, N]``."""
+    """``G_t = r_t + γ_t((1 − λ)v_{t+1} + λG_{t+1})``, ending in ``bootstrap [N]``; all else ``[H, N]``."""
     dtype = torch.promote_types(reward.dtype, torch.float32)
     following = torch.cat([value[1:], bootstrap[None]]).to(dtype)
     target = reward.to(dtype) + discount.to(dtype) * (1 - lambda_) * following

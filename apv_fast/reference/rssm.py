@@ -1,7 +1,7 @@
 """The recurrent state-space model, one step at a time (Hafner et al. 2019; APV's variant: Seo et al. 2022, section 3).
 
 Shapes: B batch, T time, S variables, C classes each (C = 0: Gaussian latents), D deter, H hidden, E embedding.
-Dense layers run in the dtype of the weights; LayerNorm, gates, softmax and states in float32 (float64 for float64 weights).
+Dense layers run in the dtype of the weights; LayerNorm, gates, softmax and states in float32, or float64 if they are.
 """
 
 from __future__ import annotations
