@@ -86,8 +86,8 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         default = dataclasses.replace(default, **dict.fromkeys(command.required, tyro.MISSING))
     config = _tyro(name, command, default, rest)
     if isinstance(config, configs.FinetuneConfig) and not config.resume and "--stacked" not in rest:
-        if config.pretrained is None and not config.bonus:  # plain DreamerV2 has no use for a second RSSM
-            config = dataclasses.replace(config, stacked=False)
+        # From scratch and with no bonus there is nothing that an action-free RSSM would do: plain DreamerV2.
+        config = dataclasses.replace(config, stacked=config.stacked and (config.pretrained is not None or config.bonus))
     return config
 
 

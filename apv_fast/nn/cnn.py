@@ -19,7 +19,7 @@ def normalize(image: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Four convolutions, kernel 4, stride 2, ``depth``·(1, 2, 4, 8) channels, ELU: ``[..., 64, 64, ch] → [..., 32·depth]``.
+    """Four convolutions, kernel 4, stride 2, ``depth``·(1, 2, 4, 8) channels, ELU; images to ``[..., 32·depth]``.
 
     Args:
         depth: channels of the first convolution.

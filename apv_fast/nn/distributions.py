@@ -77,7 +77,7 @@ class OneHot:
         return onehot_straight_through(self.logit, noise)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Log-probability ``[...]`` of one-hot ``action [..., A]``; no gradient for it, as in TensorFlow Probability."""
+        """Log-probability ``[...]`` of one-hot ``action [..., A]``; none of its gradient goes to the action."""
         return (action.detach() * self.logit.log_softmax(-1)).sum(-1)
 
     def entropy(self) -> Tensor:
