@@ -174,7 +174,12 @@ def resolve(op: str, tensor: torch.Tensor, backend: str | None = None) -> Callab
     name = requested(backend)
     if name == "auto":
         order = AUTO_ORDER.get(tensor.device.type, ("reference",))
-        name = next(candidate for candidate in order if _obstacle(op, candidate, tensor) is None)
+        obstacles = {candidate: _obstacle(op, candidate, tensor) for candidate in order}
+        able = next((candidate for candidate in order if obstacles[candidate] is None), None)
+        if able is None:
+            reasons = "; ".join(f"{candidate!r}: {why}" for candidate, why in obstacles.items())
+            raise BackendError(f"no backend can run {op}: {reasons}")
+        name = able
     elif obstacle := _obstacle(op, name, tensor):
         raise BackendError(f"backend {name!r} cannot run {op}: {obstacle}; backend='auto' picks one that can")
     return _implementation(op, name)

@@ -15,7 +15,7 @@ from apv_fast.agent.behavior import Behavior
 from apv_fast.agent.world_model import Batch, Metrics, VideoModel, WorldModel
 from apv_fast.config import FinetuneConfig, OptimizerConfig, PretrainConfig
 from apv_fast.optim import KerasAdam
-from apv_fast.run import load_into
+from apv_fast.run import CheckpointError, load_into
 from apv_fast.structure import State
 
 
@@ -96,6 +96,8 @@ class Agent:
         parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "rssm": {}, "decoder": {}}
         for name, weight in state["model"].items():
             part, _, rest = name.partition(".")
+            if part not in parts:
+                raise CheckpointError(source, f"model.{name}", "is not part of a pre-trained model")
             parts[part][rest] = weight
         load_into(self.model.encoder, parts["encoder"], source=source, field="model.encoder")
         load_into(self.model.decoder, parts["decoder"], source=source, field="model.decoder")

@@ -39,8 +39,11 @@ class Encoder(nn.Module):
         """Embed images: uint8, or float as :func:`normalize` gives; flattened in the order height, width, channel.
 
         Raises:
+            TypeError: they are neither uint8 nor floating.
             ValueError: the images do not have the shape ``[..., 64, 64, channels]``.
         """
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise TypeError(f"Encoder: image has dtype {image.dtype}; it must be torch.uint8 or floating")
         expected = (IMAGE_SIZE, IMAGE_SIZE, self.channels)
         if tuple(image.shape[-3:]) != expected:
             raise ValueError(f"Encoder: image has shape {tuple(image.shape)}; it must end in {expected}")

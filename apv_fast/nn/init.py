@@ -17,5 +17,11 @@ def keras_init(module: nn.Module) -> None:
 
 
 def dense(layer: nn.Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``layer(x)`` with the product in ``dtype``; the weights stay in their own."""
+    """``layer(x)`` with the product in ``dtype``; the weights stay in their own.
+
+    Raises:
+        ValueError: the last size of ``x`` is not what the layer takes.
+    """
+    if x.shape[-1] != layer.in_features:
+        raise ValueError(f"the features have shape {tuple(x.shape)}; their last size must be {layer.in_features}")
     return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))

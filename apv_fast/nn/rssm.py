@@ -219,10 +219,17 @@ class StackedRSSM(nn.Module):
         action_free: sees the observations' embedding.
         action_conditional: sees the features, with ``concat_embed`` the embedding and then the features.
         concat_embed: see above.
+
+    Raises:
+        ValueError: ``action_free`` takes actions, ``action_conditional`` takes none or another embedding.
     """
 
     def __init__(self, action_free: RSSM, action_conditional: RSSM, *, concat_embed: bool = False) -> None:
         super().__init__()
+        if action_free.action_dim != 0:
+            raise ValueError(f"StackedRSSM: action_free has action_dim {action_free.action_dim}; it must be 0")
+        if action_conditional.action_dim == 0:
+            raise ValueError("StackedRSSM: action_conditional has action_dim 0; it must be at least 1")
         width = action_free.feat_dim + concat_embed * action_free.embed_dim
         if action_conditional.embed_dim != width:
             raise ValueError(
@@ -246,12 +253,14 @@ class StackedRSSM(nn.Module):
         generator: torch.Generator | None = None,
     ) -> dict[str, State]:
         """Filter with both: "af_post", "af_prior", "post", "prior"; see :func:`apv_fast.ops.stacked_observe`."""
+        checked = self.action_conditional._action(action)
+        assert checked is not None  # the constructor sees to it
         return ops.stacked_observe(
             self.action_free.params(),
             self.action_conditional.params(),
             embed,
             is_first,
-            action,
+            checked,
             af_state,
             state,
             af_latent=self.action_free.latent,

@@ -451,12 +451,14 @@ def stacked_observe(
     lower.require(length > 0, "embed has no steps; T must be at least 1")
     lower.tensor("is_first", is_first, "B T", torch.bool)
     upper = Arguments("stacked_observe: action-conditional model", B=batch, T=length)
+    upper.device = lower.device
     _check_params(upper, params, latent)
     width = af_latent.stoch * (af_latent.discrete or 1) + lower.sizes["D"] + concat_embed * lower.sizes["E"]
     upper.require(
         upper.sizes["E"] == width,
         f"params.obs_out_weight takes an embedding of {upper.sizes['E']}; the action-free model gives {width}",
     )
+    upper.require(action is not None, "action is None; it must be [B, T, A]")
     _check_action(upper, action, "B T A")
     af_state = _check_state(lower, af_params, af_state, af_latent, batch)
     state = _check_state(upper, params, state, latent, batch)
