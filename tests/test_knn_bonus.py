@@ -127,6 +127,14 @@ def test_definition(backend: str, dtype: torch.dtype, data: str) -> None:
             check(*problem(data, q, n, d, dtype), k, reduce, backend)
 
 
+def test_long_sums(cpu: str) -> None:
+    # One chain of 16384 float32 additions, as PyTorch has it, is off by 1e-6.
+    query, keys = inputs("normal", 50, 60, 16384, torch.float32)
+    expected = torch.from_numpy(sorted_distances(query, keys)[:, 15].astype(np.float64))
+    error = knn_bonus(query, keys, k=16, reduce="kth", backend=cpu).double() / expected - 1
+    assert error.square().mean().sqrt() < 4e-7
+
+
 def transposed(x: Tensor) -> Tensor:
     return x.T.contiguous().T
 
