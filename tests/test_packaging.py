@@ -68,7 +68,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_from_sdist_without_compiler(environment: Environment, source: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", environment.folder, source]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", environment.folder, source]
     subprocess.run(pip, check=True, env={**os.environ, "APV_FAST_REQUIRE_EXT": "1"})
     (wheel,) = environment.folder.glob("*.whl")
     hidden = {**NO_COMPILER, "PATH": str(environment.folder / "venv/bin")}
