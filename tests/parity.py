@@ -2,7 +2,8 @@
 
 One line a file with the worst relative error ``‖ours − official‖ / ‖official‖`` of values and of gradients; exits
 non-zero if one is beyond tolerance (1e-5 and 1e-4) or a file was not compared. DIR holds files in the format of
-``tests/golden/README.md``, of any sizes; what a file is shows in the names of its tensors, not in its own name.
+``tests/golden/README.md``, of any sizes; what a file is shows in the names of its tensors, not in its own name. In
+``official_checkpoint/`` and ``official_episodes/`` it may hold files that the official implementation wrote.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ import torch
 from torch import Tensor
 
 import apv_fast
-from tests import parity_cases, parity_losses
+from tests import official_files, parity_cases, parity_losses
 
+CHECKPOINT, EPISODES = "official_checkpoint", "official_episodes"
 TOLERANCE = {"value": 1e-5, "gradient": 1e-4}
 
 Golden = dict[str, np.ndarray]
 Comparison = tuple[str, str, Any, Any]  # "value" or "gradient", name, ours, official
 
 # What a file is, by a tensor that only its kind has; the first that fits counts.
-KINDS: tuple[tuple[str, Callable[[Golden, dict[str, Any]], Iterator[Comparison]]], ...] = (
+KINDS: tuple[tuple[str, Callable[[Golden, dict[str, Any]], Iterable[Comparison]]], ...] = (
     ("step0.loss", parity_losses.finetune),
     ("start.deter", parity_losses.behavior),
     ("metric.image_loss", parity_losses.pretrain),
@@ -74,19 +76,39 @@ def relative_error(ours: Any, official: Any) -> float:
     return difference / size if difference == difference else float("inf")
 
 
+def _read(path: Path) -> tuple[Golden, dict[str, Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        golden = {name: file[name] for name in file.files}
+    return golden, json.loads(str(golden.pop("meta", "{}")))
+
+
+def _golden_file(path: Path) -> Iterable[Comparison]:
+    golden, meta = _read(path)
+    for key, case in KINDS:
+        if key in golden:
+            return case(golden, meta)
+    raise ValueError("its tensors fit no known kind of golden file")
+
+
+def _checkpoint(folder: Path) -> Iterable[Comparison]:
+    """The weights that the official code saved give the loss of the pre-training file beside them."""
+    for path in sorted(folder.parent.glob("*.npz")):
+        golden, meta = _read(path)
+        if "metric.image_loss" in golden:
+            return parity_losses.pretrain(golden | official_files.read_checkpoint(folder), meta)
+    raise ValueError("there is no pre-training file beside it to compare it with")
+
+
 def compare(path: Path, backend: str = "auto") -> Report:
-    """Compare one file; what goes wrong is in the report."""
+    """Compare one golden file, one checkpoint folder or one official episode; what goes wrong is in the report."""
     report = Report(path, {})
+    reader = _checkpoint if path.is_dir() else _golden_file
+    if path.parent.name == EPISODES:
+        reader = official_files.compare_episode
     try:
-        with np.load(path, allow_pickle=False) as file:
-            golden = {name: file[name] for name in file.files}
-        meta = json.loads(str(golden.pop("meta", "{}")))
-        case = next((case for key, case in KINDS if key in golden), None)
-        if case is None:
-            raise ValueError("its tensors fit no known kind of golden file")
         torch.manual_seed(0)
         with apv_fast.use_backend(backend):
-            for kind, name, ours, official in case(golden, meta):
+            for kind, name, ours, official in reader(path):
                 report.compared += 1
                 error = relative_error(ours, official)
                 if error >= report.worst.get(kind, (-1.0, ""))[0]:
@@ -98,12 +120,19 @@ def compare(path: Path, backend: str = "auto") -> Report:
     return report
 
 
+def golden_paths(directory: Path) -> list[Path]:
+    """Everything in a folder that is to be compared."""
+    checkpoint = directory / CHECKPOINT
+    paths = sorted(directory.glob("*.npz")) + sorted((directory / EPISODES).glob("*.npz"))
+    return [*paths, checkpoint] if checkpoint.is_dir() else paths
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.partition("\n")[0])
     parser.add_argument("directory", type=Path, help="folder of golden .npz files")
     parser.add_argument("--backend", default="auto", help="auto, reference, cpu, triton or cuda")
     arguments = parser.parse_args()
-    paths = sorted(arguments.directory.glob("*.npz"))
+    paths = golden_paths(arguments.directory)
     if not paths:
         print(f"{arguments.directory} has no .npz files", file=sys.stderr)
         return 1
