@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import tyro
 from apv_fast import config as configs
 from apv_fast.backend import BackendError
 from apv_fast.data import DiskError, EpisodeError
-from apv_fast.run import CheckpointError, RunError
+from apv_fast.run import CheckpointError, RunDirectory, RunError
 
 DEFAULT_PRESET = "dmc"
 
@@ -99,10 +99,8 @@ def _saved(command: Command, arguments: Sequence[str]) -> Any:
     chosen, _ = early.parse_known_args(arguments)
     if not chosen.resume or chosen.out is None:
         return None
-    path = chosen.out / "config.json"
-    if not path.is_file():
-        raise RunError(f"{chosen.out} is not a run directory: it has no config.json, so there is nothing to resume")
-    return configs.from_dict(command.config, json.loads(path.read_text()), path)
+    run = RunDirectory.open(chosen.out)
+    return configs.from_dict(command.config, run.config(), run.config_file)
 
 
 def _tyro(name: str, command: Command, default: Any, arguments: Sequence[str]) -> Any:
@@ -130,14 +128,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"apv-fast: unknown command {name!r}; the commands are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    try:
-        result = run(name, parse(name, rest))
-    except USER_ERRORS as error:
-        print(f"apv-fast {name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"apv-fast {name}: interrupted", file=sys.stderr)
-        return 130
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"apv-fast {name}: warning: {message}", file=sys.stderr)
+        try:
+            result = run(name, parse(name, rest))
+        except USER_ERRORS as error:
+            print(f"apv-fast {name}: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt as interrupt:
+            print(f"apv-fast {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+            return 130
     return result if isinstance(result, int) else 0
 
 
