@@ -416,14 +416,27 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], source: Path) -> Co
     """The configuration that :func:`to_dict` made ``values`` of; ``source`` is where they come from.
 
     Raises:
-        ConfigError: a field is missing or has a wrong value; names ``source`` and the field.
+        ConfigError: a field is missing, unknown or has a wrong value; names ``source`` and the field.
     """
     try:
-        return TypeAdapter(kind).validate_python(dict(values))
+        config = TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{source}: {name}: {first['msg']} (is {first['input']!r:.80})") from error
+    if unknown := _unknown(values, to_dict(config)):
+        raise ConfigError(f"{source}: {unknown}: is not a setting of this version; did a newer one write the file?")
+    return config
+
+
+def _unknown(values: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> str:
+    """The first field of ``values``, at any depth, that ``known`` does not have; empty if there is none."""
+    for name, value in values.items():
+        if name not in known:
+            return prefix + name
+        if isinstance(value, Mapping) and (inner := _unknown(value, known[name], f"{prefix}{name}.")):
+            return inner
+    return ""
 
 
 def check(config: PretrainConfig | FinetuneConfig) -> None:
@@ -432,17 +445,22 @@ def check(config: PretrainConfig | FinetuneConfig) -> None:
     Raises:
         ConfigError: they do not; names the field.
     """
-    for name in ("steps", "batch", "length", "capacity", "log_every", "video_every", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    _at_least(1, config, "steps", "batch", "length", "capacity", "log_every", "video_every", "checkpoint_every")
+    _at_least(1, config.model, "deter", "hidden", "stoch", "cnn_depth", prefix="model.")
+    _at_least(0, config.model, "discrete", "action_pad", prefix="model.")
     if isinstance(config, PretrainConfig):
         return
-    for name in ("train_every", "eval_every", "eval_episodes"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    _at_least(1, config, "train_every", "eval_every", "eval_episodes")
+    _at_least(0, config, "prefill", "first_updates", "freeze_updates")
+    _at_least(1, config.behavior, "layers", "units", "slow_every", prefix="behavior.")
     if config.bonus and config.length < config.video_bonus.window:
         raise ConfigError(
             f"length is {config.length}; it must be at least video_bonus.window = {config.video_bonus.window}"
         )
-    if config.behavior.horizon < 2:
-        raise ConfigError(f"behavior.horizon is {config.behavior.horizon}; it must be at least 2")
+    _at_least(2, config.behavior, "horizon", prefix="behavior.")
+
+
+def _at_least(least: int, config: object, *names: str, prefix: str = "") -> None:
+    for name in names:
+        if (value := getattr(config, name)) < least:
+            raise ConfigError(f"{prefix}{name} is {value}; it must be at least {least}")
