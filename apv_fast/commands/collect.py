@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import torch
 
-from apv_fast.agent.episode import AgentPolicy, Policy, RandomPolicy, episode_scores, episode_seed, play
+from apv_fast.agent import Agent
+from apv_fast.agent.episode import (
+    AgentPolicy,
+    Policy,
+    RandomPolicy,
+    action_size,
+    episode_scores,
+    episode_seed,
+    play,
+)
 from apv_fast.commands.common import computing, make_env
 from apv_fast.commands.evaluate import load_agent
 from apv_fast.config import CollectConfig, ConfigError, to_dict
 from apv_fast.data import atomic_file, write_episode
+from apv_fast.data.atomic import TEMPORARY_SUFFIX
 from apv_fast.data.episodes import stack_transitions
 from apv_fast.run import Progress, stop_on_signal
 
@@ -25,29 +36,46 @@ def collect(config: CollectConfig) -> Path:
     """Write episodes until there are ``config.episodes``; returns the folder with them.
 
     The i-th episode is the same whenever it is made, so an interrupted collection goes on where it stopped.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; finished episodes are there.
     """
     folder = config.out / "train_episodes"
-    _describe(config)
-    with computing(config.seed, config.device, config.backend) as device:
-        env = make_env(config.env, config.world, config.seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        done = len(list(folder.glob("*.npz")))
+    with (
+        computing(config.seed, config.device, config.backend) as device,
+        closing(make_env(config.env, config.world, config.seed)) as env,
+    ):
+        agent = None if config.policy == "random" else _load_policy(config, env, device)
+        _describe(config)
+        folder.mkdir(exist_ok=True)
+        done = index = len(list(folder.glob("*.npz")))
         with stop_on_signal() as stop, Progress("collect", config.episodes, start=done, unit="episode") as progress:
-            for index in range(done, config.episodes):
+            while index < config.episodes and not stop.requested:
                 seed = episode_seed(config.seed, "collect", index)
-                rows = list(play(env, _policy(config, env, seed, device), seed))
+                rows = list(play(env, _policy(agent, env, seed, device), seed))
                 write_episode(folder, stack_transitions(rows))
-                progress.update(index + 1, f"return {episode_scores(rows)['return']:.1f}")
-                if stop.requested:
-                    break
-        env.close()
+                index += 1
+                progress.update(index, f"return {episode_scores(rows)['return']:.1f}")
+    if index < config.episodes:
+        raise KeyboardInterrupt(f"stopped at {index} of {config.episodes} episodes; the same command goes on")
     return folder
 
 
-def _policy(config: CollectConfig, env: gymnasium.Env[Any, Any], seed: int, device: torch.device) -> Policy:
-    if config.policy == "random":
+def _load_policy(config: CollectConfig, env: gymnasium.Env[Any, Any], device: torch.device) -> Agent:
+    agent, trained, _ = load_agent(Path(config.policy), device)
+    size, _ = action_size(env.action_space)
+    trained_size = agent.model.rssm.action_dim
+    if size != trained_size:
+        raise ConfigError(
+            f"policy: {config.policy} was trained in {trained.env} with {trained_size} actions, "
+            f"but {config.env} takes {size}"
+        )
+    return agent
+
+
+def _policy(agent: Agent | None, env: gymnasium.Env[Any, Any], seed: int, device: torch.device) -> Policy:
+    if agent is None:
         return RandomPolicy(env.action_space, seed)
-    agent = load_agent(Path(config.policy), device)[0]
     return AgentPolicy(agent, explore=True, generator=torch.Generator(device).manual_seed(seed))
 
 
@@ -63,6 +91,8 @@ def _describe(config: CollectConfig) -> None:
                     f"{path}: {name} is {before.get(name)!r} there and {values[name]!r} now; choose another --out"
                 )
         return
+    if config.out.exists() and any(not one.name.endswith(TEMPORARY_SUFFIX) for one in config.out.iterdir()):
+        raise ConfigError(f"out: {config.out} is not empty and was not made by apv-fast collect; choose another --out")
     config.out.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write((json.dumps(values, indent=2) + "\n").encode())
