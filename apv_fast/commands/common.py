@@ -1,19 +1,20 @@
-"""What the commands share: device and seed, a run's beginning, its environment, means of metrics."""
+"""What the commands share: device and seed, a run's beginning and end, its environment, means of metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apv_fast import envs
 from apv_fast.agent.world_model import Batch, Metrics
-from apv_fast.backend import use_backend
-from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, WorldConfig, check, to_dict
+from apv_fast.backend import requested, resolve, use_backend
+from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, WorldConfig, to_dict
 from apv_fast.run import RunDirectory, RunError, load_latest
 
 # What may differ when a run is resumed; everything else decides what is learnt.
@@ -39,20 +40,67 @@ def pick_device(name: str) -> torch.device:
 @contextmanager
 def computing(seed: int, device: str, backend: str) -> Iterator[torch.device]:
     """Seed torch, select the backend, and give the device."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed}; it must be in [0, 2**32)")
     torch.manual_seed(seed)
-    with use_backend(backend):
+    with use_backend(requested(backend)):
         yield pick_device(device)
 
 
-def begin(config: PretrainConfig | FinetuneConfig) -> RunDirectory:
-    """The run directory of a new run, or of the one that is resumed."""
-    check(config)
+@contextmanager
+def user_settings() -> Iterator[None]:
+    """Inside, a plain ValueError is about what the user chose; it becomes a ConfigError, which has no traceback."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise ConfigError(str(error)) from error
+
+
+def begin(config: PretrainConfig | FinetuneConfig, model: nn.Module, what: str) -> RunDirectory:
+    """The run directory of a new run, or of the one that is resumed; says what will be done.
+
+    Call it when all else that can be wrong has been checked: a new run's directory cannot be used for another.
+
+    Raises:
+        RunError: the directory has something in it, or, to resume, no run or one of other settings.
+        BackendError: the backend cannot run what ``model`` needs.
+    """
+    device = next(model.parameters()).device
+    for op in _needed_ops(config):
+        resolve(op, torch.empty(0, device=device), config.backend)
     values = to_dict(config)
-    if not config.resume:
-        return RunDirectory.create(config.out, values)
-    run = RunDirectory.open(config.out, writer=True)
-    run.check_config(values, may_change=MAY_CHANGE)
+    if config.resume:
+        run = RunDirectory.open(config.out, writer=True)
+        run.check_config(values, may_change=MAY_CHANGE)
+    else:
+        run = RunDirectory.create(config.out, values)
+    weights = sum(p.numel() for p in model.parameters()) / 1e6
+    print(
+        f"{what}, batches of {config.batch} × {config.length} steps, {weights:.3g} million weights, "
+        f"on {device}, backend {requested(config.backend)}, into {run.path}",
+        file=sys.stderr,
+    )
     return run
+
+
+def _needed_ops(config: PretrainConfig | FinetuneConfig) -> list[str]:
+    ops = ["rssm_observe", "rssm_imagine", "kl_balance" if config.model.discrete else "kl_balance_normal"]
+    if isinstance(config, FinetuneConfig):
+        ops += ["rssm_step", "lambda_return"]
+        ops += ["stacked_observe"] * config.stacked + ["knn_bonus"] * config.bonus
+    return ops
+
+
+def going_on(step: int, total: int) -> None:
+    """Say where a resumed run stands."""
+    print(f"going on at {step} of {total}" if step < total else f"all {total} are done already", file=sys.stderr)
+
+
+def stopped(run: RunDirectory, command: str, done: int, total: int) -> KeyboardInterrupt:
+    """What to raise when a run was interrupted and has saved what it did."""
+    return KeyboardInterrupt(f"stopped at {done} of {total}; go on with: apv-fast {command} --resume --out {run.path}")
 
 
 def checkpoint_of(run: RunDirectory, device: torch.device) -> tuple[Any, int, dict[str, Any]]:
@@ -70,14 +118,15 @@ def checkpoint_of(run: RunDirectory, device: torch.device) -> tuple[Any, int, di
 def make_env(env_id: str, world: WorldConfig, seed: int) -> gymnasium.Env[Any, Any]:
     """The environment as configured."""
     camera = int(world.camera) if world.camera is not None and world.camera.isdigit() else world.camera
-    return envs.make(
-        env_id,
-        seed=seed,
-        action_repeat=world.action_repeat,
-        time_limit=world.time_limit,
-        camera=camera,
-        quality=world.quality,
-    )
+    with user_settings():
+        return envs.make(
+            env_id,
+            seed=seed,
+            action_repeat=world.action_repeat,
+            time_limit=world.time_limit,
+            camera=camera,
+            quality=world.quality,
+        )
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device) -> Batch:
@@ -103,3 +152,11 @@ class MeanMetrics:
         means = {name: float(value) / self._count for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since."""
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put it back."""
+        self._sums, self._count = dict(state["sums"]), state["count"]

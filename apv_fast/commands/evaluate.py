@@ -10,7 +10,7 @@ import torch
 from apv_fast.agent import Agent
 from apv_fast.agent.episode import AgentPolicy, Policy, RandomPolicy, action_size, evaluate, summarize
 from apv_fast.commands.common import checkpoint_of, computing, make_env
-from apv_fast.config import EvaluateConfig, FinetuneConfig, from_dict
+from apv_fast.config import ConfigError, EvaluateConfig, FinetuneConfig, from_dict
 from apv_fast.data import atomic_file
 from apv_fast.run import Progress, RunDirectory, RunError
 
@@ -37,6 +37,8 @@ def load_agent(path: Path, device: torch.device) -> tuple[Agent, FinetuneConfig,
 
 def evaluate_run(config: EvaluateConfig) -> dict[str, float]:
     """Play ``config.episodes`` with the policy and as many with random actions; print and save the scores."""
+    if config.episodes < 1:
+        raise ConfigError(f"episodes is {config.episodes}; it must be at least 1")
     with computing(config.seed, config.device, config.backend) as device:
         agent, trained, step = load_agent(config.run, device)
         policies: dict[str, Policy] = {"eval": AgentPolicy(agent, explore=False)}

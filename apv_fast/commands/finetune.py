@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -23,13 +25,24 @@ from apv_fast.agent.episode import (
     summarize,
 )
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
-from apv_fast.commands.common import MeanMetrics, begin, checkpoint_of, computing, make_env, to_device
-from apv_fast.config import FinetuneConfig, PretrainConfig, from_dict
+from apv_fast.commands.common import (
+    MeanMetrics,
+    begin,
+    checkpoint_of,
+    computing,
+    going_on,
+    make_env,
+    stopped,
+    to_device,
+    user_settings,
+)
+from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, check, from_dict
 from apv_fast.data import Replay
 from apv_fast.run import (
     Metrics,
     Progress,
     RunDirectory,
+    RunError,
     load_latest,
     restore_rng,
     rng_state,
@@ -37,45 +50,65 @@ from apv_fast.run import (
     stop_on_signal,
     write_gif,
 )
+from apv_fast.run.plot import plot_runs
 
 
 def finetune(config: FinetuneConfig) -> RunDirectory:
-    """Run until ``config.steps`` agent steps are taken or the user interrupts; either way a checkpoint is left."""
-    with computing(config.seed, config.device, config.backend) as device:
-        pretrained = None if config.pretrained is None or config.resume else load_pretrained(config, device)
-        run = begin(config)
-        trainer = Finetuner(config, run, device)
-        resumed = load_latest(run.checkpoints, map_location=device) if config.resume else None
-        if resumed is not None:
-            trainer.restore(*resumed)
-        elif pretrained is None and config.pretrained is not None:
-            pretrained = load_pretrained(config, device)
-        if resumed is None and pretrained is not None:
-            trainer.agent.load_pretrained(*pretrained)
+    """Run until ``config.steps`` agent steps are taken.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; what was done is saved.
+    """
+    check(config)
+    with computing(config.seed, config.device, config.backend) as device, ExitStack() as stack:
+        found = load_latest(RunDirectory(config.out).checkpoints) if config.resume else None
+        env = stack.enter_context(closing(make_env(config.env, config.world, config.seed)))
+        agent = new_agent(config, env, device)
+        if found is None and config.pretrained is not None:
+            agent.load_pretrained(*pretrained_state(config.pretrained))
+        run = begin(config, agent.model, f"finetune: {config.steps} agent steps in {config.env}")
+        trainer = stack.enter_context(closing(Finetuner(config, run, env, agent)))
+        if found is None:
+            trainer.save()  # before there are episodes: a resumed run knows which ones are its own
+        else:
+            trainer.restore(*found)
+            going_on(trainer.step, config.steps)
         with Metrics(run.path, resume_step=trainer.step if config.resume else None) as metrics:
             trainer.train(metrics)
-        trainer.close()
+    if trainer.step < config.steps:
+        raise stopped(run, "finetune", trainer.step, config.steps)
     return run
 
 
-def load_pretrained(config: FinetuneConfig, device: torch.device) -> tuple[dict[str, Any], Path]:
-    """State of the video model that a run starts from, and its file."""
-    assert config.pretrained is not None
-    run = RunDirectory.open(config.pretrained)
-    from_dict(PretrainConfig, run.config(), run.config_file)
-    source, _, state = checkpoint_of(run, device)
+def new_agent(config: FinetuneConfig, env: gymnasium.Env[Any, Any], device: torch.device) -> Agent:
+    """An untrained agent for the environment's actions."""
+    with user_settings():
+        size, discrete = action_size(env.action_space)
+        return Agent(config, size, discrete=discrete, device=device)
+
+
+def pretrained_state(path: Path) -> tuple[dict[str, Any], Path]:
+    """State of the video model that a run starts from, and its file.
+
+    Raises:
+        RunError: ``path`` is not a pre-training run, or has no checkpoint yet.
+    """
+    run = RunDirectory.open(path)
+    values = run.config()
+    if "env" in values:
+        raise RunError(f"pretrained: {path} is a fine-tuning run; it must be one of apv-fast pretrain")
+    from_dict(PretrainConfig, values, run.config_file)
+    source, _, state = checkpoint_of(run, torch.device("cpu"))
     return state["trainer"], source
 
 
 class Finetuner:
     """Environment, replay and agent of one run, and their clocks."""
 
-    def __init__(self, config: FinetuneConfig, run: RunDirectory, device: torch.device) -> None:
-        self.config, self.run, self.device = config, run, device
-        self.env = make_env(config.env, config.world, config.seed)
+    def __init__(self, config: FinetuneConfig, run: RunDirectory, env: gymnasium.Env[Any, Any], agent: Agent) -> None:
+        self.config, self.run, self.device = config, run, agent.device
+        self.env, self.agent = env, agent
         self.eval_env = make_env(config.env, config.world, config.seed)
-        size, discrete = action_size(self.env.action_space)
-        self.agent = Agent(config, size, discrete=discrete, device=device)
         self.replay = Replay(
             run.train_episodes,
             chunk_length=config.length,
@@ -134,14 +167,19 @@ class Finetuner:
         self.replay.add(row)
 
     def _end_episode(self, metrics: Metrics) -> None:
-        scores = episode_scores(self.rows)
+        config, rows = self.config, self.rows
+        scores = episode_scores(rows)
         metrics.scalars(self.step, {f"train_{name}": value for name, value in scores.items()} | self._env_step)
         self.rows, self.policy.memory = [], None
         self.episode += 1
         # The policy takes over between two episodes, so that none is half random.
-        if not self.training and self.step >= self.config.prefill:
-            self.training = True
-            for _ in range(self.config.first_updates):
+        if not self.training and self.step >= config.prefill:
+            if not self.replay.stats["episodes"]:
+                raise ConfigError(
+                    f"length is {config.length}, but episodes have only {len(rows)} steps, the first one included"
+                )
+            self.training, self._status = True, ""
+            for _ in range(config.first_updates):
                 self._update()
 
     def _update(self) -> None:
@@ -161,6 +199,7 @@ class Finetuner:
             metrics.scalars(self.step, self.means.take() | self.replay_size | self._env_step)
         if self._every(config.eval_every) or last:
             self._evaluate(metrics)
+            plot_runs([self.run.path], self.run.plots / "eval_return.png")
         if (self._every(config.video_every) or last) and config.length > CONTEXT:
             batch = to_device(self.replay.sample(SEQUENCES), self.device)
             frames = open_loop_video(self.agent.model, batch)
@@ -198,6 +237,7 @@ class Finetuner:
             "episode": self.episode,
             "training": self.training,
             "memory": None if memory is None else vars(memory),
+            "means": self.means.state_dict(),
         }
         save_checkpoint(self.run.checkpoints, self.step, state)
 
@@ -206,8 +246,10 @@ class Finetuner:
         self.agent.restore(state["agent"], source)
         self.replay.load_state_dict(state["replay"])
         self.step, self.episode, self.training = step, state["episode"], state["training"]
-        self.policy.memory = None if state["memory"] is None else Memory(**state["memory"])
-        self.rows = self.replay.ongoing
+        self.policy.memory = None if state["memory"] is None else Memory(**_moved(state["memory"], self.device))
+        self.means.load_state_dict(state["means"])
+        self._status = "" if self.training else self._status
+        self.rows = list(self.replay.ongoing)  # its own list: a new row is put into both
         if self.rows:  # the same start and the same actions lead back to where the environment was
             row = first_row(self.env, episode_seed(self.config.seed, "train", self.episode))
             for stored in self.rows[1:]:
@@ -220,7 +262,10 @@ class Finetuner:
         restore_rng(state["rng"], {"random_policy": self.random.generator})
 
     def close(self) -> None:
-        """Let go of environments and files."""
-        self.env.close()
+        """Let go of the evaluation's environment and of files."""
         self.eval_env.close()
         self.replay.close()
+
+
+def _moved(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {key: _moved(value, device) if isinstance(value, dict) else value.to(device) for key, value in state.items()}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from apv_fast.commands.common import user_settings
 from apv_fast.config import PlotConfig
 from apv_fast.run.plot import plot_runs
 
 
 def plot(config: PlotConfig) -> Path:
     """Draw the picture; returns the file."""
-    path = plot_runs(config.runs, config.out, metric=config.metric, task=config.task)
+    with user_settings():
+        path = plot_runs(config.runs, config.out, metric=config.metric, task=config.task)
     print(path)
     return path

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import torch
 
 from apv_fast.agent import Pretrainer
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
-from apv_fast.commands.common import MeanMetrics, begin, computing, to_device
-from apv_fast.config import PretrainConfig
+from apv_fast.commands.common import MeanMetrics, begin, computing, going_on, stopped, to_device, user_settings
+from apv_fast.config import PretrainConfig, check
 from apv_fast.data import VIDEO_KEYS, Replay
 from apv_fast.run import (
     Metrics,
@@ -21,24 +23,34 @@ from apv_fast.run import (
     stop_on_signal,
     write_gif,
 )
+from apv_fast.run.plot import plot_runs
 
 
 def pretrain(config: PretrainConfig) -> RunDirectory:
-    """Run until ``config.steps`` updates are done or the user interrupts; either way a checkpoint is left."""
-    with computing(config.seed, config.device, config.backend) as device:
-        replay = make_replay(config)
-        run = begin(config)
-        trainer = Pretrainer(config, device)
-        resumed = load_latest(run.checkpoints, map_location=device) if config.resume else None
-        if resumed is not None:
-            source, _, state = resumed
+    """Run until ``config.steps`` updates are done.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; what was done is saved.
+    """
+    check(config)
+    with computing(config.seed, config.device, config.backend) as device, closing(make_replay(config)) as replay:
+        with user_settings():
+            trainer = Pretrainer(config, device)
+        run = begin(config, trainer.model, f"pretrain: {config.steps} updates, {replay.stats['episodes']} episodes")
+        means = MeanMetrics()
+        found = load_latest(run.checkpoints) if config.resume else None
+        if found is not None:
+            source, _, state = found
             trainer.restore(state["trainer"], source)
             replay.load_state_dict(state["replay"])
+            means.load_state_dict(state["means"])
             restore_rng(state["rng"])
+            going_on(trainer.updates, config.steps)
         start = trainer.updates if config.resume else None
         with stop_on_signal() as stop, Metrics(run.path, resume_step=start) as metrics:
-            _train(config, trainer, replay, run, metrics, stop, device)
-        replay.close()
+            _train(config, trainer, replay, run, means, metrics, stop, device)
+    if trainer.updates < config.steps:
+        raise stopped(run, "pretrain", trainer.updates, config.steps)
     return run
 
 
@@ -59,11 +71,12 @@ def _train(
     trainer: Pretrainer,
     replay: Replay,
     run: RunDirectory,
+    means: MeanMetrics,
     metrics: Metrics,
     stop: StopRequest,
     device: torch.device,
 ) -> None:
-    means, text = MeanMetrics(), ""
+    text, last = "", False
     with Progress("pretrain", config.steps, start=trainer.updates, unit="update") as progress:
         while trainer.updates < config.steps and not stop.requested:
             means.add(trainer.update(to_device(replay.sample(config.batch), device)))
@@ -78,11 +91,14 @@ def _train(
                 write_gif(run.videos / f"open_loop_{step:08d}.gif", frames, scale=2)
                 metrics.video(step, "open_loop", frames)
             if step % config.checkpoint_every == 0 and not last:
-                _save(trainer, replay, run)
+                _save(trainer, replay, run, means)
             progress.update(step, text)
-    _save(trainer, replay, run)
+    _save(trainer, replay, run, means)
+    if last:
+        plot_runs([run.path], run.plots / "image_loss.png", metric="image_loss", x="step")
 
 
-def _save(trainer: Pretrainer, replay: Replay, run: RunDirectory) -> None:
+def _save(trainer: Pretrainer, replay: Replay, run: RunDirectory, means: MeanMetrics) -> None:
     state = {"trainer": trainer.state_dict(), "replay": replay.state_dict(), "rng": rng_state()}
+    state["means"] = means.state_dict()
     save_checkpoint(run.checkpoints, trainer.updates, state)
