@@ -34,7 +34,9 @@ class Arguments:
             raise TypeError(f"{self.op}: {name} has dtype {x.dtype}; it must be {dtype}")
         names = dims.split()
         expected = [self.sizes.get(dim) for dim in names]
-        if x.dim() != len(names) or any(want not in (None, have) for want, have in zip(expected, x.shape, strict=True)):
+        # Not `want in (None, have)`: torch.compile gets that wrong for sizes that it has made symbolic.
+        pairs = zip(expected, x.shape, strict=False)
+        if x.dim() != len(names) or any(want is not None and want != have for want, have in pairs):
             known = ", ".join(f"{dim}={want}" for dim, want in zip(names, expected, strict=True) if want is not None)
             with_sizes = f" with {known}" if known else ""
             raise ValueError(
