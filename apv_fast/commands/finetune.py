@@ -134,6 +134,9 @@ class Finetuner:
         ):
             while self.step < config.steps and not stop.requested:
                 self._act(metrics)
+                while self.training and self.agent.updates < config.first_updates and not stop.requested:
+                    self._update()
+                    progress.update(self.step, f"update {self.agent.updates} of the first {config.first_updates}")
                 if self.training and self._every(config.train_every):
                     self._update()
                 self._report(metrics)
@@ -179,8 +182,6 @@ class Finetuner:
                     f"length is {config.length}, but episodes have only {len(rows)} steps, the first one included"
                 )
             self.training, self._status = True, ""
-            for _ in range(config.first_updates):
-                self._update()
 
     def _update(self) -> None:
         self.means.add(self.agent.update(to_device(self.replay.sample(self.config.batch), self.device)))
