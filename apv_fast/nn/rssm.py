@@ -53,6 +53,8 @@ class RSSM(nn.Module):
         for name, size in (("embed_dim", embed_dim), ("deter", deter), ("hidden", hidden), ("stoch", stoch)):
             if size < 1:
                 raise ValueError(f"RSSM: {name} is {size}; it must be at least 1")
+        if discrete < 0:
+            raise ValueError(f"RSSM: discrete is {discrete}; it must be at least 0 (0: Gaussian latents)")
         if not 0 <= action_dim <= action_pad:
             raise ValueError(f"RSSM: action_dim is {action_dim}; it must be between 0 and action_pad = {action_pad}")
         if act != "elu":
