@@ -133,10 +133,11 @@ class Finetuner:
             Progress("finetune", config.steps, start=self.step, unit="step") as progress,
         ):
             while self.step < config.steps and not stop.requested:
-                self._act(metrics)
-                while self.training and self.agent.updates < config.first_updates and not stop.requested:
+                if self.training and self.agent.updates < config.first_updates:
                     self._update()
                     progress.update(self.step, f"update {self.agent.updates} of the first {config.first_updates}")
+                    continue
+                self._act(metrics)
                 if self.training and self._every(config.train_every):
                     self._update()
                 self._report(metrics)
