@@ -1,0 +1,213 @@
+"""The balanced KL loss on every backend: values of torch.distributions, gradients where they belong, free nats."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, distributions
+
+from apv_fast.backend import IMPLEMENTATIONS, probe
+from apv_fast.ops import kl_balance, kl_balance_normal
+
+KINDS = {"categorical": "kl_balance", "normal": "kl_balance_normal"}
+ENGINES = [(kind, name) for kind, op in KINDS.items() for name in IMPLEMENTATIONS[op] if probe(name).available]
+both = pytest.mark.parametrize(("kind", "backend"), ENGINES)
+SETTINGS = {"balance": 0.8, "free": 0.0, "free_avg": True, "forward": False}
+
+
+def inputs(
+    kind: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, device: str = "cpu"
+) -> tuple[Tensor, ...]:
+    """Leaves: two logits ``[B, T, S, C]``, or two means and standard deviations ``[B, T, S]``."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "categorical":
+        tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)]
+    else:
+        tensors = [torch.randn(shape[:-1], generator=generator, dtype=torch.float64) for _ in range(4)]
+        tensors = [x if i % 2 == 0 else x.abs() + 0.2 for i, x in enumerate(tensors)]
+    return tuple(x.to(device, dtype).requires_grad_() for x in tensors)
+
+
+def call(kind: str, leaves: tuple[Tensor, ...], backend: str | None = None, **options: Any) -> tuple[Tensor, Tensor]:
+    op: Any = kl_balance if kind == "categorical" else kl_balance_normal
+    result: tuple[Tensor, Tensor] = op(*leaves, backend=backend, **options)
+    return result
+
+
+def divergence(kind: str, p: tuple[Tensor, ...], q: tuple[Tensor, ...]) -> Tensor:
+    """KL(p ‖ q) ``[B, T]`` by torch.distributions."""
+    if kind == "categorical":
+        make: Any = lambda x: distributions.Independent(distributions.OneHotCategorical(logits=x[0]), 1)  # noqa: E731
+    else:
+        make = lambda x: distributions.Independent(distributions.Normal(*x), 1)  # noqa: E731
+    return distributions.kl_divergence(make(p), make(q))
+
+
+def expected_loss(
+    kind: str, leaves: tuple[Tensor, ...], balance: float, free: float, free_avg: bool, forward: bool
+) -> Tensor:
+    """Spelt out: the term that trains the posterior's side, and the one that trains the prior's."""
+    half = len(leaves) // 2
+    post, prior = leaves[:half], leaves[half:]
+    stopped_post, stopped_prior = (tuple(x.detach() for x in side) for side in (post, prior))
+    if balance == 0.5:
+        value = divergence(kind, prior, post) if forward else divergence(kind, post, prior)
+        return value.clamp(min=free).mean()
+    if forward:
+        terms = (balance, divergence(kind, prior, stopped_post)), (1 - balance, divergence(kind, stopped_prior, post))
+    else:
+        terms = (1 - balance, divergence(kind, post, stopped_prior)), (balance, divergence(kind, stopped_post, prior))
+    loss = torch.zeros((), dtype=torch.float64)
+    for weight, value in terms:
+        limited = value.mean().clamp(min=free) if free_avg else value.clamp(min=free).mean()
+        loss = loss + weight * limited
+    return loss
+
+
+def check(kind: str, backend: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int, options: Any) -> None:
+    leaves = inputs(kind, shape, dtype, seed, probe(backend).devices[-1])
+    loss, value = call(kind, leaves, backend, **options)
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    exact = tuple(x.detach().double().cpu().requires_grad_() for x in leaves)
+    wanted = expected_loss(kind, exact, **options)
+    wanted_gradients = torch.autograd.grad(wanted, exact, allow_unused=True)
+    half = len(exact) // 2
+    sides = (exact[half:], exact[:half]) if options["forward"] else (exact[:half], exact[half:])
+    assert loss.dtype == value.dtype == torch.promote_types(dtype, torch.float32)
+    assert loss.shape == () and value.shape == shape[:2] and not value.requires_grad
+    tolerance = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-5}[dtype]
+    torch.testing.assert_close(loss.double().cpu(), wanted, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(value.double().cpu(), divergence(kind, *sides).detach(), rtol=tolerance, atol=tolerance)
+    rounding = max(tolerance, torch.finfo(dtype).eps)  # gradients come back in the inputs' dtype
+    for got, want, leaf in zip(gradients, wanted_gradients, exact, strict=True):
+        got, want = (torch.zeros_like(leaf) if g is None else g.double().cpu() for g in (got, want))
+        torch.testing.assert_close(got, want, rtol=rounding, atol=rounding)
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("forward", [False, True], ids=["backward", "forward"])
+@pytest.mark.parametrize("balance", [0.0, 0.5, 0.8, 1.0])
+def test_against_torch_distributions(
+    kind: str, backend: str, balance: float, forward: bool, dtype: torch.dtype
+) -> None:
+    options = SETTINGS | {"balance": balance, "forward": forward}
+    check(kind, backend, (3, 5, 2, 7), dtype, 0, options)
+
+
+@both
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 9)),
+    seed=st.integers(0, 2**31),
+    balance=st.sampled_from([0.0, 0.2, 0.5, 0.8]),
+    free=st.floats(0, 8),
+    free_avg=st.booleans(),
+    forward=st.booleans(),
+)
+def test_any_shape_and_setting(
+    kind: str,
+    backend: str,
+    shape: tuple[int, ...],
+    seed: int,
+    balance: float,
+    free: float,
+    free_avg: bool,
+    forward: bool,
+) -> None:
+    options = {"balance": balance, "free": free, "free_avg": free_avg, "forward": forward}
+    check(kind, backend, shape, torch.float64, seed, options)
+
+
+@both
+@pytest.mark.parametrize("forward", [False, True], ids=["backward", "forward"])
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_gradients_go_only_where_they_should(kind: str, backend: str, balance: float, forward: bool) -> None:
+    """Balance 1 trains the prior alone and 0 the posterior alone, forward or not."""
+    leaves = inputs(kind, (2, 3, 2, 4), torch.float64, device=probe(backend).devices[-1])
+    loss, _ = call(kind, leaves, backend, balance=balance, forward=forward)
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    half = len(leaves) // 2
+    trained = [any(g is not None and bool(g.any()) for g in side) for side in (gradients[:half], gradients[half:])]
+    assert trained == [balance == 0.0, balance == 1.0]
+
+
+@both
+def test_free_nats(kind: str, backend: str) -> None:
+    """Above every step: no gradient and the loss is the free nats; between the steps ``free_avg`` decides."""
+    leaves = inputs(kind, (2, 3, 2, 4), torch.float64, device=probe(backend).devices[-1])
+    _, value = call(kind, leaves, backend)
+    ceiling = 2 * value.max().item()
+    for free_avg in (True, False):
+        loss, _ = call(kind, leaves, backend, free=ceiling, free_avg=free_avg)
+        torch.testing.assert_close(loss.item(), ceiling)
+        assert not any(g.any() for g in torch.autograd.grad(loss, leaves))
+    middle = value.median().item()
+    assert value.mean() > middle  # then the mean does not see the limit, and single steps do
+    plain, _ = call(kind, leaves, backend, free=0.0)
+    averaged, _ = call(kind, leaves, backend, free=middle, free_avg=True)
+    single, _ = call(kind, leaves, backend, free=middle, free_avg=False)
+    torch.testing.assert_close(averaged, plain)
+    torch.testing.assert_close(single, value.clamp(min=middle).mean())
+    assert single > plain
+
+
+@both
+def test_equal_distributions_cost_nothing(kind: str, backend: str) -> None:
+    leaves = inputs(kind, (2, 3, 2, 4), torch.float32, device=probe(backend).devices[-1])
+    half = len(leaves) // 2
+    loss, value = call(kind, leaves[:half] * 2, backend)
+    assert abs(loss.item()) < 1e-6 and value.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("backend", [name for kind, name in ENGINES if kind == "categorical"])
+def test_extreme_logits_stay_finite(backend: str) -> None:
+    post, prior = torch.tensor([200.0, -200.0]), torch.tensor([-200.0, 200.0])
+    leaves = tuple(x[None, None, None].to(probe(backend).devices[-1]).requires_grad_() for x in (post, prior))
+    loss, value = call("categorical", leaves, backend)
+    torch.testing.assert_close(value.item(), 400.0)
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(loss, leaves))
+
+
+@both
+def test_opcheck_and_compilation(kind: str, backend: str) -> None:
+    leaves = inputs(kind, (2, 3, 2, 4), torch.float32, device=probe(backend).devices[-1])
+    overload = getattr(torch.ops.apv_fast, KINDS[kind]).default
+    torch.library.opcheck(overload, (*leaves, 0.8, 1.0, False, False, backend))
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for got, want in zip(compiled(kind, leaves, backend), call(kind, leaves, backend), strict=True):
+        torch.testing.assert_close(got, want)
+    torch.compiler.reset()
+
+
+X = torch.zeros(2, 3, 4, 5)
+BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("categorical", {"post_logit": X[0]}, ValueError, "post_logit has shape (3, 4, 5); it must be [B, T, S, C]"),
+    ("categorical", {"prior_logit": X[:, :2]}, ValueError, "prior_logit has shape (2, 2, 4, 5); it must be"),
+    ("categorical", {"prior_logit": X.double()}, TypeError, "prior_logit has dtype torch.float64; it must be torch.fl"),
+    ("categorical", {"prior_logit": X.to("meta")}, ValueError, "prior_logit is on meta; it must be on cpu"),
+    ("categorical", {"post_logit": X.long()}, TypeError, "post_logit has dtype torch.int64; it must be a floating"),
+    ("categorical", {"post_logit": None}, TypeError, "post_logit is a NoneType; it must be a torch.Tensor"),
+    ("categorical", {"balance": 1.1}, ValueError, "balance is 1.1; it must be in [0, 1]"),
+    ("categorical", {"free": -1.0}, ValueError, "free is -1.0; it must be at least 0 (nats)"),
+    ("normal", {"post_std": X[..., :3, 0]}, ValueError, "post_std has shape (2, 3, 3); it must be [B, T, S] with"),
+    ("normal", {"prior_mean": X[..., 0].half()}, TypeError, "prior_mean has dtype torch.float16"),
+    ("normal", {"prior_std": X[..., 0].to("meta")}, ValueError, "prior_std is on meta"),
+    ("normal", {"post_mean": X}, ValueError, "post_mean has shape (2, 3, 4, 5); it must be [B, T, S]"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changed", "error", "message"), BAD)
+def test_bad_input_names_the_argument(kind: str, changed: dict[str, Any], error: type[Exception], message: str) -> None:
+    op: Any = kl_balance if kind == "categorical" else kl_balance_normal
+    good = {"post_logit": X, "prior_logit": X}
+    if kind == "normal":
+        good = {name: X[..., 0] + 1 for name in ("post_mean", "post_std", "prior_mean", "prior_std")}
+    op(**good)
+    with pytest.raises(error, match=re.escape(message)):
+        op(**(good | changed))
