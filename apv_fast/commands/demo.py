@@ -42,12 +42,13 @@ class Scale:
     pretrain_updates: int
     steps: int
     prefill: int
+    first_updates: int
     eval_every: int
     episodes: int  # of the final evaluation
 
 
-FULL = Scale(videos=20, pretrain_updates=500, steps=6000, prefill=1000, eval_every=1000, episodes=10)
-QUICK = Scale(videos=2, pretrain_updates=20, steps=300, prefill=250, eval_every=1000, episodes=2)
+FULL = Scale(videos=20, pretrain_updates=500, steps=6000, prefill=1000, first_updates=100, eval_every=1000, episodes=10)
+QUICK = Scale(videos=2, pretrain_updates=20, steps=300, prefill=250, first_updates=5, eval_every=1000, episodes=2)
 
 
 def demo(config: DemoConfig) -> int:
@@ -118,9 +119,9 @@ def _finetune(config: DemoConfig, scale: Scale, pretrained: RunDirectory) -> Run
             world=WORLD,
             model=MODEL,
             optimizer=OptimizerConfig(lr=1e-3),
-            behavior=BehaviorConfig(units=128, horizon=10, slow_every=30, optimizer=OptimizerConfig(lr=1e-3)),
+            behavior=BehaviorConfig(units=128, horizon=10, slow_every=30, optimizer=OptimizerConfig(lr=5e-4)),
             train_every=4,
-            first_updates=5 if config.quick else 100,
+            first_updates=scale.first_updates,
             eval_every=scale.eval_every,
             eval_episodes=2,
             log_every=500,
