@@ -105,7 +105,10 @@ def _implementation(op: str, backend: str) -> Callable[..., Any]:
 @functools.cache
 def probe(backend: str) -> Status:
     """The (cached) status of one backend on this machine."""
-    status: Status = _load(PROBES[backend])()
+    try:
+        status: Status = _load(PROBES[backend])()
+    except ImportError as error:  # apv_fast.kernels is a folder of its own, which only an installation maps
+        return Status(False, f"{error}; install apv-fast (make install, or pip install -e .)")
     return status
 
 

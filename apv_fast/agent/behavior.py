@@ -71,7 +71,7 @@ class Behavior(nn.Module):
         """
         state = {key: value.detach().flatten(0, 1) for key, value in start.items()}
         feat = model.rssm.feat(state)
-        first = {**state, "feat": feat, "action": torch.zeros_like(self.actor(feat).mode)}
+        first = {**state, "feat": feat, "action": feat.new_zeros(len(feat), model.rssm.action_dim)}
         steps = [first]
         for t in range(self.config.horizon):
             action = self.actor(steps[-1]["feat"].detach()).rsample(None if noise is None else noise.action[t])
