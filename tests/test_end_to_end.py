@@ -159,7 +159,7 @@ def test_finetuning_leaves_a_complete_run(finetuned: Path) -> None:
     norms = {f"{name}_grad_norm" for name in ("model", "video", "actor", "critic")}
     others = {"intr_mean", "intr_normed_mean", "actor_ent", "critic", "imag_reward", "imag_target", "af_model_kl"}
     for name in losses | norms | others:
-        assert by_name[name] == [25, 35, 45, 50], name
+        assert by_name[name] == [15, 25, 35, 45, 50], name
     assert len(list((finetuned / "train_episodes").iterdir())) == 3
     assert_gifs(finetuned, *(f"{kind}_{step:08d}.gif" for kind in ("eval", "open_loop") for step in (15, 35, 50)))
     assert_picture(finetuned / "plots" / "eval_return.png")
@@ -240,15 +240,17 @@ def test_pretraining_never_sees_an_action(data: Path, pretrained: Path, tmp_path
 def test_ablations(tmp_path: Path, pretrained: Path, options: str, pre: bool, stacked: bool, bonus: bool) -> None:
     run = tmp_path / "run"
     source = f"--pretrained {pretrained}" if pre else ""
-    apv(f"finetune --out {run} --steps {EPISODE + 1} {FINETUNE} {source} {options} --checkpoint-every 1000")
+    # Random actions for two episodes, a checkpoint in the second one, training from its end on.
+    clocks = f"--prefill {EPISODE + 1} --steps {2 * EPISODE + 1} --checkpoint-every 1000"
+    apv(f"finetune --out {run} {FINETUNE} {source} {options} {clocks}")
     agent, config, step = load_agent(run, torch.device("cpu"))
     model = agent.model
-    assert (step, model.af_rssm is not None, model.bonus is not None) == (EPISODE + 1, stacked, bonus)
+    assert (step, model.af_rssm is not None, model.bonus is not None) == (2 * EPISODE + 1, stacked, bonus)
     assert (config.stacked, config.bonus) == (stacked, bonus), "the saved configuration says so"
     names = set().union(*metrics_of(run))
     assert ("af_kl_loss" in names, "intr_mean" in names) == (stacked, bonus)
     if pre:
-        start = load_checkpoint(run / "checkpoints" / "step-000000000015.pt")[1]["agent"]["model"]
+        start = load_checkpoint(run / "checkpoints" / "step-000000000016.pt")[1]["agent"]["model"]
         for name, weight in state_of(pretrained)["trainer"]["model"].items():
             name = name.replace("rssm.", "af_rssm.") if stacked and name.startswith("rssm.") else name
             assert torch.equal(start[name], weight), name
