@@ -138,7 +138,7 @@ class Finetuner:
                     progress.update(self.step, f"update {self.agent.updates} of the first {config.first_updates}")
                     continue
                 self._act(metrics)
-                if self.training and self._every(config.train_every):
+                if self.training and self.agent.updates >= config.first_updates and self._every(config.train_every):
                     self._update()
                 self._report(metrics)
                 progress.update(self.step, self._status)

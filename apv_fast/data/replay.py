@@ -237,7 +237,7 @@ class Replay:
         self._episodes = episodes
         self._generator.bit_generator.state = json.loads(state["generator"])
         self._total_steps, self._total_episodes = state["total_steps"], state["total_episodes"]
-        ongoing = {key: value.numpy() for key, value in state["ongoing"].items()}
+        ongoing = {key: value.cpu().numpy() for key, value in state["ongoing"].items()}
         rows = len(next(iter(ongoing.values()), ()))
         self._ongoing = [{key: value[row] for key, value in ongoing.items()} for row in range(rows)]
         return sum(name > max(state["episodes"], default="") for name in files)
