@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from apv_fast.config import BehaviorConfig, FinetuneConfig, KLConfig, ModelConfig, PretrainConfig
 from apv_fast.nn import RSSM, Decoder, Encoder, MLPHead, StackedRSSM, StreamNorm, VideoBonus, normalize
 from apv_fast.nn.distributions import normal_log_prob
-from apv_fast.ops.rssm import Noise
+from apv_fast.ops.rssm_arguments import Noise
 from apv_fast.structure import State
 
 Batch = dict[str, Tensor]  # image [B,T,64,64,3] uint8, is_first [B,T] bool, ...; see apv_fast.data
@@ -33,7 +33,7 @@ class StackNoise:
     """Noise that fixes the samples of both RSSMs, see apv_fast.ops.rssm."""
 
     af: Noise = None
-    ac: Noise = field(default=None)
+    ac: Noise = None
 
 
 def make_rssm(config: ModelConfig, embed_dim: int, action_dim: int, backend: str) -> RSSM:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from apv_fast import ops
 from apv_fast.nn.init import keras_init
-from apv_fast.ops.rssm import Noise
+from apv_fast.ops.rssm_arguments import Noise
 from apv_fast.reference.rssm import LAYER_NORM_EPS, feat
 from apv_fast.structure import Latent, RSSMParams, State
 

@@ -7,7 +7,8 @@ work. Each checks its arguments, then runs on the backend that :mod:`apv_fast.ba
 from apv_fast.ops.kl_balance import kl_balance, kl_balance_normal
 from apv_fast.ops.knn_bonus import knn_bonus
 from apv_fast.ops.lambda_return import lambda_return
-from apv_fast.ops.rssm import initial_state, rssm_imagine, rssm_observe, rssm_step, sample_noise, stacked_observe
+from apv_fast.ops.rssm import rssm_imagine, rssm_observe, rssm_step, stacked_observe
+from apv_fast.ops.rssm_arguments import initial_state, sample_noise
 from apv_fast.structure import Latent, RSSMParams, State
 
 __all__ = [

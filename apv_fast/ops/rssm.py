@@ -17,9 +17,8 @@ from torch import Tensor
 from apv_fast.backend import resolve
 from apv_fast.ops.check import Arguments
 from apv_fast.ops.library import define
-from apv_fast.structure import Latent, RSSMParams, State, state_dtype
-
-Noise = Tensor | tuple[Tensor, Tensor] | None
+from apv_fast.ops.rssm_arguments import Noise, check_action, check_params, check_state, noise_pair
+from apv_fast.structure import Latent, RSSMParams, State
 
 # Tensors and plain numbers only, as torch.library wants them: a state is (deter, stoch) going in and
 # deter, post stoch, prior stoch, post statistics, prior statistics coming out.
@@ -158,102 +157,6 @@ def _stacked_observe(
     return _flatten(af_post, af_prior, af_latent) + _flatten(post, prior, latent)
 
 
-def initial_state(params: RSSMParams, latent: Latent, batch_size: int) -> State:
-    """All zeros: ``deter [B, D]``, ``stoch`` and the statistics ``[B, S, C]`` or ``[B, S]``."""
-    dtype, device = state_dtype(params.gru_weight.dtype), params.gru_weight.device
-    shape = (latent.stoch, latent.discrete) if latent.discrete else (latent.stoch,)
-    deter_size = params.gru_weight.shape[0] // 3
-    state = {"deter": torch.zeros(batch_size, deter_size, dtype=dtype, device=device)}
-    return state | {
-        name: torch.zeros(batch_size, *shape, dtype=dtype, device=device) for name in ("stoch", *latent.statistics)
-    }
-
-
-def sample_noise(
-    latent: Latent, *leading: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
-) -> Tensor:
-    """Noise for ``leading`` states: Gumbel ``[..., S, C]`` or standard normal ``[..., S]``."""
-    if latent.discrete:
-        shape = (*leading, latent.stoch, latent.discrete)
-        return -torch.empty(shape, dtype=dtype, device=device).exponential_(generator=generator).log()
-    return torch.randn(*leading, latent.stoch, dtype=dtype, device=device, generator=generator)
-
-
-def _check_params(arguments: Arguments, params: RSSMParams, latent: Latent) -> None:
-    """Check the weights against each other; binds H, D, M, and E and IN by the widths that are left."""
-    arguments.require(len(params) == len(RSSMParams._fields), f"params has {len(params)} tensors; see RSSMParams")
-    arguments.require(latent.stoch >= 1, f"stoch is {latent.stoch}; it must be at least 1")
-    arguments.require(latent.discrete >= 0, f"discrete is {latent.discrete}; it must be at least 0 (0: Gaussian)")
-    statistics = latent.stoch * (latent.discrete or 2)
-    arguments.sizes.update({"M": statistics, "S": latent.stoch, "C": latent.discrete})
-    dtype = params.img_in_weight.dtype
-    arguments.tensor("params.img_in_weight", params.img_in_weight, "H IN")
-    arguments.tensor("params.img_out_weight", params.img_out_weight, "H D", dtype)
-    hidden, deter = arguments.sizes["H"], arguments.sizes["D"]
-    arguments.sizes.update({"3*D": 3 * deter, "H+D": hidden + deter})
-    arguments.tensor("params.gru_weight", params.gru_weight, "3*D H+D", dtype)
-    for name, dims in (("img_dist_weight", "M H"), ("obs_dist_weight", "M H"), ("obs_out_weight", "H D+E")):
-        arguments.tensor(f"params.{name}", getattr(params, name), dims, dtype)
-    for name in ("img_in_bias", "img_out_bias", "obs_out_bias"):
-        arguments.tensor(f"params.{name}", getattr(params, name), "H", dtype)
-    for name in ("gru_bias", "gru_norm_weight", "gru_norm_bias"):
-        arguments.tensor(f"params.{name}", getattr(params, name), "3*D", dtype)
-    for name in ("img_dist_bias", "obs_dist_bias"):
-        arguments.tensor(f"params.{name}", getattr(params, name), "M", dtype)
-    arguments.sizes["E"] = arguments.sizes["D+E"] - deter
-    arguments.sizes["P"] = arguments.sizes["IN"] - latent.stoch * (latent.discrete or 1)
-
-
-def _check_action(arguments: Arguments, action: Tensor | None, dims: str) -> None:
-    arguments.sizes.pop("A", None)
-    if action is None:
-        return
-    arguments.tensor("action", action, dims, None)
-    width, pad = action.shape[-1], arguments.sizes["P"]
-    arguments.require(width <= pad, f"action has {width} numbers; the model pads actions to {pad}, so at most {pad}")
-
-
-def _stoch_dims(latent: Latent, leading: str) -> str:
-    return f"{leading} S C" if latent.discrete else f"{leading} S"
-
-
-def _check_state(arguments: Arguments, params: RSSMParams, state: State | None, latent: Latent, batch: int) -> State:
-    """The state, zeros if None, in the states' dtype."""
-    if state is None:
-        return initial_state(params, latent, batch)
-    for key in ("deter", "stoch"):
-        arguments.require(key in state, f"state has the keys {sorted(state)}; it must have 'deter' and 'stoch'")
-    arguments.tensor("state['deter']", state["deter"], "B D")
-    arguments.tensor("state['stoch']", state["stoch"], _stoch_dims(latent, "B"))
-    dtype = state_dtype(params.gru_weight.dtype)
-    return {"deter": state["deter"].to(dtype), "stoch": state["stoch"].to(dtype)}
-
-
-def _noise_pair(
-    arguments: Arguments,
-    params: RSSMParams,
-    latent: Latent,
-    noise: Noise,
-    sample: bool,
-    leading: tuple[int, ...],
-    generator: torch.Generator | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Noise of posterior and prior: as given, else drawn, else (None, None) for modes."""
-    if not sample:
-        return None, None
-    if noise is None:
-        dtype, device = state_dtype(params.gru_weight.dtype), params.gru_weight.device
-        first = sample_noise(latent, *leading, dtype=dtype, device=device, generator=generator)
-        return first, sample_noise(latent, *leading, dtype=dtype, device=device, generator=generator)
-    pair = (noise, noise) if isinstance(noise, Tensor) else noise
-    arguments.require(len(pair) == 2, f"noise has {len(pair)} tensors; it must be one, or a pair (posterior, prior)")
-    dims = _stoch_dims(latent, "B T"[: 2 * len(leading) - 1])
-    for name, x in zip(("noise of the posterior", "noise of the prior"), pair, strict=True):
-        arguments.tensor(name, x, dims)
-    dtype = state_dtype(params.gru_weight.dtype)
-    return pair[0].to(dtype), pair[1].to(dtype)
-
-
 def rssm_observe(
     params: RSSMParams,
     embed: Tensor,
@@ -291,14 +194,14 @@ def rssm_observe(
     Source: Hafner et al. 2019; Seo et al. 2022, equation 2.
     """
     arguments = Arguments("rssm_observe")
-    _check_params(arguments, params, latent)
+    check_params(arguments, params, latent)
     arguments.tensor("embed", embed, "B T E")
     batch, length = embed.shape[:2]
     arguments.require(length > 0, "embed has no steps; T must be at least 1")
     arguments.tensor("is_first", is_first, "B T", torch.bool)
-    _check_action(arguments, action, "B T A")
-    state = _check_state(arguments, params, state, latent, batch)
-    post_noise, prior_noise = _noise_pair(arguments, params, latent, noise, sample, (batch, length), generator)
+    check_action(arguments, action, "B T A")
+    state = check_state(arguments, params, state, latent, batch)
+    post_noise, prior_noise = noise_pair(arguments, params, latent, noise, sample, (batch, length), generator)
     flat = torch.ops.apv_fast.rssm_observe(
         list(params),
         embed,
@@ -347,17 +250,17 @@ def rssm_imagine(
         ValueError: shapes do not fit, neither ``action`` nor ``horizon`` is given, or they disagree.
     """
     arguments = Arguments("rssm_imagine")
-    _check_params(arguments, params, latent)
+    check_params(arguments, params, latent)
     arguments.require(state is not None, "state is None; it must be a state to start from")
-    state = _check_state(arguments, params, state, latent, 0)
+    state = check_state(arguments, params, state, latent, 0)
     if action is not None:
         horizon = action.shape[1] if horizon is None and action.dim() == 3 else horizon
     arguments.require(horizon is not None and horizon >= 1, f"horizon is {horizon}; without actions it must be ≥ 1")
     assert horizon is not None
     arguments.sizes["T"] = horizon
-    _check_action(arguments, action, "B T A")
+    check_action(arguments, action, "B T A")
     batch = len(state["deter"])
-    used, _ = _noise_pair(arguments, params, latent, noise, sample, (batch, horizon), generator)
+    used, _ = noise_pair(arguments, params, latent, noise, sample, (batch, horizon), generator)
     flat = torch.ops.apv_fast.rssm_imagine(
         list(params), action, state["deter"], state["stoch"], horizon, *latent, used, backend or ""
     )
@@ -382,16 +285,16 @@ def rssm_step(
     ``action [B, A]`` leads to the step; noise is ``[B, S, C]`` or ``[B, S]``. For the rest see :func:`rssm_observe`.
     """
     arguments = Arguments("rssm_step")
-    _check_params(arguments, params, latent)
+    check_params(arguments, params, latent)
     arguments.require(state is not None, "state is None; it must be a state to start from")
-    state = _check_state(arguments, params, state, latent, 0)
+    state = check_state(arguments, params, state, latent, 0)
     arguments.require((embed is None) == (is_first is None), "embed and is_first must be given together")
     if embed is not None and is_first is not None:
         arguments.tensor("embed", embed, "B E")
         arguments.tensor("is_first", is_first, "B", torch.bool)
-    _check_action(arguments, action, "B A")
+    check_action(arguments, action, "B A")
     leading = (len(state["deter"]),)
-    post_noise, prior_noise = _noise_pair(arguments, params, latent, noise, sample, leading, generator)
+    post_noise, prior_noise = noise_pair(arguments, params, latent, noise, sample, leading, generator)
     flat = torch.ops.apv_fast.rssm_step(
         list(params),
         state["deter"],
@@ -445,25 +348,25 @@ def stacked_observe(
     Source: Seo et al. 2022, section 3.2, equation 4.
     """
     lower = Arguments("stacked_observe: action-free model")
-    _check_params(lower, af_params, af_latent)
+    check_params(lower, af_params, af_latent)
     lower.tensor("embed", embed, "B T E")
     batch, length = embed.shape[:2]
     lower.require(length > 0, "embed has no steps; T must be at least 1")
     lower.tensor("is_first", is_first, "B T", torch.bool)
     upper = Arguments("stacked_observe: action-conditional model", B=batch, T=length)
     upper.device = lower.device
-    _check_params(upper, params, latent)
+    check_params(upper, params, latent)
     width = af_latent.stoch * (af_latent.discrete or 1) + lower.sizes["D"] + concat_embed * lower.sizes["E"]
     upper.require(
         upper.sizes["E"] == width,
         f"params.obs_out_weight takes an embedding of {upper.sizes['E']}; the action-free model gives {width}",
     )
     upper.require(action is not None, "action is None; it must be [B, T, A]")
-    _check_action(upper, action, "B T A")
-    af_state = _check_state(lower, af_params, af_state, af_latent, batch)
-    state = _check_state(upper, params, state, latent, batch)
-    af_pair = _noise_pair(lower, af_params, af_latent, af_noise, sample, (batch, length), generator)
-    pair = _noise_pair(upper, params, latent, noise, sample, (batch, length), generator)
+    check_action(upper, action, "B T A")
+    af_state = check_state(lower, af_params, af_state, af_latent, batch)
+    state = check_state(upper, params, state, latent, batch)
+    af_pair = noise_pair(lower, af_params, af_latent, af_noise, sample, (batch, length), generator)
+    pair = noise_pair(upper, params, latent, noise, sample, (batch, length), generator)
     flat = torch.ops.apv_fast.stacked_observe(
         list(af_params),
         list(params),
