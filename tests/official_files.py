@@ -60,7 +60,7 @@ def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: a file has another number of arrays than such a model has.
     """
-    weights = {}
+    weights: dict[str, np.ndarray] = {}
     for part, names in CHECKPOINT.items():
         with (folder / f"{part}_variables.pkl").open("rb") as file:
             arrays = read_arrays(file)

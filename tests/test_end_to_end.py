@@ -159,7 +159,7 @@ def test_finetuning_leaves_a_complete_run(finetuned: Path) -> None:
     norms = {f"{name}_grad_norm" for name in ("model", "video", "actor", "critic")}
     others = {"intr_mean", "intr_normed_mean", "actor_ent", "critic", "imag_reward", "imag_target", "af_model_kl"}
     for name in losses | norms | others:
-        assert by_name[name] == [15, 25, 35, 45, 50], name
+        assert by_name[name] == [25, 35, 45, 50], name  # the first report is of the untrained agent
     assert len(list((finetuned / "train_episodes").iterdir())) == 3
     assert_gifs(finetuned, *(f"{kind}_{step:08d}.gif" for kind in ("eval", "open_loop") for step in (15, 35, 50)))
     assert_picture(finetuned / "plots" / "eval_return.png")

@@ -32,7 +32,7 @@ def test_checkpoint_has_the_weights_of_the_pretraining_file() -> None:
 
 
 class _Malicious:
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[object, ...]:
         return os.system, ("touch /tmp/apv_fast_was_here",)
 
 
