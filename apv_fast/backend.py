@@ -168,8 +168,8 @@ def _obstacle(op: str, backend: str, tensor: torch.Tensor) -> str | None:
     return None
 
 
-def resolve(op: str, tensor: torch.Tensor, backend: str | None = None) -> Callable[..., Any]:
-    """The function that runs ``op`` for ``tensor``.
+def choose(op: str, tensor: torch.Tensor, backend: str | None = None) -> str:
+    """Name of the backend that runs ``op`` for ``tensor``.
 
     Raises:
         BackendError: the requested backend cannot run it; nothing else is tried in its place.
@@ -182,7 +182,12 @@ def resolve(op: str, tensor: torch.Tensor, backend: str | None = None) -> Callab
         if able is None:
             reasons = "; ".join(f"{candidate!r}: {why}" for candidate, why in obstacles.items())
             raise BackendError(f"no backend can run {op}: {reasons}")
-        name = able
-    elif obstacle := _obstacle(op, name, tensor):
+        return able
+    if obstacle := _obstacle(op, name, tensor):
         raise BackendError(f"backend {name!r} cannot run {op}: {obstacle}; backend='auto' picks one that can")
-    return _implementation(op, name)
+    return name
+
+
+def resolve(op: str, tensor: torch.Tensor, backend: str | None = None) -> Callable[..., Any]:
+    """The function that runs ``op`` for ``tensor``; see :func:`choose`."""
+    return _implementation(op, choose(op, tensor, backend))

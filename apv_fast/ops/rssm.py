@@ -4,7 +4,8 @@ States are dictionaries with DreamerV2's keys: ``deter [..., D]``; ``stoch [...,
 categorical latents; ``stoch``, ``mean`` and ``std``, all ``[..., S]``, for Gaussian ones.
 
 Noise is Gumbel ``[B, T, S, C]`` (``stoch = onehot(argmax(logit + noise))``) or standard normal ``[B, T, S]``
-(``stoch = mean + std·noise``). One tensor fixes the samples of posterior and prior alike; a pair fixes them apart.
+(``stoch = mean + std·noise``). An int64 scalar is a seed: the counter-based noise of :mod:`apv_fast.reference.noise`,
+the same on every backend. One tensor fixes the samples of posterior and prior alike; a pair fixes them apart.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ def rssm_observe(
     arguments.tensor("is_first", is_first, "B T", torch.bool)
     check_action(arguments, action, "B T A")
     state = check_state(arguments, params, state, latent, batch)
-    post_noise, prior_noise = noise_pair(arguments, params, latent, noise, sample, (batch, length), generator)
+    post_noise, prior_noise = noise_pair(arguments, params, latent, noise, sample, (batch, length), generator, backend)
     flat = torch.ops.apv_fast.rssm_observe(
         list(params),
         embed,
@@ -260,7 +261,7 @@ def rssm_imagine(
     arguments.sizes["T"] = horizon
     check_action(arguments, action, "B T A")
     batch = len(state["deter"])
-    used, _ = noise_pair(arguments, params, latent, noise, sample, (batch, horizon), generator)
+    used, _ = noise_pair(arguments, params, latent, noise, sample, (batch, horizon), generator, backend)
     flat = torch.ops.apv_fast.rssm_imagine(
         list(params), action, state["deter"], state["stoch"], horizon, *latent, used, backend or ""
     )
@@ -294,7 +295,7 @@ def rssm_step(
         arguments.tensor("is_first", is_first, "B", torch.bool)
     check_action(arguments, action, "B A")
     leading = (len(state["deter"]),)
-    post_noise, prior_noise = noise_pair(arguments, params, latent, noise, sample, leading, generator)
+    post_noise, prior_noise = noise_pair(arguments, params, latent, noise, sample, leading, generator, backend)
     flat = torch.ops.apv_fast.rssm_step(
         list(params),
         state["deter"],
@@ -365,8 +366,8 @@ def stacked_observe(
     check_action(upper, action, "B T A")
     af_state = check_state(lower, af_params, af_state, af_latent, batch)
     state = check_state(upper, params, state, latent, batch)
-    af_pair = noise_pair(lower, af_params, af_latent, af_noise, sample, (batch, length), generator)
-    pair = noise_pair(upper, params, latent, noise, sample, (batch, length), generator)
+    af_pair = noise_pair(lower, af_params, af_latent, af_noise, sample, (batch, length), generator, backend)
+    pair = noise_pair(upper, params, latent, noise, sample, (batch, length), generator, backend)
     flat = torch.ops.apv_fast.stacked_observe(
         list(af_params),
         list(params),

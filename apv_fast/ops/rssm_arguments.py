@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from apv_fast.backend import choose
 from apv_fast.ops.check import Arguments
 from apv_fast.structure import Latent, RSSMParams, State, state_dtype
 
-Noise = Tensor | tuple[Tensor, Tensor] | None  # of posterior and prior alike, of each, or to be drawn
+# Of posterior and prior alike, of each, or to be drawn. A tensor is the noise itself or, as an int64 scalar, a seed.
+Noise = Tensor | tuple[Tensor, Tensor] | None
 
 
 def initial_state(params: RSSMParams, latent: Latent, batch_size: int) -> State:
@@ -92,18 +94,27 @@ def noise_pair(
     sample: bool,
     leading: tuple[int, ...],
     generator: torch.Generator | None,
+    backend: str | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Noise of posterior and prior: as given, else drawn, else (None, None) for modes."""
+    """Noise of posterior and prior: as given, else drawn, else (None, None) for modes.
+
+    For a fast engine on a GPU only two seeds are drawn: its kernels make the noise where they use it.
+    """
     if not sample:
         return None, None
     if noise is None:
         dtype, device = state_dtype(params.gru_weight.dtype), params.gru_weight.device
+        if device.type == "cuda" and choose(arguments.op.partition(":")[0], params.gru_weight, backend) != "reference":
+            seeds = torch.randint(-(2**63), 2**63 - 1, (2,), device=device, generator=generator)
+            return seeds[0], seeds[1]
         first = sample_noise(latent, *leading, dtype=dtype, device=device, generator=generator)
         return first, sample_noise(latent, *leading, dtype=dtype, device=device, generator=generator)
     pair = (noise, noise) if isinstance(noise, Tensor) else noise
     arguments.require(len(pair) == 2, f"noise has {len(pair)} tensors; it must be one, or a pair (posterior, prior)")
     dims = stoch_dims(latent, "B T"[: 2 * len(leading) - 1])
-    for name, x in zip(("noise of the posterior", "noise of the prior"), pair, strict=True):
-        arguments.tensor(name, x, dims)
     dtype = state_dtype(params.gru_weight.dtype)
-    return pair[0].to(dtype), pair[1].to(dtype)
+    for name, x in zip(("noise of the posterior", "noise of the prior"), pair, strict=True):
+        seed = isinstance(x, Tensor) and x.dim() == 0 and x.dtype == torch.int64
+        arguments.tensor(name, x, "" if seed else dims, torch.int64 if seed else None)
+    post, prior = (x if x.dtype == torch.int64 else x.to(dtype) for x in pair)
+    return post, prior

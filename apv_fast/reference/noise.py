@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from apv_fast.structure import Latent
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
@@ -21,7 +23,7 @@ def _multiply(constant: int, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(seed: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The first two 32-bit words of Philox-4x32-10, as int64: key ``seed`` (int64 scalar), counter ``(index, 0, 0, 0)``."""
+    """Philox-4x32-10's first two 32-bit words, as int64: key ``seed`` (int64 scalar), counter ``(index, 0, 0, 0)``."""
     key0, key1 = seed & _MASK, (seed >> 32) & _MASK
     c0, c1, c2, c3 = index & _MASK, torch.zeros_like(index), torch.zeros_like(index), torch.zeros_like(index)
     for _ in range(ROUNDS):
@@ -56,3 +58,12 @@ def normal_noise(seed: Tensor, *shape: int) -> Tensor:
     """Standard normals by Box and Muller, float32 ``shape``."""
     first, second = _words(seed, shape)
     return (-2 * _open_unit(first).log()).sqrt() * (2 * math.pi * _open_unit(second)).cos()
+
+
+def whole_noise(noise: Tensor | None, leading: tuple[int, ...], latent: Latent, dtype: torch.dtype) -> Tensor | None:
+    """Noise of ``leading`` states: as it is, or made of its seed."""
+    if noise is None or noise.is_floating_point():
+        return noise
+    if latent.discrete:
+        return gumbel_noise(noise, *leading, latent.stoch, latent.discrete).to(dtype)
+    return normal_noise(noise, *leading, latent.stoch).to(dtype)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apv_fast.reference.noise import whole_noise
 from apv_fast.structure import Latent, RSSMParams, State, state_dtype
 
 LAYER_NORM_EPS = 1e-3  # Keras' default, not PyTorch's
@@ -111,6 +112,8 @@ def rssm_observe(
     prior_noise: Tensor | None,
 ) -> tuple[State, State]:
     """Filter a sequence: posterior and prior states, ``[B, T, ...]``."""
+    leading, dtype = (embed.shape[0], embed.shape[1]), state["deter"].dtype
+    post_noise, prior_noise = (whole_noise(noise, leading, latent, dtype) for noise in (post_noise, prior_noise))
     posts, priors = [], []
     for t in range(embed.shape[1]):
         post, prior = obs_step(
@@ -126,6 +129,7 @@ def rssm_imagine(
     params: RSSMParams, state: State, action: Tensor | None, horizon: int, latent: Latent, noise: Tensor | None
 ) -> State:
     """Roll the prior out ``horizon`` steps from ``state``; ``[B, horizon, ...]``."""
+    noise = whole_noise(noise, (len(state["deter"]), horizon), latent, state["deter"].dtype)
     priors = []
     for t in range(horizon):
         state = img_step(params, state, _at(action, t), latent, _at(noise, t))
@@ -144,6 +148,8 @@ def rssm_step(
     prior_noise: Tensor | None,
 ) -> tuple[State, State]:
     """One step: posterior and prior with an ``embed``, the prior twice without one."""
+    leading, dtype = (len(state["deter"]),), state["deter"].dtype
+    post_noise, prior_noise = (whole_noise(noise, leading, latent, dtype) for noise in (post_noise, prior_noise))
     if embed is None or is_first is None:
         prior = img_step(params, state, action, latent, prior_noise)
         return prior, prior
