@@ -1,0 +1,247 @@
+"""What surrounds the recurrence of one RSSM: products over all B·T, before it, after it, and for the gradients.
+
+Before: the embedding's part of obs_out and the action's part of img_in. After: the prior's head. Backward, the other way
+round: the prior's head, the reverse recurrence, then one product for the gradient of every weight.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apv_fast.reference.noise import whole_noise
+from apv_fast.scan.core import (
+    ScanGrads,
+    ScanInputs,
+    ScanStart,
+    Trace,
+    TraceGrads,
+    elu_grad,
+    sample_latent,
+    sample_latent_backward,
+    scan_weights,
+)
+from apv_fast.structure import Latent, RSSMParams, State
+
+
+class ObserveArguments(NamedTuple):
+    """The checked arguments of ``rssm_observe`` without the weights; the order of the opaque op's schema."""
+
+    embed: Tensor  # [B, T, E]
+    is_first: Tensor  # [B, T] bool
+    action: Tensor | None  # [B, T, A]
+    deter: Tensor  # [B, D]
+    stoch: Tensor  # [B, S, C] or [B, S]
+    S: int
+    C: int
+    min_std: float
+    post_noise: Tensor | None
+    prior_noise: Tensor | None
+
+    @property
+    def latent(self) -> Latent:
+        """The kind of latent."""
+        return Latent(self.S, self.C, self.min_std)
+
+    @property
+    def start(self) -> ScanStart:
+        """Where the recurrence starts."""
+        return ScanStart(~self.is_first, self.deter.contiguous(), self.post_noise)
+
+
+class PriorTrace(NamedTuple):
+    """The prior's head after the recurrence."""
+
+    stoch: Tensor  # [B, T, L] state dtype
+    stats: Tensor  # [B, T, M] state dtype
+    hidden: Tensor  # [B, T, H] weights' dtype: elu of img_out
+
+
+def masked_actions(action: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
+    """Actions ``[B, T, A]`` in the products' dtype, zero where a sequence begins."""
+    return torch.where(keep[..., None], action, 0).to(dtype)
+
+
+def action_columns(params: RSSMParams, action: Tensor, latent: Latent) -> Tensor:
+    """img_in's columns ``[H, A]`` that see the action; those of the padding see zeros."""
+    width = latent.stoch * (latent.discrete or 1)
+    return params.img_in_weight[:, width : width + action.shape[-1]]
+
+
+def embed_columns(params: RSSMParams, arguments: ObserveArguments) -> Tensor:
+    """obs_out's columns ``[H, E]`` that see the embedding; in a stack, those behind them see the lower model."""
+    deter = arguments.deter.shape[1]
+    return params.obs_out_weight[:, deter : deter + arguments.embed.shape[-1]]
+
+
+def scan_inputs(params: RSSMParams, arguments: ObserveArguments) -> ScanInputs:
+    """Everything that is known before the recurrence."""
+    dtype, latent = params.gru_weight.dtype, arguments.latent
+    keep = ~arguments.is_first
+    batch, length = keep.shape
+    if arguments.action is None:
+        x = params.img_in_bias.expand(batch, length, -1).contiguous()
+    else:
+        columns = action_columns(params, arguments.action, latent)
+        x = F.linear(masked_actions(arguments.action, keep, dtype), columns, params.img_in_bias)
+    first = arguments.stoch.flatten(1).to(dtype) @ scan_weights(params, latent).stoch.T
+    x[:, 0] += torch.where(keep[:, :1], first, 0)
+    obs = F.linear(arguments.embed.to(dtype), embed_columns(params, arguments), params.obs_out_bias)
+    return ScanInputs(x, obs)
+
+
+def prior_head(params: RSSMParams, deter: Tensor, latent: Latent, noise: Tensor | None) -> PriorTrace:
+    """The prior of every step of ``deter [B, T, D]``."""
+    hidden = F.elu(F.linear(deter.to(params.img_out_weight.dtype), params.img_out_weight, params.img_out_bias))
+    stats = F.linear(hidden, params.img_dist_weight, params.img_dist_bias).to(deter.dtype)
+    noise = whole_noise(noise, tuple(deter.shape[:2]), latent, stats.dtype)
+    return PriorTrace(sample_latent(stats, noise, latent), stats, hidden)
+
+
+def flat(x: Tensor) -> Tensor:
+    """``[B, T, W]`` as ``[B·T, W]``."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _total(*terms: Tensor | None) -> Tensor | None:
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def before_steps(arguments: ObserveArguments, trace: Trace, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What every step started from, masked: stoch ``[B, T, L]`` and deter ``[B, T, D]`` in the products' dtype."""
+    keep = ~arguments.is_first[..., None]
+    starts = ((arguments.stoch.flatten(1), trace.stoch), (arguments.deter, trace.deter))
+    stoch, deter = (
+        torch.where(keep, torch.cat([first[:, None].to(dtype), rest[:, :-1].to(dtype)], 1), 0) for first, rest in starts
+    )
+    return stoch, deter
+
+
+def prior_backward(
+    params: RSSMParams,
+    trace: Trace,
+    prior: PriorTrace,
+    latent: Latent,
+    noise: Tensor | None,
+    grad_stoch: Tensor | None,
+    grad_stats: Tensor | None,
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Gradient of deter ``[B, T, D]`` through the prior's head, and of the head's weights by name."""
+    through = None
+    if grad_stoch is not None:
+        whole = whole_noise(noise, tuple(trace.deter.shape[:2]), latent, prior.stats.dtype)
+        through = sample_latent_backward(grad_stoch, prior.stats, whole, latent, noise is not None)
+    total = _total(grad_stats, through)
+    if total is None:
+        return None, {}
+    dtype = params.img_out_weight.dtype
+    dstats = flat(total.to(dtype))
+    dhidden = ((dstats @ params.img_dist_weight).to(total.dtype) * elu_grad(flat(prior.hidden))).to(dtype)
+    weights = {
+        "img_dist_weight": dstats.T @ flat(prior.hidden),
+        "img_dist_bias": dstats.sum(0),
+        "img_out_weight": dhidden.T @ flat(trace.deter.to(dtype)),
+        "img_out_bias": dhidden.sum(0),
+    }
+    return (dhidden @ params.img_out_weight).to(total.dtype).view_as(trace.deter), weights
+
+
+def core_grads(
+    params: RSSMParams,
+    arguments: ObserveArguments,
+    trace: Trace,
+    prior: PriorTrace,
+    post_grads: TraceGrads,
+    prior_grads: TraceGrads,
+) -> tuple[TraceGrads, dict[str, Tensor]]:
+    """What the backward core starts from, the prior's head included, and the gradients of the head's weights.
+
+    ``prior_grads.deter`` is not read: posterior and prior share deter.
+    """
+    latent = arguments.latent
+    through, weights = prior_backward(
+        params, trace, prior, latent, arguments.prior_noise, prior_grads.stoch, prior_grads.stats
+    )
+    if latent.discrete and arguments.post_noise is None:
+        post_grads = post_grads._replace(stoch=None)  # modes have no gradient
+    return post_grads._replace(deter=_total(post_grads.deter, through)), weights
+
+
+class InputGrads(NamedTuple):
+    """Gradients of an op's arguments, in their dtypes."""
+
+    params: RSSMParams
+    embed: Tensor
+    deter: Tensor
+    stoch: Tensor
+    action: Tensor | None
+
+
+def products_after(
+    params: RSSMParams,
+    arguments: ObserveArguments,
+    trace: Trace,
+    grads: ScanGrads,
+    head: dict[str, Tensor],
+    lower: tuple[Tensor, ...] = (),
+) -> InputGrads:
+    """One product over B·T for every weight; ``lower`` is what obs_out saw beyond the embedding, ``[B, T, ...]``."""
+    latent, dtype = arguments.latent, params.gru_weight.dtype
+    stoch, deter = before_steps(arguments, trace, dtype)
+    dx, dy, dstats, dparts = flat(grads.x), flat(grads.y), flat(grads.stats), flat(grads.parts)
+    seen = torch.cat([x.to(dtype) for x in (trace.deter, arguments.embed, *lower)], -1)
+    columns, daction = [dx.T @ flat(stoch)], None
+    pad = params.img_in_weight.shape[1] - stoch.shape[-1]
+    if arguments.action is not None:
+        keep = ~arguments.is_first
+        columns.append(dx.T @ flat(masked_actions(arguments.action, keep, dtype)))
+        pad -= arguments.action.shape[-1]
+        daction = grads.x @ action_columns(params, arguments.action, latent)
+        daction = torch.where(keep[..., None], daction, 0).to(arguments.action.dtype)
+    weights = head | {
+        "img_in_weight": torch.cat([*columns, dx.new_zeros(dx.shape[1], pad)], 1),
+        "img_in_bias": dx.sum(0),
+        "gru_weight": torch.cat([dparts.T @ flat(trace.x), dparts.T @ flat(deter)], 1),
+        "gru_bias": dparts.sum(0),
+        "gru_norm_weight": grads.norm_weight.to(dtype),
+        "gru_norm_bias": grads.norm_bias.to(dtype),
+        "obs_out_weight": dy.T @ flat(seen),
+        "obs_out_bias": dy.sum(0),
+        "obs_dist_weight": dstats.T @ flat(trace.y),
+        "obs_dist_bias": dstats.sum(0),
+    }
+    made = (weights[name] if name in weights else torch.zeros_like(w) for name, w in params._asdict().items())
+    dembed = (grads.y @ embed_columns(params, arguments)).to(arguments.embed.dtype)
+    first = torch.where(~arguments.is_first[:, :1], grads.x[:, 0] @ scan_weights(params, latent).stoch, 0)
+    dstoch = first.to(arguments.stoch.dtype).view_as(arguments.stoch)
+    return InputGrads(RSSMParams(*made), dembed, grads.deter, dstoch, daction)
+
+
+def fake_traces(params: RSSMParams, arguments: ObserveArguments) -> tuple[Tensor, ...]:
+    """Empty tensors of the traces' shapes and dtypes."""
+    (batch, length), latent, like = arguments.is_first.shape, arguments.latent, arguments.deter
+    hidden, deter, mixed = len(params.img_in_bias), like.shape[1], latent.stoch * (latent.discrete or 1)
+    stats, narrow = len(params.obs_dist_bias), params.gru_weight
+    widths = {"deter": deter, "stoch": mixed, "stats": stats, "x": hidden, "parts": 3 * deter, "norm": 2, "y": hidden}
+    trace = {
+        name: (narrow if name in ("x", "y") else like).new_empty(batch, length, width) for name, width in widths.items()
+    }
+    prior = (like.new_empty(batch, length, mixed), like.new_empty(batch, length, stats))
+    return *Trace(**trace), *prior, narrow.new_empty(batch, length, hidden)
+
+
+def states(trace: Trace, prior: PriorTrace, latent: Latent) -> tuple[State, State]:
+    """Posterior and prior with DreamerV2's keys; views of the traces, except for Gaussian std."""
+
+    def state(stoch: Tensor, stats: Tensor) -> State:
+        if latent.discrete:
+            shape = (latent.stoch, latent.discrete)
+            return {"deter": trace.deter, "stoch": stoch.unflatten(-1, shape), "logit": stats.unflatten(-1, shape)}
+        mean, raw = stats.chunk(2, -1)
+        return {"deter": trace.deter, "stoch": stoch, "mean": mean, "std": 2 * torch.sigmoid(raw / 2) + latent.min_std}
+
+    return state(trace.stoch, trace.stats), state(prior.stoch, prior.stats)
