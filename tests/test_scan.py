@@ -13,10 +13,12 @@ from apv_fast.backend import Status
 from apv_fast.reference.noise import gumbel_noise, normal_noise
 from apv_fast.scan.core import PlainCore
 from apv_fast.scan.observe import define_observe
-from tests.rssm_cases import SIZES, Sizes, make_problem, observe, params_of
+from apv_fast.scan.stacked import TwoScans, define_stacked
+from tests.rssm_cases import CASES, SIZES, Sizes, make_case, make_problem, observe, params_of
 from tests.test_rssm import relative_errors, run
 
 plain_observe = define_observe("plain", PlainCore())
+plain_stacked = define_stacked("plain", TwoScans(PlainCore()))
 
 
 def plain_probe() -> Status:
@@ -28,16 +30,34 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A backend "plain" in the table, for these tests only."""
     monkeypatch.setitem(backends.PROBES, "plain", f"{__name__}:plain_probe")
     monkeypatch.setitem(backends.IMPLEMENTATIONS["rssm_observe"], "plain", f"{__name__}:plain_observe")
+    monkeypatch.setitem(backends.IMPLEMENTATIONS["stacked_observe"], "plain", f"{__name__}:plain_stacked")
     yield
     backends.probe.cache_clear()
 
 
 @pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
-def test_hoisting_changes_nothing(sizes: Sizes, sample: bool) -> None:
-    tensors = make_problem(sizes, torch.float64)
-    got, expected = (run("observe", tensors, sizes, name, sample) for name in ("plain", "reference"))
+@pytest.mark.parametrize("case", ["observe", "stacked", "stacked_concat"])
+def test_hoisting_changes_nothing(case: str, sizes: Sizes, sample: bool) -> None:
+    tensors = make_case(case, sizes, torch.float64)
+    got, expected = (run(case, tensors, sizes, name, sample) for name in ("plain", "reference"))
     assert max(relative_errors(got, expected).values()) < 1e-12
+
+
+@pytest.mark.parametrize("case", ["observe", "stacked"])
+def test_opaque_ops_are_sound(case: str) -> None:
+    """Compiled without a graph break, with fake tensors and gradients."""
+    sizes = SIZES["one step"]
+    tensors = make_case(case, sizes, torch.float32)
+    compiled = torch.compile(CASES[case][1], fullgraph=True, backend="aot_eager")
+    leaves = {n: x.requires_grad_() if x.is_floating_point() else x for n, x in tensors.items()}
+    weights = [x for n, x in leaves.items() if "weight" in n]
+    results = []
+    for call in (compiled, CASES[case][1]):
+        outputs = call(leaves, sizes, "plain", True)
+        results.append(torch.autograd.grad(sum(x.sum() for x in outputs.values()), weights))  # type: ignore[arg-type]
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("name", ["odd", "gaussian"])

@@ -142,6 +142,13 @@ def sample_latent_backward(
     return torch.cat([grad, grad * noise * s * (1 - s)], -1)
 
 
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, of which None is zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
 def elu_grad(y: Tensor) -> Tensor:
     """ELU's derivative from its output, in the states' dtype."""
     return torch.where(y > 0, 1, y.to(state_dtype(y.dtype)) + 1)

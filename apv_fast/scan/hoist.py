@@ -1,7 +1,7 @@
 """What surrounds the recurrence of one RSSM: products over all B·T, before it, after it, and for the gradients.
 
-Before: the embedding's part of obs_out and the action's part of img_in. After: the prior's head. Backward, the other way
-round: the prior's head, the reverse recurrence, then one product for the gradient of every weight.
+Before: the embedding's part of obs_out and the action's part of img_in. After: the prior's head. Backward, the other
+way round: the prior's head, the reverse recurrence, then one product for the gradient of every weight.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from apv_fast.scan.core import (
     ScanStart,
     Trace,
     TraceGrads,
+    add,
     elu_grad,
     sample_latent,
     sample_latent_backward,
@@ -83,7 +84,7 @@ def scan_inputs(params: RSSMParams, arguments: ObserveArguments) -> ScanInputs:
     keep = ~arguments.is_first
     batch, length = keep.shape
     if arguments.action is None:
-        x = params.img_in_bias.expand(batch, length, -1).contiguous()
+        x = params.img_in_bias.repeat(batch, length, 1)
     else:
         columns = action_columns(params, arguments.action, latent)
         x = F.linear(masked_actions(arguments.action, keep, dtype), columns, params.img_in_bias)
@@ -104,11 +105,6 @@ def prior_head(params: RSSMParams, deter: Tensor, latent: Latent, noise: Tensor 
 def flat(x: Tensor) -> Tensor:
     """``[B, T, W]`` as ``[B·T, W]``."""
     return x.reshape(-1, x.shape[-1])
-
-
-def _total(*terms: Tensor | None) -> Tensor | None:
-    present = [term for term in terms if term is not None]
-    return sum(present[1:], present[0]) if present else None
 
 
 def before_steps(arguments: ObserveArguments, trace: Trace, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -135,7 +131,7 @@ def prior_backward(
     if grad_stoch is not None:
         whole = whole_noise(noise, tuple(trace.deter.shape[:2]), latent, prior.stats.dtype)
         through = sample_latent_backward(grad_stoch, prior.stats, whole, latent, noise is not None)
-    total = _total(grad_stats, through)
+    total = add(grad_stats, through)
     if total is None:
         return None, {}
     dtype = params.img_out_weight.dtype
@@ -168,7 +164,7 @@ def core_grads(
     )
     if latent.discrete and arguments.post_noise is None:
         post_grads = post_grads._replace(stoch=None)  # modes have no gradient
-    return post_grads._replace(deter=_total(post_grads.deter, through)), weights
+    return post_grads._replace(deter=add(post_grads.deter, through)), weights
 
 
 class InputGrads(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from apv_fast.scan.hoist import (
 )
 from apv_fast.structure import Latent, RSSMParams, State
 
+Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
 Observe = Callable[..., tuple[State, State]]
 DIFFERENTIABLE = ("deter", "stoch", "stats")  # of a trace; the rest is for the backward pass alone
 
@@ -135,36 +136,43 @@ def define_observe(name: str, core: Core) -> Observe:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     params, *rest = inputs
+    save(ctx, [params], ObserveArguments(*rest), output)
+
+
+def save(ctx: Any, weights: Sequence[Sequence[Tensor]], arguments: tuple[Any, ...], traces: Sequence[Tensor]) -> None:
+    """Keep an op's arguments (a named tuple) and its traces, of which only outputs get gradients."""
     ctx.set_materialize_grads(False)
-    ctx.constants = {name: x for name, x in zip(ObserveArguments._fields, rest, strict=True) if not _is_tensor(x)}
-    ctx.weights = len(params)
-    tensors = [x for x in rest if _is_tensor(x)]
-    ctx.traces = len(params) + len(tensors)
-    ctx.save_for_backward(*params, *tensors, *output)
-    names = (*Trace._fields, *(f"prior {name}" for name in PriorTrace._fields))
-    ctx.mark_non_differentiable(
-        *(x for name, x in zip(names, output, strict=True) if name.removeprefix("prior ") not in DIFFERENTIABLE)
-    )
+    ctx.weights = [len(params) for params in weights]
+    ctx.plain = [None if isinstance(x, Tensor) else (x,) for x in arguments]
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    ctx.save_for_backward(*(weight for params in weights for weight in params), *tensors, *traces)
+    names = (*Trace._fields, *PriorTrace._fields)
+    pairs = zip(names * (len(traces) // len(names)), traces, strict=True)
+    ctx.mark_non_differentiable(*(trace for name, trace in pairs if name not in DIFFERENTIABLE))
 
 
-def _is_tensor(x: object) -> bool:
-    return isinstance(x, Tensor)
+def saved(ctx: Any, kind: type[Arguments]) -> tuple[list[RSSMParams], Arguments, list[Tensor]]:
+    """What :func:`save` kept: weights, arguments, traces."""
+    tensors = iter(ctx.saved_tensors)
+    weights = [RSSMParams(*(next(tensors) for _ in range(count))) for count in ctx.weights]
+    arguments = kind(*(next(tensors) if plain is None else plain[0] for plain in ctx.plain))
+    return weights, arguments, list(tensors)
 
 
 def _differentiation(backward: Callable[..., list[Tensor]]) -> Callable[..., tuple[Any, ...]]:
     def differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-        saved = list(ctx.saved_tensors)
-        params, tensors, traces = saved[: ctx.weights], iter(saved[ctx.weights : ctx.traces]), saved[ctx.traces :]
-        values = [ctx.constants[f] if f in ctx.constants else next(tensors) for f in ObserveArguments._fields]
-        arguments = ObserveArguments(*values)
-        post, prior = split_trace(grads)  # type: ignore[arg-type]
-        given = (post.deter, post.stoch, post.stats, prior.stoch, prior.stats)
-        made = backward(params, *arguments, traces, *given)
-        weights, (dembed, ddeter, dstoch, *daction) = made[: len(params)], made[len(params) :]
-        of = {"embed": dembed, "deter": ddeter, "stoch": dstoch, "action": daction[0] if daction else None}
+        (params,), arguments, traces = saved(ctx, ObserveArguments)
+        made = backward(list(params), *arguments, traces, *output_grads(grads))
+        weights, of = made[: len(params)], dict(zip(InputGrads._fields[1:], made[len(params) :], strict=False))
         return weights, *(of.get(name) for name in ObserveArguments._fields)
 
     return differentiate
+
+
+def output_grads(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Those of deter, stoch and stats, then of the prior's stoch and stats, out of those of one model's traces."""
+    names = (*Trace._fields, *PriorTrace._fields)
+    return [grad for name, grad in zip(names, grads, strict=True) if name in DIFFERENTIABLE]
 
 
 def split_trace(traces: Sequence[Tensor]) -> tuple[Trace, PriorTrace]:
