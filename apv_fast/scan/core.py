@@ -104,6 +104,14 @@ class Core(Protocol):
     ) -> ScanGrads:
         """Walk back."""
 
+    def sample(self, stats: Tensor, noise: Tensor | None, latent: Latent) -> Tensor:
+        """The prior's samples, all steps at once; see :func:`sample_latent`."""
+
+    def sample_backward(
+        self, grad: Tensor, stats: Tensor, noise: Tensor | None, latent: Latent, sampled: bool
+    ) -> Tensor | None:
+        """See :func:`sample_latent_backward`."""
+
 
 def scan_weights(params: RSSMParams, latent: Latent) -> ScanWeights:
     """Views of the weights that the recurrence reads."""
@@ -117,7 +125,8 @@ def scan_weights(params: RSSMParams, latent: Latent) -> ScanWeights:
 
 
 def sample_latent(stats: Tensor, noise: Tensor | None, latent: Latent) -> Tensor:
-    """The sample ``[..., L]``, or the mode without noise, of ``stats [..., M]``."""
+    """The sample ``[..., L]``, or the mode without noise, of ``stats [..., M]``; noise as in :class:`ScanStart`."""
+    noise = whole_noise(noise, tuple(stats.shape[:-1]), latent, stats.dtype)
     if latent.discrete:
         logit = stats.unflatten(-1, (latent.stoch, latent.discrete))
         chosen = (logit if noise is None else logit + noise).argmax(-1)
@@ -130,6 +139,7 @@ def sample_latent_backward(
     grad: Tensor, stats: Tensor, noise: Tensor | None, latent: Latent, sampled: bool
 ) -> Tensor | None:
     """The gradient of ``stats`` from that of the sample, ``[..., L]``; None: modes of one-hots have none."""
+    noise = whole_noise(noise, tuple(stats.shape[:-1]), latent, stats.dtype)
     if latent.discrete:
         if not sampled:
             return None
@@ -156,6 +166,9 @@ def elu_grad(y: Tensor) -> Tensor:
 
 class PlainCore:
     """The recurrence step by step in plain PyTorch: what the fast cores are compared with, phase by phase."""
+
+    sample = staticmethod(sample_latent)
+    sample_backward = staticmethod(sample_latent_backward)
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
         """See :class:`Core`."""

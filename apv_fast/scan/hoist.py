@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apv_fast.reference.noise import whole_noise
 from apv_fast.scan.core import (
+    Core,
     ScanGrads,
     ScanInputs,
     ScanStart,
@@ -21,8 +21,6 @@ from apv_fast.scan.core import (
     TraceGrads,
     add,
     elu_grad,
-    sample_latent,
-    sample_latent_backward,
     scan_weights,
 )
 from apv_fast.structure import Latent, RSSMParams, State
@@ -94,12 +92,11 @@ def scan_inputs(params: RSSMParams, arguments: ObserveArguments) -> ScanInputs:
     return ScanInputs(x, obs)
 
 
-def prior_head(params: RSSMParams, deter: Tensor, latent: Latent, noise: Tensor | None) -> PriorTrace:
+def prior_head(core: Core, params: RSSMParams, deter: Tensor, latent: Latent, noise: Tensor | None) -> PriorTrace:
     """The prior of every step of ``deter [B, T, D]``."""
     hidden = F.elu(F.linear(deter.to(params.img_out_weight.dtype), params.img_out_weight, params.img_out_bias))
     stats = F.linear(hidden, params.img_dist_weight, params.img_dist_bias).to(deter.dtype)
-    noise = whole_noise(noise, tuple(deter.shape[:2]), latent, stats.dtype)
-    return PriorTrace(sample_latent(stats, noise, latent), stats, hidden)
+    return PriorTrace(core.sample(stats, noise, latent), stats, hidden)
 
 
 def flat(x: Tensor) -> Tensor:
@@ -118,6 +115,7 @@ def before_steps(arguments: ObserveArguments, trace: Trace, dtype: torch.dtype) 
 
 
 def prior_backward(
+    core: Core,
     params: RSSMParams,
     trace: Trace,
     prior: PriorTrace,
@@ -129,8 +127,7 @@ def prior_backward(
     """Gradient of deter ``[B, T, D]`` through the prior's head, and of the head's weights by name."""
     through = None
     if grad_stoch is not None:
-        whole = whole_noise(noise, tuple(trace.deter.shape[:2]), latent, prior.stats.dtype)
-        through = sample_latent_backward(grad_stoch, prior.stats, whole, latent, noise is not None)
+        through = core.sample_backward(grad_stoch, prior.stats, noise, latent, noise is not None)
     total = add(grad_stats, through)
     if total is None:
         return None, {}
@@ -147,6 +144,7 @@ def prior_backward(
 
 
 def core_grads(
+    core: Core,
     params: RSSMParams,
     arguments: ObserveArguments,
     trace: Trace,
@@ -160,7 +158,7 @@ def core_grads(
     """
     latent = arguments.latent
     through, weights = prior_backward(
-        params, trace, prior, latent, arguments.prior_noise, prior_grads.stoch, prior_grads.stats
+        core, params, trace, prior, latent, arguments.prior_noise, prior_grads.stoch, prior_grads.stats
     )
     if latent.discrete and arguments.post_noise is None:
         post_grads = post_grads._replace(stoch=None)  # modes have no gradient

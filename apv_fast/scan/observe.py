@@ -31,7 +31,7 @@ def observe_forward(core: Core, params: RSSMParams, arguments: ObserveArguments)
     """Posterior and prior of a sequence, and what the backward pass needs."""
     latent = arguments.latent
     trace = core.forward(scan_weights(params, latent), scan_inputs(params, arguments), arguments.start, latent)
-    return trace, prior_head(params, trace.deter, latent, arguments.prior_noise)
+    return trace, prior_head(core, params, trace.deter, latent, arguments.prior_noise)
 
 
 def observe_backward(
@@ -44,7 +44,7 @@ def observe_backward(
     prior_grads: TraceGrads,
 ) -> InputGrads:
     """Gradients of all arguments from those of both traces."""
-    given, head = core_grads(params, arguments, trace, prior, post_grads, prior_grads)
+    given, head = core_grads(core, params, arguments, trace, prior, post_grads, prior_grads)
     grads = core.backward(scan_weights(params, arguments.latent), arguments.start, trace, given, arguments.latent)
     return products_after(params, arguments, trace, grads, head)
 

@@ -65,6 +65,8 @@ class Model(NamedTuple):
 class StackedCore(Protocol):
     """Both recurrences, forward and backward; see :class:`apv_fast.scan.core.Core`."""
 
+    core: Core  # of the same backend, which samples the priors
+
     def forward(
         self, lower: Model, upper: Model, link: Link, inputs: tuple[ScanInputs, ScanInputs]
     ) -> tuple[Trace, Trace]:
@@ -159,7 +161,7 @@ def _forward(core: StackedCore, params: tuple[RSSMParams, RSSMParams], arguments
     traces = core.forward(*models, _link(params[1], arguments), inputs)
     made: list[Tensor] = []
     for own, mine, trace in zip(params, both, traces, strict=True):
-        made += [*trace, *prior_head(own, trace.deter, mine.latent, mine.prior_noise)]
+        made += [*trace, *prior_head(core.core, own, trace.deter, mine.latent, mine.prior_noise)]
     return made
 
 
@@ -174,8 +176,8 @@ def _backward(
     both = arguments.lower, arguments.upper
     models = _model(params[0], both[0]), _model(params[1], both[1])
     (below, _), (above, _) = traces
-    af_given, af_head = core_grads(params[0], both[0], *traces[0], *grads[0])
-    given, head = core_grads(params[1], both[1], *traces[1], *grads[1])
+    af_given, af_head = core_grads(core.core, params[0], both[0], *traces[0], *grads[0])
+    given, head = core_grads(core.core, params[1], both[1], *traces[1], *grads[1])
     made = core.backward(*models, _link(params[1], arguments), (below, above), (af_given, given))
     lower = products_after(params[0], both[0], below, made[0], af_head)
     upper = products_after(params[1], both[1], above, made[1], head, (below.stoch, below.deter))
