@@ -24,6 +24,10 @@ from apv_fast.structure import Latent, RSSMParams, State
 
 Arguments = TypeVar("Arguments", bound=tuple[Any, ...])
 Observe = Callable[..., tuple[State, State]]
+_SCHEMA = (  # of ObserveArguments
+    "Tensor embed, Tensor is_first, Tensor? action, Tensor deter, Tensor stoch, int S, int C, float min_std, "
+    "Tensor? post_noise, Tensor? prior_noise"
+)
 DIFFERENTIABLE = ("deter", "stoch", "stats")  # of a trace; the rest is for the backward pass alone
 
 
@@ -52,56 +56,24 @@ def observe_backward(
 def define_observe(name: str, core: Core) -> Observe:
     """``rssm_observe`` on ``core``, behind the opaque op ``apv_fast::rssm_observe_NAME``."""
 
-    @torch.library.custom_op(f"apv_fast::rssm_observe_{name}", mutates_args=())
-    def forward(
-        params: Sequence[Tensor],
-        embed: Tensor,
-        is_first: Tensor,
-        action: Tensor | None,
-        deter: Tensor,
-        stoch: Tensor,
-        S: int,
-        C: int,
-        min_std: float,
-        post_noise: Tensor | None,
-        prior_noise: Tensor | None,
-    ) -> list[Tensor]:
-        arguments = ObserveArguments(embed, is_first, action, deter, stoch, S, C, min_std, post_noise, prior_noise)
-        trace, prior = observe_forward(core, RSSMParams(*params), arguments)
+    # Schemas in full: what torch infers from a signature with sequences differs between its versions.
+    @torch.library.custom_op(
+        f"apv_fast::rssm_observe_{name}", mutates_args=(), schema=f"(Tensor[] params, {_SCHEMA}) -> Tensor[]"
+    )
+    def forward(params: list[Tensor], *rest: Any) -> list[Tensor]:
+        trace, prior = observe_forward(core, RSSMParams(*params), ObserveArguments(*rest))
         return [*trace, *prior]
 
-    @torch.library.custom_op(f"apv_fast::rssm_observe_{name}_backward", mutates_args=())
-    def backward(
-        params: Sequence[Tensor],
-        embed: Tensor,
-        is_first: Tensor,
-        action: Tensor | None,
-        deter: Tensor,
-        stoch: Tensor,
-        S: int,
-        C: int,
-        min_std: float,
-        post_noise: Tensor | None,
-        prior_noise: Tensor | None,
-        traces: Sequence[Tensor],
-        grad_deter: Tensor | None,
-        grad_stoch: Tensor | None,
-        grad_stats: Tensor | None,
-        grad_prior_stoch: Tensor | None,
-        grad_prior_stats: Tensor | None,
-    ) -> list[Tensor]:
-        arguments = ObserveArguments(embed, is_first, action, deter, stoch, S, C, min_std, post_noise, prior_noise)
-        trace, prior = split_trace(traces)
-        grads = observe_backward(
-            core,
-            RSSMParams(*params),
-            arguments,
-            trace,
-            prior,
-            TraceGrads(grad_deter, grad_stoch, grad_stats),
-            TraceGrads(None, grad_prior_stoch, grad_prior_stats),
-        )
-        return [*grads.params, *(grad for grad in grads[1:] if grad is not None)]
+    @torch.library.custom_op(
+        f"apv_fast::rssm_observe_{name}_backward",
+        mutates_args=(),
+        schema=f"(Tensor[] params, {_SCHEMA}, Tensor[] traces, Tensor?[] grads) -> Tensor[]",
+    )
+    def backward(params: list[Tensor], *rest: Any) -> list[Tensor]:
+        *values, traces, grads = rest
+        arguments = ObserveArguments(*values)
+        made = observe_backward(core, RSSMParams(*params), arguments, *split_trace(traces), *trace_grads(grads))
+        return [*made.params, *(grad for grad in made[1:] if grad is not None)]
 
     @forward.register_fake
     def _(params: Sequence[Tensor], *arguments: Any) -> list[Tensor]:
@@ -162,7 +134,7 @@ def saved(ctx: Any, kind: type[Arguments]) -> tuple[list[RSSMParams], Arguments,
 def _differentiation(backward: Callable[..., list[Tensor]]) -> Callable[..., tuple[Any, ...]]:
     def differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
         (params,), arguments, traces = saved(ctx, ObserveArguments)
-        made = backward(list(params), *arguments, traces, *output_grads(grads))
+        made = backward(list(params), *arguments, traces, output_grads(grads))
         weights, of = made[: len(params)], dict(zip(InputGrads._fields[1:], made[len(params) :], strict=False))
         return weights, *(of.get(name) for name in ObserveArguments._fields)
 
@@ -173,6 +145,12 @@ def output_grads(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Those of deter, stoch and stats, then of the prior's stoch and stats, out of those of one model's traces."""
     names = (*Trace._fields, *PriorTrace._fields)
     return [grad for name, grad in zip(names, grads, strict=True) if name in DIFFERENTIABLE]
+
+
+def trace_grads(given: Sequence[Tensor | None]) -> tuple[TraceGrads, TraceGrads]:
+    """What :func:`output_grads` gave, of posterior and prior."""
+    deter, stoch, stats, prior_stoch, prior_stats = given
+    return TraceGrads(deter, stoch, stats), TraceGrads(None, prior_stoch, prior_stats)
 
 
 def split_trace(traces: Sequence[Tensor]) -> tuple[Trace, PriorTrace]:

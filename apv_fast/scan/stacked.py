@@ -43,7 +43,7 @@ from apv_fast.scan.hoist import (
     scan_inputs,
     states,
 )
-from apv_fast.scan.observe import output_grads, save, saved, split_trace
+from apv_fast.scan.observe import output_grads, save, saved, split_trace, trace_grads
 from apv_fast.structure import Latent, RSSMParams, State
 
 
@@ -190,6 +190,11 @@ def _backward(
 
 
 Observe = Callable[..., tuple[State, State, State, State]]
+_SCHEMA = (  # of StackArguments
+    "Tensor embed, Tensor is_first, Tensor action, Tensor af_deter, Tensor af_stoch, Tensor deter, Tensor stoch, "
+    "int af_S, int af_C, float af_min_std, int S, int C, float min_std, Tensor? af_post_noise, Tensor? af_prior_noise, "
+    "Tensor? post_noise, Tensor? prior_noise, bool concat_embed"
+)
 _GRADS = 5  # of one model's outputs, see output_grads
 _WITH_GRADIENT = ("embed", "action", "af_deter", "af_stoch", "deter", "stoch")  # what _backward gives after the weights
 
@@ -199,74 +204,27 @@ def _split(traces: Sequence[Tensor]) -> list[tuple[Trace, PriorTrace]]:
     return [split_trace(traces[:half]), split_trace(traces[half:])]
 
 
-def _grads(given: Sequence[Tensor | None]) -> tuple[TraceGrads, TraceGrads]:
-    deter, stoch, stats, prior_stoch, prior_stats = given
-    return TraceGrads(deter, stoch, stats), TraceGrads(None, prior_stoch, prior_stats)
-
-
 def define_stacked(name: str, core: StackedCore) -> Observe:
     """``stacked_observe`` on ``core``, behind the opaque op ``apv_fast::stacked_observe_NAME``."""
 
-    @torch.library.custom_op(f"apv_fast::stacked_observe_{name}", mutates_args=())
-    def forward(
-        af_params: Sequence[Tensor],
-        params: Sequence[Tensor],
-        embed: Tensor,
-        is_first: Tensor,
-        action: Tensor,
-        af_deter: Tensor,
-        af_stoch: Tensor,
-        deter: Tensor,
-        stoch: Tensor,
-        af_S: int,
-        af_C: int,
-        af_min_std: float,
-        S: int,
-        C: int,
-        min_std: float,
-        af_post_noise: Tensor | None,
-        af_prior_noise: Tensor | None,
-        post_noise: Tensor | None,
-        prior_noise: Tensor | None,
-        concat_embed: bool,
-    ) -> list[Tensor]:
-        arguments = StackArguments(
-            *(embed, is_first, action, af_deter, af_stoch, deter, stoch, af_S, af_C, af_min_std, S, C, min_std),
-            *(af_post_noise, af_prior_noise, post_noise, prior_noise, concat_embed),
-        )
-        return _forward(core, (RSSMParams(*af_params), RSSMParams(*params)), arguments)
+    @torch.library.custom_op(
+        f"apv_fast::stacked_observe_{name}",
+        mutates_args=(),
+        schema=f"(Tensor[] af_params, Tensor[] params, {_SCHEMA}) -> Tensor[]",
+    )
+    def forward(af_params: list[Tensor], params: list[Tensor], *rest: Any) -> list[Tensor]:
+        return _forward(core, (RSSMParams(*af_params), RSSMParams(*params)), StackArguments(*rest))
 
-    @torch.library.custom_op(f"apv_fast::stacked_observe_{name}_backward", mutates_args=())
-    def backward(
-        af_params: Sequence[Tensor],
-        params: Sequence[Tensor],
-        embed: Tensor,
-        is_first: Tensor,
-        action: Tensor,
-        af_deter: Tensor,
-        af_stoch: Tensor,
-        deter: Tensor,
-        stoch: Tensor,
-        af_S: int,
-        af_C: int,
-        af_min_std: float,
-        S: int,
-        C: int,
-        min_std: float,
-        af_post_noise: Tensor | None,
-        af_prior_noise: Tensor | None,
-        post_noise: Tensor | None,
-        prior_noise: Tensor | None,
-        concat_embed: bool,
-        traces: Sequence[Tensor],
-        grads: Sequence[Tensor | None],
-    ) -> list[Tensor]:
-        arguments = StackArguments(
-            *(embed, is_first, action, af_deter, af_stoch, deter, stoch, af_S, af_C, af_min_std, S, C, min_std),
-            *(af_post_noise, af_prior_noise, post_noise, prior_noise, concat_embed),
-        )
-        both = _grads(grads[:_GRADS]), _grads(grads[_GRADS:])
-        return _backward(core, (RSSMParams(*af_params), RSSMParams(*params)), arguments, _split(traces), both)
+    @torch.library.custom_op(
+        f"apv_fast::stacked_observe_{name}_backward",
+        mutates_args=(),
+        schema=f"(Tensor[] af_params, Tensor[] params, {_SCHEMA}, Tensor[] traces, Tensor?[] grads) -> Tensor[]",
+    )
+    def backward(af_params: list[Tensor], params: list[Tensor], *rest: Any) -> list[Tensor]:
+        *values, traces, grads = rest
+        weights = RSSMParams(*af_params), RSSMParams(*params)
+        both = trace_grads(grads[:_GRADS]), trace_grads(grads[_GRADS:])
+        return _backward(core, weights, StackArguments(*values), _split(traces), both)
 
     @forward.register_fake
     def _(af_params: Sequence[Tensor], params: Sequence[Tensor], *rest: Any) -> list[Tensor]:
