@@ -108,7 +108,14 @@ def _tyro(name: str, command: Command, default: Any, arguments: Sequence[str]) -
     if command.preset:
         description += f"\n\n--preset {{{','.join(configs.PRESETS)}}} sets the defaults (default: {DEFAULT_PRESET})."
     extra = {} if default is None else {"default": default}
-    return tyro.cli(command.config, prog=f"apv-fast {name}", description=description, args=list(arguments), **extra)
+    return tyro.cli(
+        command.config,
+        prog=f"apv-fast {name}",
+        description=description,
+        args=list(arguments),
+        config=() if command.preset else (tyro.conf.PositionalRequiredArgs,),
+        **extra,
+    )
 
 
 def run(name: str, config: Any) -> Any:

@@ -1,6 +1,7 @@
 """Every setting of every command, typed and documented; the defaults are the paper's Meta-world setup.
 
 A run saves its whole configuration. Presets (:data:`PRESETS`) change defaults; the command line changes single fields.
+pydantic is imported when a configuration is written or read: a machine that only computes need not have it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-from tyro.conf import Positional
-
 Quality = Literal["paper", "fast"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
+Graph = Literal["auto", "on", "off"]
+ReplayDevice = Literal["auto", "host", "device"]
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,10 @@ class PretrainConfig:
     """Where to compute."""
     backend: Backend = "auto"
     """Which kernels run, see apv-fast info."""
+    graph: Graph = "auto"
+    """Record an update once as a CUDA graph and replay it: auto does so on a GPU; the numbers are the same."""
+    replay_device: ReplayDevice = "auto"
+    """Where frames to draw from are held: auto keeps a copy on a GPU as long as it fits there."""
 
 
 @dataclass(frozen=True)
@@ -265,13 +269,17 @@ class FinetuneConfig:
     """Where to compute."""
     backend: Backend = "auto"
     """Which kernels run, see apv-fast info."""
+    graph: Graph = "auto"
+    """Record an update once as a CUDA graph and replay it: auto does so on a GPU; the numbers are the same."""
+    replay_device: ReplayDevice = "auto"
+    """Where frames to draw from are held: auto keeps a copy on a GPU as long as it fits there."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Play episodes with a trained policy and print the scores."""
 
-    run: Positional[Path]
+    run: Path
     """Run directory of apv-fast finetune."""
     episodes: int = 10
     """How many."""
@@ -287,7 +295,7 @@ class EvaluateConfig:
 class VideoConfig:
     """Make an open-loop prediction video: truth, model, error."""
 
-    run: Positional[Path]
+    run: Path
     """Run directory of apv-fast pretrain or finetune."""
     data: tuple[Path, ...] = ()
     """Folders with episodes; none takes those that the run learnt from."""
@@ -305,7 +313,7 @@ class VideoConfig:
 class PlotConfig:
     """Draw learning curves."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: tuple[Path, ...]
     """Run directories."""
     out: Path = Path("curves.png")
     """Picture to write."""
@@ -408,6 +416,8 @@ class ConfigError(ValueError):
 
 def to_dict(config: object) -> dict[str, Any]:
     """A configuration as nested dictionaries that JSON can hold."""
+    from pydantic import TypeAdapter
+
     result: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
     return result
 
@@ -418,6 +428,8 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], source: Path) -> Co
     Raises:
         ConfigError: a field is missing, unknown or has a wrong value; names ``source`` and the field.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         config = TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
