@@ -1,0 +1,97 @@
+"""The floor of every benchmarked op, from the shape of its row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bench.cost import updates
+from bench.cost.machine import Machine
+from bench.cost.scan import Scan, observe, prior_head, stacked
+from bench.cost.work import BYTES, Floor, Work, pointwise, product, total
+
+Shape = Mapping[str, int]
+Parts = Callable[[Shape, str, bool, Machine], list[Work]]  # shape, dtype, with the backward pass?
+
+
+def _observe(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    return observe(Scan.of(shape, dtype), machine, backward=backward)
+
+
+def stack_of(shape: Shape, dtype: str) -> tuple[Scan, Scan]:
+    """The two models of a stack: all of the upper one's embedding comes from the lower one."""
+    return Scan.of({**shape, "A": 0}, dtype), Scan.of({**shape, "E": 0}, dtype)
+
+
+def _stacked(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    return stacked(*stack_of(shape, dtype), machine, backward=backward)
+
+
+def imagination_step(scan: Scan) -> list[Work]:
+    """One prior step of B rows: the sum of W_stoch's rows, the GRU, the prior's head; 4 launches, epilogues fused."""
+    size = BYTES[scan.dtype]
+    gathered = scan.B * scan.S * scan.H * size  # rows of weights, from L2
+    x = Work("x", l2=gathered, hbm=scan.B * (scan.A + scan.H) * size, launches=1)
+    return [x, product("gru", scan.B, scan.H + scan.D, 3 * scan.D, scan.dtype), *prior_head(_one_step(scan))]
+
+
+def _one_step(scan: Scan) -> Scan:
+    return Scan(scan.B, 1, scan.E, scan.A, scan.D, scan.H, scan.S, scan.C, scan.dtype)
+
+
+def _imagine(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    """With gradients of the actions only: every product once more, with the weights transposed."""
+    scan = Scan.of({"E": 0, **shape}, dtype)
+    parts = imagination_step(scan) * scan.T
+    if backward:
+        back = product("dx", scan.B, scan.H, scan.L, dtype)
+        parts += [back, *imagination_step(scan)[1:]] * scan.T
+    return parts
+
+
+def _knn_bonus(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    """Exact differences would be three operations a number; this is the product's two, in fp32 without tensor cores."""
+    q, n, d = shape["Q"], shape["N"], shape["d"]
+    return [Work("distances", 2.0 * q * n * d, "fp32", hbm=4.0 * (q * d + n * d + q), launches=1)]
+
+
+def _lambda_return(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    numbers = shape["H"] * shape["N"] * BYTES[dtype]
+    parts = [pointwise("forward", 3 * numbers, numbers)]
+    return [*parts, pointwise("backward", 4 * numbers, 3 * numbers)] if backward else parts
+
+
+def _kl_balance(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    rows, last = shape["B"] * shape["T"], shape.get("C", 2)
+    numbers = rows * shape["S"] * last * BYTES[dtype]
+    parts = [pointwise("forward", 2 * numbers, 4 * rows)]
+    return [*parts, pointwise("backward", 2 * numbers, 2 * numbers)] if backward else parts
+
+
+def _pretrain(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    return updates.pretrain(shape, dtype, machine)
+
+
+def _finetune(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    scans = stack_of(updates.scan_shape(shape), dtype)
+    start = Scan.of({**updates.scan_shape(shape), "B": shape["B"] * shape["T"], "T": 1}, dtype)
+    return updates.finetune(shape, dtype, machine, stacked(*scans, machine, backward=True), imagination_step(start))
+
+
+PARTS: dict[str, Parts] = {
+    "rssm_observe": _observe,
+    "stacked_observe": _stacked,
+    "rssm_imagine": _imagine,
+    "knn_bonus": _knn_bonus,
+    "lambda_return": _lambda_return,
+    "kl_balance": _kl_balance,
+    "kl_balance_normal": _kl_balance,
+    "pretrain_update": _pretrain,
+    "finetune_update": _finetune,
+}
+
+
+def floor(op: str, shape: Shape, dtype: str, passed: str, machine: Machine) -> Floor | None:
+    """The least time of one row of a benchmark, or None for an op that has no model."""
+    if op not in PARTS:
+        return None
+    return total(PARTS[op](shape, dtype, passed == "forward_backward", machine), machine)

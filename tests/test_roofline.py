@@ -1,0 +1,177 @@
+"""The cost model against numbers worked out by hand, and the command that prints it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
+from bench import roofline
+from bench.cost.machine import MACHINES, with_ceilings
+from bench.cost.ops import PARTS, floor, stack_of
+from bench.cost.scan import Scan, backward_step, forward_step, observe, stacked, two_scans
+from bench.cost.updates import decoder_layers, encoder_layers
+from bench.cost.work import Work, pointwise, product, total
+
+H100, A100 = MACHINES["h100"], MACHINES["a100"]
+FULL = {"deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}
+
+
+def scan(batch: int, dtype: str = "bfloat16", action: int = 0) -> Scan:
+    return Scan.of({"B": batch, "T": 50, "E": 1536, "A": action, **FULL}, dtype)
+
+
+def test_recurrent_weights() -> None:
+    """8.4 M weights of products, 16.8 MB; the sum of 32 rows of img_in adds a megaword."""
+    weights = scan(16).weights
+    assert weights == {"stoch": 1024**2, "gru": 6 * 1024**2, "obs": 1024**2, "dist": 1024**2}
+    products = sum(weights.values()) - weights["stoch"]
+    assert 2 * products == 16_777_216
+    assert scan(16).recurrent_bytes == 18 * 1024**2
+    assert scan(16, "float32").recurrent_bytes == 36 * 1024**2
+
+
+def test_bytes_of_the_gru_phase() -> None:
+    """Every SM reads x and h of all rows: 132 · 16 · 2048 · 2 bytes = 8.65 MB, 1.24 µs at 7 TB/s."""
+    gru = forward_step(scan(16), H100)[1]
+    assert (gru.flops, gru.l2, gru.shared, gru.barriers) == (2 * 16 * 6 * 1024**2, 132 * 16 * 4096, 12 * 1024**2, 1)
+    assert gru.seconds(H100) == pytest.approx({"L2": 8_650_752 / 7e12, "barrier": 1.1e-6})
+
+
+@pytest.mark.parametrize(("batch", "low", "high"), [(16, 8, 10), (50, 13, 15)])
+def test_a_step_is_what_the_specification_computed(batch: int, low: float, high: float) -> None:
+    step = forward_step(scan(batch), H100)
+    assert low <= 1e6 * total(step, H100).seconds <= high
+    assert sum(work.barriers for work in step) == 5
+    assert sum(work.barriers for work in backward_step(scan(batch), H100)) == 4
+
+
+def test_weights_that_do_not_fit_are_streamed() -> None:
+    """An H100's 132 SMs keep 259 KB each, 35 MB: all in bfloat16, all but 7 % in float32; an A100's 108 keep 195 KB."""
+    assert scan(16).streamed(H100) == scan(16).streamed(A100) == 0
+    assert scan(16, "float32").streamed(H100) == pytest.approx(1 - 259 * 1024 * 132 / (36 * 1024**2))
+    resident, streaming = forward_step(scan(16), H100), forward_step(replace(scan(16), persistent=False), H100)
+    more = sum(work.l2 for work in streaming) - sum(work.l2 for work in resident)
+    assert more == 2 * 8 * 1024**2 + 16 * 32 * 1024 * 2  # the products' weights, and 32 rows of img_in for each of 16
+    assert 2 < 1e6 * more / H100.l2 < 3.5  # "+3 µs a step"
+
+
+def test_barriers_and_launches() -> None:
+    parts = observe(scan(16), H100, backward=True)
+    assert sum(part.barriers * part.times for part in parts) == 50 * (5 + 4)
+    phases = observe(replace(scan(16), persistent=False), H100, backward=False)
+    assert sum(part.barriers for part in phases) == 0
+    outside = sum(part.launches for part in observe(scan(16), H100, backward=False))
+    assert sum(part.launches * part.times for part in phases) == 50 * 5 + outside
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_wavefront_shares_barriers(backward: bool) -> None:
+    """T + 1 rounds instead of 2T, and the same arithmetic."""
+    lower, upper = stack_of({"B": 16, "T": 50, "E": 1536, "A": 4, **FULL}, "bfloat16")
+    wave, two = stacked(lower, upper, H100, backward=backward), two_scans(lower, upper, H100, backward=backward)
+    phases = 9 if backward else 5
+    assert sum(part.barriers * part.times for part in wave) == 51 * phases
+    assert sum(part.barriers * part.times for part in two) == 100 * phases
+    assert total(two, H100).seconds > 1.5 * total(wave, H100).seconds
+
+
+def test_targets_leave_room_above_the_floor() -> None:
+    """Issue 3's targets in ms: forward 0.6 and 1.0, with backward 1.8 and 3.0."""
+    for batch, forward, both in ((16, 0.6, 1.8), (50, 1.0, 3.0)):
+        shape = {"B": batch, "T": 50, "E": 1536, "A": 0, **FULL}
+        for passed, target in (("forward", forward), ("forward_backward", both)):
+            found = floor("rssm_observe", shape, "bfloat16", passed, H100)
+            assert found is not None and 0.4 * target < 1e3 * found.seconds < 0.8 * target
+
+
+def test_knn_is_bound_by_arithmetic() -> None:
+    """2300 · 4096 · 128 · 2 = 2.4 GFLOP at 67 TFLOP/s are 36 µs."""
+    found = floor("knn_bonus", {"Q": 2300, "N": 4096, "d": 128, "k": 16}, "float32", "forward", H100)
+    assert found is not None
+    assert found.spent["fp32"] == pytest.approx(2.4117e9 / 67e12, rel=1e-4)
+    assert found.bound.startswith("fp32")
+
+
+def test_imagination_at_600_teraflops() -> None:
+    """2500 rows through 8.4 M weights are 42 GFLOP, 70 µs a step; the actor and the gather come on top (about 90)."""
+    slower = replace(H100, rates={**H100.rates, "bf16": 600e12})
+    found = floor("rssm_imagine", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", "forward", slower)
+    assert found is not None
+    assert found.spent["bf16"] == pytest.approx(15 * 2 * 2500 * 8 * 1024**2 / 600e12)
+
+
+def test_convolutions() -> None:
+    """Multiply-adds an image at depth 48, and weights."""
+    assert [adds for adds, _ in encoder_layers(48)] == [31**2 * 2304, 14**2 * 73728, 6**2 * 294912, 2**2 * 1179648]
+    assert [count for _, count in decoder_layers(48, 2048)] == [3145728, 7372800, 460800, 165888, 5184]
+    assert decoder_layers(48, 2048)[3][0] == 13**2 * 165888
+
+
+def test_arithmetic_of_a_finetuning_update() -> None:
+    """The specification says 4.5 to 5 TFLOP; the model leaves out what is not a product."""
+    shape = {"B": 50, "T": 50, "deter": 1024, "hidden": 1024, "cnn_depth": 48, "horizon": 15}
+    parts = PARTS["finetune_update"](shape, "bfloat16", True, H100)
+    assert 4e12 < sum(part.flops * part.times for part in parts) < 5e12
+    found = floor("finetune_update", shape, "bfloat16", "forward_backward", H100)
+    assert found is not None and 5 < 1e3 * found.seconds < 15
+
+
+def test_the_slowest_kind_binds() -> None:
+    work = Work("w", flops=989e6, hbm=3.35e7, barriers=2, launches=1, times=3)
+    assert work.seconds(H100) == pytest.approx({"HBM": 3e-5, "barrier": 6.6e-6, "launch": 3.6e-6})
+    assert total([work], H100).bound == "HBM 75%"
+    assert product("p", 10, 20, 30, "float32").hbm == 4 * (200 + 600 + 300)
+    assert pointwise("p", 3, 4).hbm == 7
+
+
+def test_measured_ceilings_replace_the_data_sheet() -> None:
+    measured = with_ceilings(H100, {"barrier_us": 2.0, "copy_tb_s": 3.0, "bf16_tflop_s": 798.0, "unknown": 1.0}, "mine")
+    assert (measured.name, measured.barrier, measured.hbm) == ("mine", 2e-6, 3e12)
+    assert measured.rates == {"bf16": 798e12, "tf32": 495e12, "fp32": 67e12}
+    assert measured.l2 == H100.l2
+
+
+def test_no_model_no_floor() -> None:
+    assert floor("rssm_step", {"B": 1}, "float32", "forward", H100) is None
+
+
+def test_every_question_has_a_floor(capsys: pytest.CaptureFixture[str]) -> None:
+    for gpu in MACHINES:
+        assert roofline.main(["--gpu", gpu]) == 0
+    out = capsys.readouterr().out
+    assert "H100 SXM: 132 SMs" in out and "A100 SXM 80GB: 108 SMs" in out
+    assert "(assumed)" in out
+    assert max(len(line) for line in out.splitlines()) <= 120
+    for question in roofline.QUESTIONS:
+        assert question.op in out
+
+
+def test_measurements_are_printed_beside_their_floors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"B": 16, "T": 50, "E": 1536, "A": 0, **FULL}
+    row = {"op": "rssm_observe", "backend": "triton", "dtype": "bfloat16", "shape": shape, "pass": "forward"}
+    other = {**row, "op": "rssm_step", "median_ms": 1.0}
+    on_cpu = {**row, "device": "cpu", "median_ms": 99.0}
+    content = {
+        "rows": [{**row, "device": "cuda", "median_ms": 0.866}, other, on_cpu],
+        "ceilings": {"barrier_us": 1.1},
+        "machine": {"GPU": "NVIDIA H100 80GB HBM3"},
+    }
+    path = tmp_path / "device.json"
+    path.write_text(json.dumps(content))
+    assert roofline.main(["--measured", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "NVIDIA H100 80GB HBM3: " in out and "(measured)" in out
+    lines = [line for line in out.splitlines() if "triton" in line]
+    assert [line.split()[-3:] for line in lines] == [["0.433", "0.866", "50%"]]
+
+
+@pytest.mark.parametrize("content", ["{}", "not JSON", '{"rows": 3}'])
+def test_another_file_is_refused(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(content)
+    assert roofline.main(["--measured", str(path)]) == 2
+    assert "bench.roofline: " in capsys.readouterr().err
