@@ -171,9 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
     where = f"{machine.sms} SMs, HBM {machine.hbm / 1e12:.2f} and L2 {machine.l2 / 1e12:.1f} TB/s"
     units = ", ".join(f"{unit} {rate / 1e12:.0f}" for unit, rate in machine.rates.items())
     print(f"{machine.name}: {where}; TFLOP/s {units};")
-    print(
-        f"barrier {1e6 * machine.barrier:.2f} µs, launch in a graph {1e6 * machine.launch:.2f} µs ({'measured' if known else 'assumed'})"
-    )
+    origin = "measured" if known else "assumed"
+    print(f"barrier {1e6 * machine.barrier:.2f} µs, launch in a graph {1e6 * machine.launch:.2f} µs ({origin})")
     for batch in (16, 50):
         print("", *phase_lines(machine, batch), sep="\n")
     print("", *op_lines(machine), sep="\n")
