@@ -64,7 +64,8 @@ class MLPHead(nn.Module):
         out = out.to(torch.promote_types(self.dtype, torch.float32))
         if self.dist == "bernoulli":
             return distributions.Bernoulli(logits=out, validate_args=False)
-        return distributions.Normal(out, 1.0, validate_args=False)
+        # Not 1.0: a number would be copied to a GPU, for which the host waits.
+        return distributions.Normal(out, torch.ones_like(out), validate_args=False)
 
 
 class Critic(MLPHead):
