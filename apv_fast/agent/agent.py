@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from apv_fast.agent.behavior import Behavior
+from apv_fast.agent.graph import GraphedUpdate, optimizer_tensors
 from apv_fast.agent.world_model import Batch, Metrics, VideoModel, WorldModel
 from apv_fast.config import FinetuneConfig, OptimizerConfig, PretrainConfig
 from apv_fast.optim import KerasAdam
+from apv_fast.profile import annotate
 from apv_fast.run import CheckpointError, load_into
 from apv_fast.structure import State
 
@@ -34,21 +36,48 @@ class Memory:
 
 
 class Pretrainer:
-    """A video model and its optimiser."""
+    """A video model and its optimiser.
+
+    Args:
+        config: of the run.
+        device: where everything is.
+
+    Raises:
+        ConfigError: a CUDA graph was asked for and the device is no GPU.
+    """
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.model = VideoModel(config).to(device)
         self.optimizer = make_optimizer(list(self.model.parameters()), config.optimizer)
         self.updates = 0
+        self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph)
 
     def update(self, batch: Batch) -> Metrics:
-        """One update from ``image [B, T, 64, 64, 3]`` and ``is_first [B, T]``."""
-        self.optimizer.zero_grad()
-        result = self.model.loss(batch)
-        result.loss.backward()
-        norm = self.optimizer.step()
+        """One update from ``image [B, T, 64, 64, 3]`` and ``is_first [B, T]``, on any device.
+
+        Returns:
+            Metrics, scalars on the device; the next update may overwrite them.
+        """
+        metrics = self.run(batch)
         self.updates += 1
+        return metrics
+
+    def learn(self, batch: Batch) -> Metrics:
+        """What an update does, all of it on the device; see :mod:`apv_fast.agent.graph`."""
+        self.optimizer.zero_grad()
+        with annotate("world_model_loss"):
+            result = self.model.loss(batch)
+        with annotate("backward"):
+            result.loss.backward()
+        with annotate("optimizer_step"):
+            norm = self.optimizer.step()
         return {**result.metrics, "loss": result.loss.detach(), "grad_norm": norm}
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that an update changes."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        yield from optimizer_tensors(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, moments and the number of updates."""
@@ -59,6 +88,7 @@ class Pretrainer:
         load_into(self.model, state["model"], source=source, field="model")
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
+        self.run.forget()
 
 
 class Agent:
@@ -69,6 +99,9 @@ class Agent:
         action_dim: A.
         discrete: one-hot actions.
         device: where everything is.
+
+    Raises:
+        ConfigError: a CUDA graph was asked for and the device is no GPU.
     """
 
     def __init__(self, config: FinetuneConfig, action_dim: int, *, discrete: bool, device: torch.device) -> None:
@@ -86,6 +119,8 @@ class Agent:
         }
         if video_weights:  # with stacking, encoder and action-free RSSM have an optimiser, and a clip, of their own
             self.optimizers["video"] = make_optimizer(video_weights, config.optimizer)
+        self._clock = torch.zeros((), dtype=torch.int64, device=device)  # updates, for what is decided on the device
+        self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph)
 
     def load_pretrained(self, state: Mapping[str, Any], source: Path) -> None:
         """Start from a pre-training checkpoint's ``state``: encoder, decoder and (action-free) RSSM.
@@ -105,26 +140,60 @@ class Agent:
         load_into(rssm, parts["rssm"], source=source, field="model.rssm")
 
     def update(self, batch: Batch) -> Metrics:
-        """One update: the world model, then actor and critic in the updated model from the old posterior."""
-        if "video" in self.optimizers:
-            frozen = self.config.pretrained is not None and self.updates < self.config.freeze_updates
-            self.optimizers["video"].param_groups[0]["lr"] = 0.0 if frozen else self.config.optimizer.lr
-        result = self.model.loss(batch)
-        metrics = self._step(result.loss, *(name for name in ("model", "video") if name in self.optimizers))
-        actor_loss, critic_loss, more = self.behavior.losses(self.model, result.post, batch["is_terminal"])
-        metrics |= self._step(actor_loss + critic_loss, "actor", "critic")
-        if self.updates % self.config.behavior.slow_every == 0:
-            self.behavior.update_slow()
+        """One update: the world model, then actor and critic in the updated model from the old posterior.
+
+        Args:
+            batch: ``image [B, T, 64, 64, 3]``, ``action [B, T, A]``, ``reward``, ``is_first`` and ``is_terminal``
+                ``[B, T]``, on any device.
+
+        Returns:
+            Metrics, scalars on the device; the next update may overwrite them.
+        """
+        metrics = self.run(batch)
         self.updates += 1
+        return metrics
+
+    def learn(self, batch: Batch) -> Metrics:
+        """What an update does, all of it on the device; see :mod:`apv_fast.agent.graph`."""
+        self._freeze_video()
+        with annotate("world_model_loss"):
+            result = self.model.loss(batch)
+        metrics = self._step(result.loss, *(name for name in ("model", "video") if name in self.optimizers))
+        with annotate("behavior_losses"):
+            actor_loss, critic_loss, more = self.behavior.losses(self.model, result.post, batch["is_terminal"])
+        metrics |= self._step(actor_loss + critic_loss, "actor", "critic")
+        self.behavior.update_slow(self._clock % self.config.behavior.slow_every == 0)
+        self._clock += 1
         return result.metrics | more | metrics
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that an update changes."""
+        for module in (self.model, self.behavior):
+            yield from module.parameters()
+            yield from module.buffers()
+        for optimizer in self.optimizers.values():
+            yield from optimizer_tensors(optimizer)
+        yield self._clock
+
+    def _freeze_video(self) -> None:
+        """The learning rate of the pre-trained video model: 0 at first."""
+        if "video" in self.optimizers and self.config.pretrained is not None and self.config.freeze_updates > 0:
+            group = self.optimizers["video"].param_groups[0]
+            if not isinstance(group["lr"], Tensor):  # TEMPORARY until KerasAdam's rate is a tensor
+                group["lr"] = 0.0 if self.updates < self.config.freeze_updates else self.config.optimizer.lr
+                return
+            group["lr"].fill_(self.config.optimizer.lr).mul_(self._clock >= self.config.freeze_updates)
 
     def _step(self, loss: Tensor, *names: str) -> Metrics:
         """Backward, then a step of the named optimisers; their gradient norms."""
         for name in names:
             self.optimizers[name].zero_grad()
-        loss.backward()
-        return {f"{name}_grad_norm": self.optimizers[name].step() for name in names}
+        with annotate("backward"):
+            loss.backward()
+        with annotate("optimizer_step"):
+            return {f"{name}_grad_norm": self.optimizers[name].step() for name in names}
 
+    @annotate("act")
     @torch.no_grad()
     def act(
         self,
@@ -180,3 +249,5 @@ class Agent:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.updates = state["updates"]
+        self._clock.fill_(self.updates)
+        self.run.forget()

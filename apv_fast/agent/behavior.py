@@ -14,6 +14,7 @@ from apv_fast import ops
 from apv_fast.agent.world_model import PRECISIONS, Metrics, WorldModel
 from apv_fast.config import FinetuneConfig
 from apv_fast.nn import Actor, Critic
+from apv_fast.profile import annotate
 from apv_fast.structure import State
 
 Sequence = dict[str, Tensor]  # imagined: deter, stoch, logit, feat, action, reward, discount, weight; [H + 1, N, ...]
@@ -128,13 +129,17 @@ class Behavior(nn.Module):
     ) -> tuple[Tensor, Tensor, Metrics]:
         """Actor loss, critic loss and metrics from one roll-out; neither has gradients for the world model."""
         with frozen(model):
-            seq = self.imagine(model, start, is_terminal, noise)
-            target = self.target(seq)
+            with annotate("imagine"):
+                seq = self.imagine(model, start, is_terminal, noise)
+            with annotate("target"):
+                target = self.target(seq)
             actor_loss, actor_metrics = self.actor_loss(seq, target)
             critic_loss, critic_metrics = self.critic_loss(seq, target)
         metrics = {"imag_reward": seq["reward"].detach().mean(), "imag_target": target.detach().mean()}
         return actor_loss, critic_loss, metrics | actor_metrics | critic_metrics
 
-    def update_slow(self) -> None:
-        """Copy the critic into the slow critic."""
-        self.slow_critic.load_state_dict(self.critic.state_dict())
+    @torch.no_grad()
+    def update_slow(self, due: Tensor) -> None:
+        """Copy the critic into the slow critic where ``due``, a bool scalar on the device, is true."""
+        for slow, now in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
+            slow.copy_(torch.where(due, now, slow))

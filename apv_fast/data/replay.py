@@ -7,6 +7,9 @@ After a crash: a checkpoint names its episodes, so a resumed run draws from exac
 finished between checkpoint and crash stay on disk but are not drawn by that run: it lives through those steps again,
 and would otherwise see them twice.
 
+With ``rows`` a copy of everything is on a device and batches are gathered there, the same ones: see
+:mod:`apv_fast.data.device_replay`.
+
 Limits: one writer and one thread; sampling is not prefetched (it takes milliseconds).
 """
 
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor
 
 from apv_fast.data.atomic import DiskError
+from apv_fast.data.device_replay import DeviceRows
 from apv_fast.data.episodes import (
     EPISODE_KEYS,
     Episode,
@@ -66,6 +70,8 @@ class Replay:
         seed: of the draws.
         online: episodes will be added; the folder is made and may be empty. Else at least one must be usable.
         cache_directory: where decoded frames are kept; default: beside the episodes if that is writable.
+        rows: keeps a copy on a device, from which batches are drawn as long as it has room.
+        pin_memory: batches from the host are in pinned memory, from which copies to a GPU do not wait.
 
     Raises:
         EpisodeError: no usable episode, and not ``online``. (A damaged file only warns, and is counted.)
@@ -83,6 +89,8 @@ class Replay:
         seed: int = 0,
         online: bool = False,
         cache_directory: Path | str | None = None,
+        rows: DeviceRows | None = None,
+        pin_memory: bool = False,
     ) -> None:
         if chunk_length < 1 or capacity_steps < 1:
             raise ValueError(f"chunk_length and capacity_steps must be positive, not {chunk_length}, {capacity_steps}")
@@ -98,6 +106,7 @@ class Replay:
         self._generator = np.random.default_rng(seed)
         cache = Path(cache_directory) if cache_directory else cache_folder(self.directories[0])
         self._store = FrameStore(cache, frame_bytes=int(np.prod(image_shape)))
+        self._rows, self._pin_memory = rows, pin_memory
         self._episodes: list[_Stored] = []  # oldest first
         self._ongoing: list[dict[str, Any]] = []
         self._total_steps = self._total_episodes = self._short = self._damaged = 0
@@ -138,15 +147,27 @@ class Replay:
             raise EpisodeError(self.directories[0], "episodes", "none is finished yet, so nothing can be drawn")
         length = self._chunk_length
         drawn = [self._draw() for _ in range(batch_size)]
-        batch = {"image": np.empty((batch_size, length, *self._image_shape), np.uint8)}
-        for row, (episode, start) in zip(batch["image"], drawn, strict=True):
+        if self._rows is None:
+            batch = self._gather(drawn)
+        else:
+            batch = self._rows.gather([episode.place + start for episode, start in drawn], length)
+        batch["is_first"] = torch.zeros_like(batch["is_first"])
+        batch["is_first"][:, 0] = True
+        return batch
+
+    def _gather(self, drawn: list[tuple[_Stored, int]]) -> dict[str, Tensor]:
+        """The sequences from the host."""
+        length = self._chunk_length
+        shape = (len(drawn), length, *self._image_shape)
+        batch = {"image": torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)}
+        for row, (episode, start) in zip(batch["image"].numpy(), drawn, strict=True):
             self._store.read_into(episode.place + start, row)
         for key in self._keys:
             if key != "image":
-                batch[key] = np.stack([episode.arrays[key][start : start + length] for episode, start in drawn])
-        batch["is_first"][:, 1:] = False
-        batch["is_first"][:, 0] = True
-        return {key: torch.from_numpy(value) for key, value in batch.items()}
+                stacked = np.stack([episode.arrays[key][start : start + length] for episode, start in drawn])
+                batch[key] = torch.from_numpy(stacked)
+                batch[key] = batch[key].pin_memory() if self._pin_memory else batch[key]
+        return batch
 
     def add(self, transition: Mapping[str, Any]) -> Path | None:
         """Add one row (``image``, ``action``, ``reward``, ``is_first``, ``is_last``, ``is_terminal``, more if wanted).
@@ -242,6 +263,13 @@ class Replay:
         self._ongoing = [{key: value[row] for key, value in ongoing.items()} for row in range(rows)]
         return sum(name > max(state["episodes"], default="") for name in files)
 
+    @property
+    def description(self) -> str:
+        """Where batches come from."""
+        if self._rows is None:
+            return "from the host"
+        return f"from {self._rows.device} ({self._rows.bytes / 1e9:.3g} GB there)"
+
     def close(self) -> None:
         """Give the space of the decoded frames back."""
         self._store.close()
@@ -287,7 +315,10 @@ class Replay:
             if value.shape[1:] != like.shape[1:] or value.dtype != like.dtype:
                 expected = f"{like.dtype} {list(like.shape[1:])} a step, as in the other episodes"
                 raise EpisodeError(path, key, f"must be {expected}, not {value.dtype} {list(value.shape[1:])}")
-        return _Stored(path.name, self._store.write(episode["image"]), len(episode["image"]), arrays)
+        place = self._store.write(episode["image"])
+        if self._rows is not None and not self._rows.write(place, {key: episode[key] for key in self._keys}):
+            self._rows = None
+        return _Stored(path.name, place, len(episode["image"]), arrays)
 
     def _enforce_capacity(self) -> None:
         steps = sum(episode.steps for episode in self._episodes)

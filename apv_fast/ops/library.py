@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from apv_fast.profile import annotate
+
 _LIBRARY = torch.library.Library("apv_fast", "DEF")
 
 
@@ -19,8 +21,9 @@ def define(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as ``torch.ops.apv_fast.<name of the schema>``."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = schema.partition("(")[0]
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(schema.partition("(")[0], function, "CompositeImplicitAutograd")
+        _LIBRARY.impl(name, annotate(name)(function), "CompositeImplicitAutograd")
         return function
 
     return register
