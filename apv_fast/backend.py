@@ -23,13 +23,25 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "knn_bonus": {
         "reference": "apv_fast.reference.knn:knn_bonus",
         "cpu": "apv_fast.cpu.knn:knn_bonus",
+        "triton": "apv_fast.kernels.knn_bonus:knn_bonus",
+    },
+    "video_bonus": {
+        "reference": "apv_fast.reference.video_bonus:video_bonus",
+        "cpu": "apv_fast.cpu.video_bonus:video_bonus",
+        "triton": "apv_fast.kernels.video_bonus:video_bonus",
     },
     "lambda_return": {
         "reference": "apv_fast.reference.returns:lambda_return",
         "triton": "apv_fast.kernels.lambda_return:lambda_return",
     },
-    "kl_balance": {"reference": "apv_fast.reference.kl:kl_balance"},
-    "kl_balance_normal": {"reference": "apv_fast.reference.kl:kl_balance_normal"},
+    "kl_balance": {
+        "reference": "apv_fast.reference.kl:kl_balance",
+        "triton": "apv_fast.kernels.kl_balance:kl_balance",
+    },
+    "kl_balance_normal": {
+        "reference": "apv_fast.reference.kl:kl_balance_normal",
+        "triton": "apv_fast.kernels.kl_balance:kl_balance_normal",
+    },
     "rssm_observe": {"reference": "apv_fast.reference.rssm:rssm_observe"},
     "rssm_imagine": {"reference": "apv_fast.reference.rssm:rssm_imagine"},
     "rssm_step": {"reference": "apv_fast.reference.rssm:rssm_step"},
@@ -168,6 +180,12 @@ def _obstacle(op: str, backend: str, tensor: torch.Tensor) -> str | None:
     return None
 
 
+def obstacles(op: str, tensor: torch.Tensor) -> dict[str, str | None]:
+    """The backends that "auto" tries for ``op``, best first, and why each cannot run it; None if it can."""
+    order = AUTO_ORDER.get(tensor.device.type, ("reference",))
+    return {candidate: _obstacle(op, candidate, tensor) for candidate in order}
+
+
 def choose(op: str, tensor: torch.Tensor, backend: str | None = None) -> str:
     """Name of the backend that runs ``op`` for ``tensor``.
 
@@ -176,11 +194,10 @@ def choose(op: str, tensor: torch.Tensor, backend: str | None = None) -> str:
     """
     name = requested(backend)
     if name == "auto":
-        order = AUTO_ORDER.get(tensor.device.type, ("reference",))
-        obstacles = {candidate: _obstacle(op, candidate, tensor) for candidate in order}
-        able = next((candidate for candidate in order if obstacles[candidate] is None), None)
+        tried = obstacles(op, tensor)
+        able = next((candidate for candidate, why in tried.items() if why is None), None)
         if able is None:
-            reasons = "; ".join(f"{candidate!r}: {why}" for candidate, why in obstacles.items())
+            reasons = "; ".join(f"{candidate!r}: {why}" for candidate, why in tried.items())
             raise BackendError(f"no backend can run {op}: {reasons}")
         return able
     if obstacle := _obstacle(op, name, tensor):

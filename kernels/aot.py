@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import re
 import subprocess
 import sys
@@ -72,8 +73,44 @@ def _lambda_return() -> Iterator[Kernel]:
             )
 
 
+def _kl_balance() -> Iterator[Kernel]:
+    """Latents of full size, 50 x 50 steps, logits (or statistics) contiguous, in float32 and bfloat16."""
+    target = "apv_fast.kernels.kl_balance"
+    sizes = {"categorical": {"S": 32, "C": 32, "BS": 32, "BC": 32}, "normal": {"S": 32, "BS": 32}}
+    names = {"categorical": ("p", "q"), "normal": ("p_mean", "p_std", "q_mean", "q_std")}
+    short = {"categorical": ("p", "q"), "normal": ("pm", "ps", "qm", "qs")}
+    weights = {"P_WEIGHT": 0.2, "Q_WEIGHT": 0.8, "FREE": 0.0, "PER_STEP": False}
+    for dtype, kind in itertools.product(("fp32", "bf16"), sizes):
+        inputs = dict.fromkeys(names[kind], f"*{dtype}")
+        last = "c" if kind == "categorical" else "s"
+        strides = {f"{name}_{axis}": "i32" for name in short[kind] for axis in "bts" if axis != last}
+        constants = sizes[kind] | {"ACC": "fp32"} | {f"{name}_{last}": 1 for name in short[kind]}
+        gradients = {f"grad_{name}": f"*{dtype}" for name in names[kind]}
+        forward = inputs | {"value": "*fp32"}
+        backward = {"grad": "*fp32"} | forward | {"mean": "*fp32"} | gradients
+        for direction, pointers in (("forward", forward), ("backward", backward)):
+            yield Kernel(
+                name=f"kl_balance.{kind}.{direction}.{dtype}",
+                target=f"{target}:{kind}_{direction}_kernel",
+                signature=pointers | strides | {"T": "i32"},
+                constants=constants | (weights if direction == "backward" else {}),
+                aligned=frozenset([*pointers, *strides]),
+                options={"num_warps": 4 if kind == "categorical" else 1},
+            )
+    yield Kernel(
+        name="kl_balance.finish",
+        target=f"{target}:finish_kernel",
+        signature={"value": "*fp32", "loss": "*fp32", "mean": "*fp32", "n": "i32"},
+        constants={"FREE": 0.0, "PER_STEP": False, "ACC": "fp32", "BLOCK": 1024},
+        aligned=frozenset({"value", "loss", "mean"}),
+    )
+
+
 # Every kernel of the package, forward and backward, at the sizes it is used at.
-KERNELS: tuple[Kernel, ...] = (*_lambda_return(),)
+KERNELS: tuple[Kernel, ...] = (
+    *_lambda_return(),
+    *_kl_balance(),
+)
 
 
 def compile_kernel(kernel: Kernel, arch: int) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from apv_fast.ops import kl_balance, kl_balance_normal
 KINDS = {"categorical": "kl_balance", "normal": "kl_balance_normal"}
 ENGINES = [(kind, name) for kind, op in KINDS.items() for name in IMPLEMENTATIONS[op] if probe(name).available]
 both = pytest.mark.parametrize(("kind", "backend"), ENGINES)
-SETTINGS = {"balance": 0.8, "free": 0.0, "free_avg": True, "forward": False}
+SETTINGS: dict[str, Any] = {"balance": 0.8, "free": 0.0, "free_avg": True, "forward": False}
 
 
 def inputs(
@@ -78,6 +79,7 @@ def check(kind: str, backend: str, shape: tuple[int, ...], dtype: torch.dtype, s
     wanted_gradients = torch.autograd.grad(wanted, exact, allow_unused=True)
     half = len(exact) // 2
     sides = (exact[half:], exact[:half]) if options["forward"] else (exact[:half], exact[half:])
+    assert all(g is None or g.dtype == dtype for g in gradients)
     assert loss.dtype == value.dtype == torch.promote_types(dtype, torch.float32)
     assert loss.shape == () and value.shape == shape[:2] and not value.requires_grad
     tolerance = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-5}[dtype]
@@ -98,6 +100,104 @@ def test_against_torch_distributions(
 ) -> None:
     options = SETTINGS | {"balance": balance, "forward": forward}
     check(kind, backend, (3, 5, 2, 7), dtype, 0, options)
+
+
+SIZES = [(1, 1, 1, 1), (2, 3, 5, 13), (2, 2, 33, 64), (1, 2, 3, 1024), (1, 2, 40, 100), (1, 1, 2, 600)]
+
+
+@both
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:])
+def test_sizes(kind: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """More than one tile of S, classes that fill a tile and that do not. Errors: at most twice the reference's own."""
+    device = probe(backend).devices[-1]
+    leaves = inputs(kind, shape, dtype, device=device)
+    exact = tuple(x.detach().double().cpu().requires_grad_() for x in leaves)
+    wanted = expected_loss(kind, exact, **SETTINGS)
+    truth = [wanted.detach(), *torch.autograd.grad(wanted, exact)]
+    found: dict[str, list[float]] = {}
+    for name in ("reference", backend):
+        loss, _ = call(kind, leaves, name, **SETTINGS)
+        got = [loss.detach(), *torch.autograd.grad(loss, leaves)]
+        found[name] = [torch.dist(a.double().cpu(), b).item() for a, b in zip(got, truth, strict=True)]
+    roundings = [torch.finfo(torch.float32).eps * (1 + shape[2]), *[torch.finfo(dtype).eps / 2] * len(leaves)]
+    for error, reference, rounding, right in zip(found[backend], found["reference"], roundings, truth, strict=True):
+        assert error <= 2 * max(reference, rounding * right.norm().item()), (error, reference)
+
+
+def _spaced(tensor: Tensor) -> Tensor:
+    """The same numbers, no dimension contiguous, NaN between them."""
+    wide = tensor.new_full((*(2 * size for size in tensor.shape),), float("nan"))
+    return wide[(slice(None, None, 2),) * tensor.dim()].copy_(tensor)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "spaced": _spaced,
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "classes apart": lambda x: x.transpose(2, -1).contiguous().transpose(2, -1),
+    "expanded": lambda x: x[:, :1].expand_as(x),
+}
+
+
+@both
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(kind: str, backend: str, layout: str) -> None:
+    """Bit for bit what contiguous copies give, each argument in a layout of its own."""
+    leaves = inputs(kind, (3, 4, 3, 5), torch.float32, device=probe(backend).devices[-1])
+    changed = [LAYOUTS[layout](x.detach()) if i % 2 == 0 else _spaced(x.detach()) for i, x in enumerate(leaves)]
+    results = []
+    for tensors in (changed, [x.contiguous() for x in changed]):
+        again = tuple(x.requires_grad_() for x in tensors)
+        loss, value = call(kind, again, backend, free=1.0, free_avg=False)
+        results.append([loss, value, *torch.autograd.grad(loss, again)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@both
+def test_cotangent(kind: str, backend: str) -> None:
+    """Gradients scale with what is done to the loss afterwards, an expanded cotangent included."""
+    leaves = inputs(kind, (2, 3, 2, 4), torch.float64, device=probe(backend).devices[-1])
+    loss, _ = call(kind, leaves, backend)
+    plain = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for factor, total in ((-2.5, -2.5 * loss), (3.0, loss.expand(3).sum())):
+        got = torch.autograd.grad(total, leaves, retain_graph=True)
+        for a, b in zip(got, plain, strict=True):
+            torch.testing.assert_close(a, factor * b)
+
+
+@both
+def test_many_steps(kind: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More steps than the kernel that adds them up takes at a time."""
+    if backend == "triton":
+        monkeypatch.setattr("apv_fast.kernels.kl_balance.FINISH", 16)
+    leaves = inputs(kind, (9, 5, 1, 2), torch.float32, device=probe(backend).devices[-1])
+    for free_avg in (True, False):
+        loss, value = call(kind, leaves, backend, free=0.4, free_avg=free_avg)
+        wanted = value.double().mean().clamp(min=0.4) if free_avg else value.double().clamp(min=0.4).mean()
+        torch.testing.assert_close(loss.double(), wanted, rtol=1e-6, atol=0)
+
+
+@both
+def test_the_same_bits_every_time(kind: str, backend: str) -> None:
+    leaves = inputs(kind, (2, 2, 3, 33), torch.float32, device=probe(backend).devices[-1])
+    runs = []
+    for _ in range(20):
+        loss, value = call(kind, leaves, backend, free=1.0, free_avg=False)
+        runs.append([loss, value, *torch.autograd.grad(loss, leaves)])
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+
+
+@both
+@pytest.mark.parametrize("free_avg", [False, True])
+def test_without_steps_or_variables(kind: str, backend: str, free_avg: bool) -> None:
+    """No variables: no divergence. No steps: the mean of nothing, as PyTorch has it."""
+    device = probe(backend).devices[-1]
+    loss, value = call(kind, inputs(kind, (2, 3, 0, 4), torch.float32, device=device), backend, free_avg=free_avg)
+    assert loss.item() == 0 and value.tolist() == [[0.0] * 3] * 2
+    leaves = inputs(kind, (0, 3, 2, 4), torch.float32, device=device)
+    loss, value = call(kind, leaves, backend, free_avg=free_avg)
+    assert loss.isnan() and value.shape == (0, 3)
+    assert [g.shape for g in torch.autograd.grad(loss, leaves)] == [leaf.shape for leaf in leaves]
 
 
 @both
@@ -179,6 +279,8 @@ def test_opcheck_and_compilation(kind: str, backend: str) -> None:
     leaves = inputs(kind, (2, 3, 2, 4), torch.float32, device=probe(backend).devices[-1])
     overload = getattr(torch.ops.apv_fast, KINDS[kind]).default
     torch.library.opcheck(overload, (*leaves, 0.8, 1.0, False, False, backend))
+    if backend == "triton":
+        torch.library.opcheck(torch.ops.apv_fast.kl_triton.default, (list(leaves), 0.2, 0.8, 1.0, False))
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     for got, want in zip(compiled(kind, leaves, backend), call(kind, leaves, backend), strict=True):
         torch.testing.assert_close(got, want)
