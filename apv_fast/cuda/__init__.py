@@ -1,0 +1,48 @@
+"""Kernels in CUDA C++ (``csrc/cuda/``), in a library of their own with a plain C interface.
+
+CMake builds ``apv_fast/_cuda.so`` where it finds nvcc, unless ``APV_FAST_CUDA`` is off. Limits: bfloat16 weights, GPUs of
+compute capability 8.0 to 8.9 (in sm_80's code) and 9.0, with cooperative launch.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from apv_fast.backend import Status
+from apv_fast.cuda.library import Library
+
+PATH = Path(__file__).resolve().parent.parent / "_cuda.so"
+ARCHITECTURES = ("sm_80", "sm_90a")
+
+
+@functools.cache
+def library() -> Library:
+    """The installed library.
+
+    Raises:
+        OSError: it is not there, or cannot be loaded.
+    """
+    return Library(PATH)
+
+
+def probe() -> Status:
+    """Whether the kernels can run here, and if not, what to do about it. Never raises."""
+    if not torch.cuda.is_available():
+        return Status(False, "torch finds no CUDA device, and there are no CUDA C++ kernels without one; use 'cpu'")
+    major, minor = torch.cuda.get_device_capability()
+    if major not in (8, 9):
+        why = f"there is no code for compute capability {major}.{minor}, only {' and '.join(ARCHITECTURES)}"
+        return Status(False, f"{why}; use 'triton' or 'reference'")
+    if not PATH.exists():
+        how = "install a CUDA toolkit (nvcc on PATH, or CUDA_HOME), then `pip install` apv-fast again"
+        return Status(False, f"the CUDA C++ kernels are not built: {how}; or use 'triton' or 'reference'")
+    try:
+        obstacle = library().probe()
+    except OSError as error:
+        return Status(False, f"{error}; use 'triton' or 'reference'")
+    if obstacle:
+        return Status(False, f"{obstacle}; use 'triton' or 'reference'")
+    return Status(True, devices=("cuda",), isa=ARCHITECTURES[major == 9], dtypes=(torch.bfloat16,))

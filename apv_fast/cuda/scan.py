@@ -1,0 +1,130 @@
+"""The recurrence on the CUDA library: a cooperative launch for up to 64 rows and all T steps, forward and backward."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apv_fast.backend import BackendError
+from apv_fast.cuda.library import Library, Matrix, Scan
+from apv_fast.scan.core import ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
+from apv_fast.structure import Latent
+
+MAX_ROWS = 64  # of one launch, csrc/cuda/layout.h
+
+
+def _plan(library: Library, direction: str, scan: Scan) -> tuple[int, int, int]:
+    if reason := library.plan(direction, scan):
+        raise BackendError(f"backend 'cuda' cannot run this scan: {reason}; backend='triton' or 'auto' can")
+    return scan.blocks, scan.shared_bytes, scan.workspace_bytes
+
+
+def _address(x: Tensor | None, row: int = 0) -> int | None:
+    return None if x is None else (x[row:] if row else x).data_ptr()
+
+
+def _on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _stream(x: Tensor) -> int:
+    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+
+
+class CudaCore:
+    """:class:`apv_fast.scan.core.Core` of bfloat16 weights, on a library that is loaded when first used."""
+
+    def __init__(self, library: Callable[[], Library]) -> None:
+        self.library = library
+        self._planned = functools.cache(self._plan_for)
+
+    def obstacle(self, device: torch.device, batch: int, deter: int, hidden: int, latent: Latent) -> str:
+        """Why scans of these sizes do not fit a device; empty if they do."""
+        rows = min(batch, MAX_ROWS)
+        try:
+            for direction in ("forward", "backward"):
+                self._planned(direction, device, rows, deter, hidden, latent.stoch, latent.discrete)
+        except BackendError as error:
+            return str(error)
+        return ""
+
+    def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
+        """See :class:`apv_fast.scan.core.Core`."""
+        (batch, length, hidden), deter = inputs.x.shape, start.deter.shape[1]
+        wide, narrow = start.deter.new_empty, inputs.x.new_empty
+        mixed, stats = weights.stoch.shape[1], len(weights.dist_bias)
+        trace = Trace(
+            wide(batch, length, deter),
+            wide(batch, length, mixed),
+            wide(batch, length, stats),
+            narrow(batch, length, hidden),
+            wide(batch, length, 3 * deter),
+            wide(batch, length, 2),
+            narrow(batch, length, hidden),
+        )
+        inputs = ScanInputs(*(x.contiguous() for x in inputs))
+        for scan, row in self._launches("forward", weights, start, trace, latent):
+            scan.input_x, scan.input_obs = (_address(x, row) for x in inputs)
+        return trace
+
+    def backward(
+        self, weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, latent: Latent
+    ) -> ScanGrads:
+        """See :class:`apv_fast.scan.core.Core`."""
+        given = [x if x is None else x.contiguous() for x in grads]
+        norm = [start.deter.new_empty(len(weights.norm_weight)) for _ in range(2)]
+        made = ScanGrads(
+            torch.empty_like(trace.x),
+            trace.x.new_empty(trace.parts.shape),
+            torch.empty_like(trace.y),
+            trace.x.new_empty(trace.stats.shape),
+            torch.empty_like(start.deter),
+            *norm,
+        )
+        for scan, row in self._launches("backward", weights, start, trace, latent):
+            scan.grad_deter, scan.grad_stoch, scan.grad_stats = (_address(x, row) for x in given)
+            scan.dx, scan.dparts, scan.dy, scan.dstats, scan.dstart = (_address(x, row) for x in made[:5])
+            scan.dnorm_weight, scan.dnorm_bias = (_address(x) for x in norm)
+            scan.accumulate = row > 0
+        return made
+
+    def _plan_for(
+        self, direction: str, device: torch.device, rows: int, deter: int, hidden: int, stoch: int, discrete: int
+    ) -> tuple[int, int, int]:
+        scan = Scan(batch=rows, length=1, deter=deter, hidden=hidden, stoch=stoch, discrete=discrete)
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            return _plan(self.library(), direction, scan)
+
+    def _launches(
+        self, direction: str, weights: ScanWeights, start: ScanStart, trace: Trace, latent: Latent
+    ) -> Iterator[tuple[Scan, int]]:
+        """A description for every 64 rows and its first row, launched when the caller has filled in the rest."""
+        matrices = [Matrix.of(x) for x in (weights.stoch, weights.gru, weights.obs, weights.dist)]
+        vectors = [
+            x.contiguous() for x in (weights.gru_bias, weights.norm_weight, weights.norm_bias, weights.dist_bias)
+        ]
+        keep, first, noise = start.keep.contiguous(), start.deter.contiguous(), start.noise
+        seed = noise if noise is not None and not noise.is_floating_point() else None
+        given = noise.contiguous() if noise is not None and seed is None else None
+        batch, length, hidden = trace.x.shape
+        workspace = None
+        with _on(trace.x):
+            for row in range(0, batch, MAX_ROWS):
+                rows, deter = min(batch - row, MAX_ROWS), first.shape[1]
+                plan = self._planned(direction, trace.x.device, rows, deter, hidden, latent.stoch, latent.discrete)
+                if workspace is None or workspace.numel() < plan[2]:
+                    workspace = torch.empty(plan[2], dtype=torch.uint8, device=trace.x.device)
+                sizes = (rows, length, deter, hidden, latent.stoch, latent.discrete, row)
+                inputs = (None, None, _address(keep, row), _address(first, row), _address(given, row), _address(seed))
+                scan = Scan(*sizes, latent.min_std, *plan, *matrices, *(_address(x) for x in vectors), *inputs)
+                for name, x in zip(("deter", "stoch", "stats", "x", "parts", "norm", "y"), trace, strict=True):
+                    setattr(scan, f"{name}_trace", _address(x, row))
+                scan.workspace = workspace.data_ptr()
+                yield scan, row
+                if reason := self.library().launch(direction, scan, _stream(trace.x)):
+                    raise RuntimeError(f"the CUDA {direction} scan of {rows} rows failed: {reason}")

@@ -1,0 +1,82 @@
+// The library's interface on the emulator, for tests: the same kernels on addresses of the CPU's memory.
+
+#include <algorithm>
+#include <cstdio>
+
+#include "../api.h"
+#include "../plan.h"
+
+namespace apv_fast::cuda {
+namespace {
+
+constexpr int kWarps = 2;
+
+emulator::Options options;
+
+const char* keep_text(std::string text) {
+  static std::string kept;
+  kept = std::move(text);
+  return kept.empty() ? nullptr : kept.c_str();
+}
+
+template <template <class> class Pass>
+const char* plan_pass(ApvScan& scan) {
+  return keep_text(make_plan<Pass, kWarps>(scan, Device{options.blocks, options.shared_bytes}));
+}
+
+template <template <class> class Pass, class Kernel>
+const char* launch(const ApvScan& scan, const Kernel& kernel) {
+  const auto plan = offsets_of<Pass, kWarps>(scan, static_cast<int>(scan.blocks));
+  std::memset(scan.workspace, 0xff, scan.workspace_bytes);  // what nothing wrote is NaN
+  std::memset(scan.workspace, 0, plan.zeroed);
+  emulator::Options exact = options;
+  exact.shared_bytes = static_cast<int>(scan.shared_bytes);
+  emulator::Grid grid(exact, static_cast<int>(scan.blocks), 32 * kWarps, [&] { kernel(scan, plan); });
+  try {
+    grid.run();
+  } catch (const std::exception& error) {
+    return keep_text(error.what());
+  }
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace apv_fast::cuda
+
+using namespace apv_fast::cuda;
+
+APV_EXPORT void apv_emulator(int blocks, int shared_bytes, uint64_t seed, int mixed, int fault) {
+  options = {blocks, shared_bytes, seed, mixed != 0, fault};
+}
+
+APV_EXPORT int64_t apv_scan_bytes(void) { return sizeof(ApvScan); }
+APV_EXPORT const char* apv_probe(void) { return nullptr; }
+APV_EXPORT const char* apv_plan_forward(ApvScan* scan) { return plan_pass<ForwardPass>(*scan); }
+APV_EXPORT const char* apv_plan_backward(ApvScan* scan) { return plan_pass<BackwardPass>(*scan); }
+
+APV_EXPORT const char* apv_forward(const ApvScan* scan, void*) {
+  return launch<ForwardPass>(*scan, [](const ApvScan& s, const ForwardPlan& plan) {
+    switch (row_tiles(s.batch)) {
+      case 1: return Forward<Shape<kWarps, 1>>(s, plan).run();
+      case 2: return Forward<Shape<kWarps, 2>>(s, plan).run();
+      default: return Forward<Shape<kWarps, 4>>(s, plan).run();
+    }
+  });
+}
+
+APV_EXPORT const char* apv_backward(const ApvScan* scan, void*) {
+  return launch<BackwardPass>(*scan, [](const ApvScan& s, const BackwardPlan& plan) {
+    switch (row_tiles(s.batch)) {
+      case 1: return Backward<Shape<kWarps, 1>>(s, plan).run();
+      case 2: return Backward<Shape<kWarps, 2>>(s, plan).run();
+      default: return Backward<Shape<kWarps, 4>>(s, plan).run();
+    }
+  });
+}
+
+// The noise of one element, for a comparison with its twin in PyTorch: uniform's bits, Gumbel, normal.
+APV_EXPORT void apv_noise(uint64_t seed, uint32_t index, uint32_t* word, float* made) {
+  *word = philox(seed, index).first;
+  made[0] = gumbel(seed, index);
+  made[1] = normal(seed, index);
+}
