@@ -34,6 +34,14 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "apv_fast.reference.returns:lambda_return",
         "triton": "apv_fast.kernels.lambda_return:lambda_return",
     },
+    "image_loss": {
+        "reference": "apv_fast.reference.image_loss:image_loss",
+        "triton": "apv_fast.kernels.image_loss:image_loss",
+    },
+    "normalize_image": {
+        "reference": "apv_fast.reference.image_loss:normalize_image",
+        "triton": "apv_fast.kernels.image_loss:normalize_image",
+    },
     "kl_balance": {
         "reference": "apv_fast.reference.kl:kl_balance",
         "triton": "apv_fast.kernels.kl_balance:kl_balance",

@@ -106,10 +106,56 @@ def _kl_balance() -> Iterator[Kernel]:
     )
 
 
+def _image_loss() -> Iterator[Kernel]:
+    """2500 images of 64 x 64 x 3 without gaps, means in float32 and bfloat16; and means with channels first."""
+    target = "apv_fast.kernels.image_loss"
+    sizes = {"H": 64, "W": 64, "C": 3, "IMAGE_FLAT": True, "ACC": "fp32", "BLOCK": 2048}
+    image, count = {"image": "*u8"}, {"count": "i32"}
+    for dtype, flat in (("fp32", True), ("bf16", True), ("bf16", False)):
+        name = f"{dtype}{'' if flat else '.channels_first'}"
+        mean = {"mean": f"*{dtype}"}
+        forward = mean | image | {"partial": "*fp32"} | count
+        backward = {"grad": "*fp32"} | mean | image | {"grad_mean": f"*{dtype}"} | count | {"images": "i32"}
+        strides = {tensor: {f"{tensor}_{axis}": "i32" for axis in "nhwc"} for tensor in ("mean", "image", "grad")}
+        both = strides["mean"] | strides["image"]
+        loss = {"MEAN_FLAT": flat}
+        yield Kernel(
+            name=f"image_loss.forward.{name}",
+            target=f"{target}:forward_kernel",
+            signature=forward | both,
+            constants=sizes | loss | {"STEPS": 8},
+            aligned=frozenset(forward),
+        )
+        yield Kernel(
+            name=f"image_loss.backward.{name}",
+            target=f"{target}:backward_kernel",
+            signature=backward | both | strides["grad"],
+            constants=sizes | loss | {"GRAD_FLAT": flat},
+            aligned=frozenset(backward) - {"images"},
+        )
+        if flat:
+            normalize = image | {"out": f"*{dtype}"} | count
+            yield Kernel(
+                name=f"normalize_image.{dtype}",
+                target=f"{target}:normalize_kernel",
+                signature=normalize | strides["image"],
+                constants=sizes,
+                aligned=frozenset(normalize),
+            )
+    yield Kernel(
+        name="image_loss.finish",
+        target=f"{target}:finish_kernel",
+        signature={"partial": "*fp32", "loss": "*fp32", "programs": "i32", "images": "i32"},
+        constants={"CONSTANT": 11291.7, "ACC": "fp32", "BLOCK": 1024},
+        aligned=frozenset({"partial", "loss"}),
+    )
+
+
 # Every kernel of the package, forward and backward, at the sizes it is used at.
 KERNELS: tuple[Kernel, ...] = (
     *_lambda_return(),
     *_kl_balance(),
+    *_image_loss(),
 )
 
 

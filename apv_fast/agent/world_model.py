@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from apv_fast import ops
 from apv_fast.config import BehaviorConfig, FinetuneConfig, KLConfig, ModelConfig, PretrainConfig
-from apv_fast.nn import RSSM, Decoder, Encoder, MLPHead, StackedRSSM, StreamNorm, VideoBonus, normalize
-from apv_fast.nn.distributions import normal_log_prob
+from apv_fast.nn import RSSM, Decoder, Encoder, MLPHead, StackedRSSM, StreamNorm, VideoBonus
 from apv_fast.ops.rssm_arguments import Noise
 from apv_fast.structure import State
 
@@ -51,9 +51,9 @@ def make_rssm(config: ModelConfig, embed_dim: int, action_dim: int, backend: str
     )
 
 
-def image_loss(decoder: Decoder, feat: Tensor, image: Tensor) -> Tensor:
+def image_loss(decoder: Decoder, feat: Tensor, image: Tensor, backend: str | None = None) -> Tensor:
     """``−mean over (B, T) of Σ_pixels log N(x | x̂, 1)``, the constant included."""
-    return -normal_log_prob(normalize(image), decoder(feat)).sum((-3, -2, -1)).mean()
+    return ops.image_loss(decoder.mean(feat), image, backend=backend)
 
 
 def entropy(rssm: RSSM, state: State) -> Tensor:
@@ -93,7 +93,7 @@ class VideoModel(nn.Module):
         """``kl_scale · KL + NLL(image)`` of a batch with ``image`` and ``is_first``."""
         post, prior = self.rssm.observe(self.encoder(batch["image"]), batch["is_first"], noise=noise)
         kl, kl_value = kl_loss(self.rssm, post, prior, self.config.kl)
-        image = image_loss(self.decoder, self.rssm.feat(post), batch["image"])
+        image = image_loss(self.decoder, self.rssm.feat(post), batch["image"], self.config.backend)
         metrics = {"kl_loss": kl, "image_loss": image, "model_kl": kl_value.mean()}
         metrics |= {"prior_ent": entropy(self.rssm, prior), "post_ent": entropy(self.rssm, post)}
         loss = self.config.kl_scale * kl + image
@@ -160,7 +160,7 @@ class WorldModel(nn.Module):
         post, prior = states["post"], states["prior"]
         feat = self.rssm.feat(post)
         kl, kl_value = kl_loss(self.rssm, post, prior, self.config.kl)
-        image = image_loss(self.decoder, feat, batch["image"])
+        image = image_loss(self.decoder, feat, batch["image"], self.config.backend)
         target, metrics = self._reward_target(batch["reward"], self.rssm.feat(states.get("af_post", post)))
         reward = -self.reward(feat[:, : target.shape[1]]).log_prob(target).mean()
         loss = kl + image + reward

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apv_fast.nn.init import dense, keras_init
+from apv_fast.ops.image_loss import normalize_image
 
 IMAGE_SIZE = 64
 
@@ -16,6 +17,16 @@ IMAGE_SIZE = 64
 def normalize(image: Tensor) -> Tensor:
     """What the model sees of a uint8 image: ``image / 255 − 0.5`` in float32."""
     return image.to(torch.float32) / 255 - 0.5
+
+
+def _weights(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A convolution's weight and bias in the dtype of its input ``x``; on a GPU with channels last, like ``x``.
+
+    Otherwise cuDNN would transpose the weights in every call: here the cast does it on its way.
+    """
+    assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and conv.bias is not None
+    layout = torch.channels_last if x.is_cuda else torch.preserve_format
+    return conv.weight.to(x.dtype, memory_format=layout), conv.bias.to(x.dtype)
 
 
 class Encoder(nn.Module):
@@ -47,12 +58,16 @@ class Encoder(nn.Module):
         expected = (IMAGE_SIZE, IMAGE_SIZE, self.channels)
         if tuple(image.shape[-3:]) != expected:
             raise ValueError(f"Encoder: image has shape {tuple(image.shape)}; it must end in {expected}")
-        x = normalize(image) if image.dtype == torch.uint8 else image
+        if image.dtype != torch.uint8:
+            x = image
+        elif image.is_cuda:
+            x = normalize_image(image, self.dtype)  # one pass
+        else:
+            x = normalize(image)
         leading = x.shape[:-3]
-        x = x.reshape(-1, *expected).permute(0, 3, 1, 2).to(self.dtype)
+        x = x.reshape(-1, *expected).permute(0, 3, 1, 2).to(self.dtype)  # channels last in memory
         for conv in self.convs:
-            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
-            x = F.elu(F.conv2d(x, conv.weight.to(self.dtype), conv.bias.to(self.dtype), stride=2))
+            x = F.elu(F.conv2d(x, *_weights(conv, x), stride=2))
         return x.permute(0, 2, 3, 1).reshape(*leading, -1).to(torch.promote_types(self.dtype, torch.float32))
 
 
@@ -78,12 +93,17 @@ class Decoder(nn.Module):
 
     def forward(self, feat: Tensor) -> Tensor:
         """Mean images ``[..., 64, 64, channels]`` for features ``[..., F]``; the image is Normal(mean, 1) around it."""
+        return self.mean(feat).to(torch.promote_types(self.dtype, torch.float32))
+
+    def mean(self, feat: Tensor) -> Tensor:
+        """The same in the dtype of the products and where the last one left it: for a loss that reads it in place."""
         x = dense(self.dense, feat, self.dtype)
         leading = x.shape[:-1]
         x = x.reshape(-1, x.shape[-1], 1, 1)
+        if x.is_cuda:  # then all that follow have their channels last too
+            x = x.contiguous(memory_format=torch.channels_last)
         for index, conv in enumerate(self.convs):
-            assert isinstance(conv, nn.ConvTranspose2d) and conv.bias is not None
-            x = F.conv_transpose2d(x, conv.weight.to(self.dtype), conv.bias.to(self.dtype), stride=2)
+            x = F.conv_transpose2d(x, *_weights(conv, x), stride=2)
             x = x if index == len(self.convs) - 1 else F.elu(x)
         x = x.permute(0, 2, 3, 1)
-        return x.reshape(*leading, *x.shape[1:]).to(torch.promote_types(self.dtype, torch.float32))
+        return x.reshape(*leading, *x.shape[1:])

@@ -4,6 +4,7 @@ All are registered with ``torch.library`` (``torch.ops.apv_fast.*``), so ``torch
 work. Each checks its arguments, then runs on the backend that :mod:`apv_fast.backend` picks.
 """
 
+from apv_fast.ops.image_loss import image_loss, normalize_image
 from apv_fast.ops.kl_balance import kl_balance, kl_balance_normal
 from apv_fast.ops.knn_bonus import knn_bonus
 from apv_fast.ops.lambda_return import lambda_return
@@ -15,11 +16,13 @@ __all__ = [
     "Latent",
     "RSSMParams",
     "State",
+    "image_loss",
     "initial_state",
     "kl_balance",
     "kl_balance_normal",
     "knn_bonus",
     "lambda_return",
+    "normalize_image",
     "rssm_imagine",
     "rssm_observe",
     "rssm_step",
