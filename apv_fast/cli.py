@@ -53,6 +53,7 @@ USER_ERRORS = (
     EpisodeError,
     DiskError,
     ImportError,
+    MemoryError,
     OSError,
 )
 

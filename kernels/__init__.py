@@ -20,6 +20,7 @@ import torch
 
 from apv_fast.backend import Status
 
+OLDEST = (8, 0)  # compute capability: bfloat16 products and asynchronous copies
 _TRUE = frozenset({"1", "true", "on", "yes", "y"})  # what Triton itself reads as true
 
 
@@ -45,4 +46,7 @@ def probe() -> Status:
             "imported to run the kernels in its (slow) interpreter",
         )
     major, minor = torch.cuda.get_device_capability()
+    if (major, minor) < OLDEST:
+        needed = "".join(map(str, OLDEST))
+        return Status(False, f"the GPU is sm_{major}{minor}; the kernels need sm_{needed} or newer; use 'reference'")
     return Status(True, devices=("cuda",), isa=f"sm_{major}{minor}", dtypes=dtypes)

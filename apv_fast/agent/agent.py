@@ -16,7 +16,7 @@ from apv_fast.agent.graph import GraphedUpdate, optimizer_tensors
 from apv_fast.agent.world_model import Batch, Metrics, VideoModel, WorldModel
 from apv_fast.config import FinetuneConfig, OptimizerConfig, PretrainConfig
 from apv_fast.optim import KerasAdam
-from apv_fast.profile import annotate
+from apv_fast.profile import annotate, annotated
 from apv_fast.run import CheckpointError, load_into
 from apv_fast.structure import State
 
@@ -193,7 +193,7 @@ class Agent:
         with annotate("optimizer_step"):
             return {f"{name}_grad_norm": self.optimizers[name].step() for name in names}
 
-    @annotate("act")
+    @annotated("act")
     @torch.no_grad()
     def act(
         self,

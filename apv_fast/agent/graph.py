@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from apv_fast.config import ConfigError, Graph
-from apv_fast.profile import annotate
+from apv_fast.profile import annotated
 from apv_fast.run import restore_rng, rng_state
 
 Tensors = dict[str, Tensor]
@@ -129,7 +129,7 @@ class GraphedUpdate:
         """How updates run, and why they do not run as a graph."""
         return f"eager ({self.reason})" if self.reason else "one CUDA graph an update"
 
-    @annotate("update")
+    @annotated("update")
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensors:
         """One update from a batch on any device.
 

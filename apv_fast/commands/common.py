@@ -9,18 +9,21 @@ from typing import Any
 
 import gymnasium
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apv_fast import envs
-from apv_fast.agent.world_model import Batch, Metrics
-from apv_fast.backend import requested, resolve, use_backend
+from apv_fast.agent import Agent, Pretrainer
+from apv_fast.agent.world_model import PRECISIONS, Batch, Metrics
+from apv_fast.backend import requested, use_backend
+from apv_fast.commands.paths import op_paths, scan_path
 from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, WorldConfig, to_dict
+from apv_fast.data import DeviceRows
 from apv_fast.run import RunDirectory, RunError, load_latest
 
 # What may differ when a run is resumed; everything else decides what is learnt.
 MAY_CHANGE = (
     *("resume", "out", "steps", "device", "backend", "log_every", "video_every", "checkpoint_every"),
-    *("eval_every", "eval_episodes"),
+    *("eval_every", "eval_episodes", "graph", "replay_device"),
 )
 
 
@@ -58,18 +61,35 @@ def user_settings() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
-def begin(config: PretrainConfig | FinetuneConfig, model: nn.Module, what: str) -> RunDirectory:
-    """The run directory of a new run, or of the one that is resumed; says what will be done.
+def replay_place(config: PretrainConfig | FinetuneConfig, device: torch.device) -> dict[str, Any]:
+    """Arguments of the replay that say where its batches come from.
+
+    Raises:
+        ConfigError: the device's memory was asked for and the device is the CPU.
+    """
+    on_gpu = device.type == "cuda"
+    if config.replay_device == "device" and not on_gpu:
+        raise ConfigError(
+            f"replay_device is 'device', but the device is {device.type}, where frames are on the host anyway; "
+            "use --replay-device auto or host"
+        )
+    if config.replay_device == "host" or not on_gpu:
+        return {"pin_memory": on_gpu}
+    return {"pin_memory": on_gpu, "rows": DeviceRows(device, strict=config.replay_device == "device")}
+
+
+def begin(config: PretrainConfig | FinetuneConfig, learner: Pretrainer | Agent, what: str) -> RunDirectory:
+    """The run directory of a new run, or of the one that is resumed; says what will be done and on which path.
 
     Call it when all else that can be wrong has been checked: a new run's directory cannot be used for another.
 
     Raises:
         RunError: the directory has something in it, or, to resume, no run or one of other settings.
-        BackendError: the backend cannot run what ``model`` needs.
+        BackendError: the backend cannot run what ``learner`` needs.
     """
+    model = learner.model
     device = next(model.parameters()).device
-    for op in _needed_ops(config):
-        resolve(op, torch.empty(0, device=device), config.backend)
+    paths = op_paths(needed_ops(config), device, config.backend, PRECISIONS[config.model.precision]) + scan_path(device)
     values = to_dict(config)
     if config.resume:
         run = RunDirectory.open(config.out, writer=True)
@@ -82,14 +102,16 @@ def begin(config: PretrainConfig | FinetuneConfig, model: nn.Module, what: str) 
         f"on {device}, backend {requested(config.backend)}, into {run.path}",
         file=sys.stderr,
     )
+    print(f"updates: {learner.run.description}", *paths, sep="\n", file=sys.stderr)
     return run
 
 
-def _needed_ops(config: PretrainConfig | FinetuneConfig) -> list[str]:
+def needed_ops(config: PretrainConfig | FinetuneConfig) -> list[str]:
+    """The ops of one run."""
     ops = ["rssm_observe", "rssm_imagine", "kl_balance" if config.model.discrete else "kl_balance_normal"]
     if isinstance(config, FinetuneConfig):
         ops += ["rssm_step", "lambda_return"]
-        ops += ["stacked_observe"] * config.stacked + ["knn_bonus"] * config.bonus
+        ops += ["stacked_observe"] * config.stacked + ["video_bonus"] * config.bonus
     return ops
 
 
@@ -138,25 +160,32 @@ class MeanMetrics:
     """Means since they were last taken; nothing is fetched from a GPU before."""
 
     def __init__(self) -> None:
-        self._sums: Metrics = {}
+        self._names: tuple[str, ...] = ()
+        self._sums: Tensor | None = None  # float64 [number of names]
         self._count = 0
 
     def add(self, metrics: Metrics) -> None:
-        """Count the metrics of one update."""
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.double()
+        """Count the metrics of one update: always the same ones. They are copied, so they may be overwritten."""
+        values = torch.stack(list(metrics.values())).double()
+        self._names, self._sums = (
+            tuple(metrics),
+            values if self._sums is None else values + self._sums.to(values.device),
+        )
         self._count += 1
 
     def take(self) -> dict[str, float]:
         """The means, and start anew; empty if nothing was added."""
-        means = {name: float(value) / self._count for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
+        sums = [] if self._sums is None else self._sums.tolist()
+        means = {name: value / self._count for name, value in zip(self._names, sums, strict=True)}
+        self._names, self._sums, self._count = (), None, 0
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """What was added since."""
-        return {"sums": dict(self._sums), "count": self._count}
+        sums = {} if self._sums is None else dict(zip(self._names, self._sums.unbind(), strict=True))
+        return {"sums": sums, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put it back."""
-        self._sums, self._count = dict(state["sums"]), state["count"]
+        self._names, self._count = tuple(state["sums"]), state["count"]
+        self._sums = torch.stack(list(state["sums"].values())) if state["sums"] else None

@@ -32,12 +32,14 @@ from apv_fast.commands.common import (
     computing,
     going_on,
     make_env,
+    replay_place,
     stopped,
     to_device,
     user_settings,
 )
 from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, check, from_dict
 from apv_fast.data import Replay
+from apv_fast.profile import annotate, annotated
 from apv_fast.run import (
     Metrics,
     Progress,
@@ -66,7 +68,7 @@ def finetune(config: FinetuneConfig) -> RunDirectory:
         agent = new_agent(config, env, device)
         if found is None and config.pretrained is not None:
             agent.load_pretrained(*pretrained_state(config.pretrained))
-        run = begin(config, agent.model, f"finetune: {config.steps} agent steps in {config.env}")
+        run = begin(config, agent, f"finetune: {config.steps} agent steps in {config.env}")
         trainer = stack.enter_context(closing(Finetuner(config, run, env, agent)))
         if found is None:
             trainer.save()  # before there are episodes: a resumed run knows which ones are its own
@@ -116,6 +118,7 @@ class Finetuner:
             prioritize_ends=config.prioritize_ends,
             seed=config.seed,
             online=True,
+            **replay_place(config, self.device),
         )
         self.random = RandomPolicy(self.env.action_space, config.seed)
         self.policy = AgentPolicy(self.agent, explore=True)
@@ -158,7 +161,10 @@ class Finetuner:
             self._begin_episode()
         policy = self.policy if self.training else self.random
         row = self.rows[-1]
-        self._store(next_row(self.env, policy(row["image"], row["is_first"])))
+        action = policy(row["image"], row["is_first"])
+        with annotate("env_step"):
+            following = next_row(self.env, action)
+        self._store(following)
         self.step += 1
         if self.rows[-1]["is_last"]:
             self._end_episode(metrics)
@@ -185,7 +191,9 @@ class Finetuner:
             self.training, self._status = True, ""
 
     def _update(self) -> None:
-        self.means.add(self.agent.update(to_device(self.replay.sample(self.config.batch), self.device)))
+        with annotate("replay_sample"):
+            drawn = self.replay.sample(self.config.batch)
+        self.means.add(self.agent.update(drawn))
 
     @property
     def _env_step(self) -> dict[str, float]:
@@ -214,6 +222,7 @@ class Finetuner:
         stats = self.replay.stats
         return {"replay_steps": stats["steps"], "replay_episodes": stats["episodes"]}
 
+    @annotated("evaluate")
     def _evaluate(self, metrics: Metrics) -> None:
         generator = torch.Generator(self.device).manual_seed(self.config.seed)  # leaves training's own alone
         policy = AgentPolicy(self.agent, explore=False, generator=generator)
@@ -228,6 +237,7 @@ class Finetuner:
         metrics.scalars(self.step, summary | self._env_step)
         self._status = f"evaluation return {summary['eval_return']:.1f}"
 
+    @annotated("checkpoint")
     def save(self) -> None:
         """Write a checkpoint from which the run goes on as if nothing had happened."""
         memory = self.policy.memory

@@ -1,4 +1,4 @@
-"""``apv-fast info``: versions, devices and backends, to paste into a bug report."""
+"""``apv-fast info``: versions, devices, backends and which of them run, to paste into a bug report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import platform
 import torch
 
 import apv_fast
+from apv_fast.backend import BackendError
+from apv_fast.commands.paths import auto_paths, gpu_facts, scan_path
 from apv_fast.config import InfoConfig
 
 _PACKAGES = ("numpy", "triton", "gymnasium", "mujoco", "dm_control", "metaworld", "tensorboard", "matplotlib")
@@ -26,11 +28,19 @@ def report() -> str:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU {torch.backends.cpu.get_cpu_capability()}"
     )
     lines += [f"{name} {_version(name)}" for name in _PACKAGES]
-    lines += [f"GPU {index}: {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    gpus = range(torch.cuda.device_count())
+    lines += [gpu_facts(index) for index in gpus] or ["no GPU that torch sees"]
     lines += [
         f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(("APV_FAST_", "MUJOCO_GL"))
     ]
     lines += [f"backend {backend}" for backend in apv_fast.backends().values()]
+    lines += [f"auto takes {line}" for line in auto_paths()]
+    for index in gpus:
+        try:
+            lines += scan_path(torch.device("cuda", index))
+        except BackendError as error:
+            lines.append(str(error))
+    lines.append(f"updates: {'one CUDA graph each on a GPU' if gpus else 'eager (no GPU)'}, --graph off for eager ones")
     return "\n".join(lines)
 
 

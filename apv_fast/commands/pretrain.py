@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import torch
 
 from apv_fast.agent import Pretrainer
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
-from apv_fast.commands.common import MeanMetrics, begin, computing, going_on, stopped, to_device, user_settings
+from apv_fast.commands.common import (
+    MeanMetrics,
+    begin,
+    computing,
+    going_on,
+    replay_place,
+    stopped,
+    to_device,
+    user_settings,
+)
 from apv_fast.config import PretrainConfig, check
 from apv_fast.data import VIDEO_KEYS, Replay
+from apv_fast.profile import annotate, annotated
 from apv_fast.run import (
     Metrics,
     Progress,
@@ -33,10 +43,15 @@ def pretrain(config: PretrainConfig) -> RunDirectory:
         KeyboardInterrupt: the user stopped it; what was done is saved.
     """
     check(config)
-    with computing(config.seed, config.device, config.backend) as device, closing(make_replay(config)) as replay:
+    with computing(config.seed, config.device, config.backend) as device, ExitStack() as stack:
+        replay = stack.enter_context(closing(make_replay(config, device)))
         with user_settings():
             trainer = Pretrainer(config, device)
-        run = begin(config, trainer.model, f"pretrain: {config.steps} updates, {replay.stats['episodes']} episodes")
+        run = begin(
+            config,
+            trainer,
+            f"pretrain: {config.steps} updates, {replay.stats['episodes']} episodes {replay.description}",
+        )
         means = MeanMetrics()
         found = load_latest(run.checkpoints) if config.resume else None
         if found is not None:
@@ -54,7 +69,7 @@ def pretrain(config: PretrainConfig) -> RunDirectory:
     return run
 
 
-def make_replay(config: PretrainConfig) -> Replay:
+def make_replay(config: PretrainConfig, device: torch.device) -> Replay:
     """The videos: images and where episodes begin, never an action."""
     return Replay(
         config.data,
@@ -63,6 +78,7 @@ def make_replay(config: PretrainConfig) -> Replay:
         prioritize_ends=config.prioritize_ends,
         keys=VIDEO_KEYS,
         seed=config.seed,
+        **replay_place(config, device),
     )
 
 
@@ -79,7 +95,9 @@ def _train(
     text, last = "", False
     with Progress("pretrain", config.steps, start=trainer.updates, unit="update") as progress:
         while trainer.updates < config.steps and not stop.requested:
-            means.add(trainer.update(to_device(replay.sample(config.batch), device)))
+            with annotate("replay_sample"):
+                drawn = replay.sample(config.batch)
+            means.add(trainer.update(drawn))
             step, last = trainer.updates, trainer.updates == config.steps
             if step % config.log_every == 0 or last:
                 values = means.take()
@@ -98,6 +116,7 @@ def _train(
         plot_runs([run.path], run.plots / "image_loss.png", metric="image_loss", x="step")
 
 
+@annotated("checkpoint")
 def _save(trainer: Pretrainer, replay: Replay, run: RunDirectory, means: MeanMetrics) -> None:
     state = {"trainer": trainer.state_dict(), "replay": replay.state_dict(), "rng": rng_state()}
     state["means"] = means.state_dict()

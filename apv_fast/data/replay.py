@@ -151,7 +151,7 @@ class Replay:
             batch = self._gather(drawn)
         else:
             batch = self._rows.gather([episode.place + start for episode, start in drawn], length)
-        batch["is_first"] = torch.zeros_like(batch["is_first"])
+        batch["is_first"].zero_()
         batch["is_first"][:, 0] = True
         return batch
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from apv_fast.profile import annotate
+from apv_fast.profile import annotated
 
 _LIBRARY = torch.library.Library("apv_fast", "DEF")
 
@@ -23,7 +23,7 @@ def define(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, annotate(name)(function), "CompositeImplicitAutograd")
+        _LIBRARY.impl(name, annotated(name)(function), "CompositeImplicitAutograd")
         return function
 
     return register
