@@ -151,10 +151,54 @@ def _image_loss() -> Iterator[Kernel]:
     )
 
 
+def _knn_bonus() -> Iterator[Kernel]:
+    """The bonus of 50 x 46 windows and a queue of 4096 x 128, and the largest sizes that the filter takes."""
+    pointers = ("query", "keys", "filled", "kept", "unproven", "result")
+    sizes: dict[str, str] = dict.fromkeys(("q", "n", "splits", "k", "query_0", "keys_0"), "i32")
+    common = {"HAS_FILLED": True, "EXCLUDE_SELF": False, "query_1": 1, "keys_1": 1}
+    aligned = frozenset({"query", "keys", "kept", "result", "unproven", "query_0", "keys_0"})
+
+    def row(kind: str, label: str, dtype: str, warps: int, **constants: Any) -> Kernel:
+        types = {"query": f"*{dtype}", "keys": f"*{dtype}", "filled": "*i64", "kept": "*i32", "unproven": "*i32"}
+        types["result"] = "*fp64" if dtype == "fp64" else "*fp32"
+        return Kernel(
+            name=f"knn_bonus.{kind}.{label}",
+            target=f"apv_fast.kernels.knn_select:{kind}_kernel",
+            signature={name: types[name] for name in pointers} | sizes,
+            constants=common | constants,
+            aligned=aligned,
+            options={"num_warps": warps},
+        )
+
+    blocks = {"BM": 64, "BN": 64, "BD": 64, "ROUNDS": 3}
+    for dtype in ("fp32", "bf16"):
+        yield row("filter", dtype, dtype, 4, D=128, K=16, CHUNKS=2, **blocks)
+    yield row("filter", "others", "fp32", 4, D=128, K=16, CHUNKS=2, **(blocks | {"EXCLUDE_SELF": True}))
+    yield row("filter", "largest", "fp32", 8, D=256, K=64, CHUNKS=4, **blocks)
+    verify = {"MEAN": True, "BQ": 1, "BS": 16}
+    yield row("verify", "fp32", "fp32", 1, D=128, K=16, BK=16, BD=128, **verify)
+    yield row("verify", "largest", "fp32", 1, D=256, K=64, BK=64, BD=256, **verify)
+    scan = {"D": 128, "BQ": 4, "BN": 32, "BD": 128, "MEAN": True}
+    yield row("scan", "fp32", "fp32", 8, BK=16, MARKED=True, ACC="fp32", **scan)
+    yield row("scan", "fp64", "fp64", 8, BK=16, MARKED=False, ACC="fp64", **(scan | {"BN": 16}))
+    yield row("scan", "k4096", "fp32", 8, BK=4096, MARKED=False, ACC="fp32", **scan)
+    push: dict[str, str] = dict.fromkeys(("projected", "queue", "pushed"), "*fp32")
+    push |= dict.fromkeys(("filled", "new_filled"), "*i64")
+    yield Kernel(
+        name="video_bonus.push",
+        target="apv_fast.kernels.video_bonus:push_kernel",
+        signature=push | dict.fromkeys(("rows", "size", "windows", "steps", "queue_0"), "i32"),
+        constants={"queue_1": 1, "D": 128, "WINDOW": 5, "ACC": "fp32", "BR": 8, "BD": 128},
+        aligned=frozenset({"projected", "queue", "pushed", "size", "queue_0"}),
+        options={"num_warps": 4},
+    )
+
+
 # Every kernel of the package, forward and backward, at the sizes it is used at.
 KERNELS: tuple[Kernel, ...] = (
     *_lambda_return(),
     *_kl_balance(),
+    *_knn_bonus(),
     *_image_loss(),
 )
 

@@ -76,7 +76,8 @@ class VideoBonus(nn.Module):
                 raise ValueError(f"VideoBonus: {name} is {value}; it must be at least 1")
         if reduce not in ("mean", "kth"):
             raise ValueError(f"VideoBonus: reduce is {reduce!r}; it must be 'mean' or 'kth'")
-        self.k, self.window, self.reduce, self.exclude_self, self.backend = k, window, reduce, exclude_self, backend
+        self.k, self.window, self.exclude_self, self.backend = k, window, exclude_self, backend
+        self.reduce: Literal["mean", "kth"] = reduce
         # The official code divides a standard normal by 128, whatever the projection's width.
         self.register_buffer("projection", torch.randn(feat_dim, projection_dim) / 128)
         self.register_buffer("queue", torch.zeros(queue_size, projection_dim))
@@ -95,30 +96,10 @@ class VideoBonus(nn.Module):
             )
         if af_feat.shape[1] < self.window:
             raise ValueError(f"VideoBonus: af_feat has {af_feat.shape[1]} steps; it must have at least {self.window}")
-        windows = af_feat.to(self.projection.dtype).unfold(1, self.window, 1).mean(-1)  # [B, T - window + 1, F]
-        query = (windows @ self.projection).flatten(0, 1)
-        self._push(query)
-        return self._distance(query).unflatten(0, windows.shape[:2])
-
-    def _push(self, rows: Tensor) -> None:
-        """Put ``rows`` at the front; with more rows than the queue holds, the first ones stay."""
-        size = len(self.queue)
-        self.queue.copy_(torch.cat([rows, self.queue])[:size])
-        self.filled.copy_((self.filled + len(rows)).clamp(max=size))
-
-    def _distance(self, query: Tensor) -> Tensor:
-        keys = self.queue[: int(self.filled)]
-        if not self.exclude_self:
-            return ops.knn_bonus(query, keys, k=self.k, reduce=self.reduce, backend=self.backend)
-        # Each row that the queue kept is its own nearest neighbour, at 0: take one more and drop it.
-        kept, beyond = query[: len(keys)], query[len(keys) :]
-        neighbours = min(self.k, len(keys) - 1)
-        if neighbours == 0:
-            distance = torch.zeros_like(kept[:, 0])
-        else:
-            distance = ops.knn_bonus(kept, keys, k=neighbours + 1, reduce=self.reduce, backend=self.backend)
-            distance = distance * (neighbours + 1) / neighbours if self.reduce == "mean" else distance
-        if len(beyond):
-            more = ops.knn_bonus(beyond, keys, k=self.k, reduce=self.reduce, backend=self.backend)
-            distance = torch.cat([distance, more])
-        return distance
+        bonus, queue, filled = ops.video_bonus(
+            af_feat, self.projection, self.queue, self.filled,
+            window=self.window, k=self.k, reduce=self.reduce, exclude_self=self.exclude_self, backend=self.backend,
+        )  # fmt: skip
+        self.queue.copy_(queue)
+        self.filled.copy_(filled)
+        return bonus

@@ -10,6 +10,7 @@ from apv_fast.ops.knn_bonus import knn_bonus
 from apv_fast.ops.lambda_return import lambda_return
 from apv_fast.ops.rssm import rssm_imagine, rssm_observe, rssm_step, stacked_observe
 from apv_fast.ops.rssm_arguments import initial_state, sample_noise
+from apv_fast.ops.video_bonus import video_bonus
 from apv_fast.structure import Latent, RSSMParams, State
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "rssm_step",
     "sample_noise",
     "stacked_observe",
+    "video_bonus",
 ]

@@ -1,4 +1,4 @@
-"""Nearest neighbours of the video bonus, also against the plain PyTorch way to do it."""
+"""Nearest neighbours of the video bonus, also against the plain PyTorch way to do it; and the whole bonus."""
 
 from __future__ import annotations
 
@@ -29,3 +29,23 @@ def knn_bonus(device: torch.device, dtype: torch.dtype, Q: int, N: int, d: int, 
         return ops.knn_bonus(query, keys, k=k, backend=name)
 
     return Problem({FORWARD: run}, rivals=(PLAIN,))
+
+
+@case(
+    "video_bonus",
+    [
+        {"B": 50, "T": 50, "F": 2048, "N": 4096, "d": 128, "k": 16},  # the paper's Meta-world
+        {"B": 16, "T": 25, "F": 2048, "N": 4096, "d": 128, "k": 16},
+    ],
+)
+def video_bonus(device: torch.device, dtype: torch.dtype, B: int, T: int, F: int, N: int, d: int, k: int) -> Problem:
+    """A full queue of windows like the new ones."""
+    af_feat = torch.randn(B, T, F, device=device, dtype=dtype)
+    projection = torch.randn(F, d, device=device, dtype=dtype) / d
+    queue = torch.randn(N, F, device=device, dtype=dtype) @ projection / 5**0.5  # a mean over 5 steps
+    filled = torch.tensor(N, device=device)
+
+    def run(name: str) -> object:
+        return ops.video_bonus(af_feat, projection, queue, filled, k=k, backend=name)
+
+    return Problem({FORWARD: run})
