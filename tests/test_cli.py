@@ -195,7 +195,7 @@ def test_strange_configurations(change: dict[str, Any], message: str) -> None:
         ("pretrain --data nowhere", "nowhere: folder: does not exist"),
         (f"pretrain --data DATA {PRETRAIN} --model.hidden 0", r"model\.hidden is 0; it must be at least 1"),
         (f"pretrain --data DATA {PRETRAIN} --length 14", "none is usable .0 damaged, 2 with fewer than 14 frames"),
-        (f"pretrain --data DATA {PRETRAIN} --backend cuda", "backend 'cuda' cannot run here: .*no CUDA C"),
+        (f"pretrain --data DATA {PRETRAIN} --backend cuda", "backend 'cuda' cannot run here: "),
         (f"pretrain --data DATA {PRETRAIN} --resume", "is not a run directory"),
     ],
 )
