@@ -28,8 +28,9 @@ def exp(x):
     """e^x of a float32 (or float64) tensor."""
     if x.dtype == tl.float64:
         return tl.exp(x)
-    scale, p = _reduce(tl.maximum(tl.minimum(x, 89.0), -104.0))
-    return scale * p + scale
+    else:  # not left out: what follows a return is compiled too
+        scale, p = _reduce(tl.maximum(tl.minimum(x, 89.0), -104.0))
+        return scale * p + scale
 
 
 @triton.jit
@@ -37,8 +38,9 @@ def expm1(x):
     """e^x - 1 for x ≤ 0, without the cancellation near 0."""
     if x.dtype == tl.float64:
         return tl.exp(x) - 1.0
-    scale, p = _reduce(tl.maximum(x, -40.0))
-    return scale * p + (scale - 1.0)
+    else:
+        scale, p = _reduce(tl.maximum(x, -40.0))
+        return scale * p + (scale - 1.0)
 
 
 @triton.jit
