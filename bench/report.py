@@ -23,26 +23,24 @@ Row = dict[str, Any]  # op, backend, device, dtype, shape, pass, median_ms, p10_
 
 def rows(case: Case, passed: str, device: torch.device, samples: Mapping[str, Sequence[float]]) -> list[Row]:
     """One row a contestant; ``baseline_ratio`` is the reference's median over this one's."""
-    baseline = np.median(samples[REFERENCE])
     result = []
     for backend, times in samples.items():
-        p10, median, p90 = np.percentile(times, (10, 50, 90))
-        result.append(
-            {
-                "op": case.op,
-                "backend": backend,
-                "device": device.type,
-                "dtype": case.dtype_name,
-                "shape": dict(case.shape),
-                "pass": passed,
-                "median_ms": round(float(median), 5),
-                "p10_ms": round(float(p10), 5),
-                "p90_ms": round(float(p90), 5),
-                "runs": len(times),
-                "baseline_ratio": round(float(baseline / median), 4),
-            }
-        )
+        what: Row = {"op": case.op, "backend": backend, "device": device.type, "dtype": case.dtype_name}
+        what |= {"shape": dict(case.shape), "pass": passed}
+        result.append(what | summarize(times, samples[REFERENCE]))
     return result
+
+
+def summarize(times: Sequence[float], baseline: Sequence[float] | None) -> Row:
+    """A row's figures; ``baseline_ratio`` is None without a baseline."""
+    p10, median, p90 = np.percentile(times, (10, 50, 90))
+    return {
+        "median_ms": round(float(median), 5),
+        "p10_ms": round(float(p10), 5),
+        "p90_ms": round(float(p90), 5),
+        "runs": len(times),
+        "baseline_ratio": None if baseline is None else round(float(np.median(baseline) / median), 4),
+    }
 
 
 def environment(device: torch.device) -> dict[str, str]:

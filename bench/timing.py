@@ -17,14 +17,17 @@ MAX_ROUNDS = 200
 WARM_UP_SECONDS = 0.3
 
 
-def interleaved(works: Mapping[str, Work], device: torch.device, seconds: float) -> dict[str, list[float]]:
+def interleaved(
+    works: Mapping[str, Work], device: torch.device, seconds: float, *, cold: bool = True
+) -> dict[str, list[float]]:
     """Milliseconds of every run of every contestant, in the same number of rounds.
 
     Each is warmed up first. Every round runs each once, in an order that rotates. Rounds go on for ``seconds``, but
     there are at least :data:`MIN_ROUNDS` (of slow work :data:`FEW_ROUNDS`) and at most :data:`MAX_ROUNDS`. On a GPU, L2
-    is flushed before each run.
+    is flushed before each run, or with ``cold`` off left as the run before left it: then a contestant runs twice, the
+    second time timed.
     """
-    clock = _CudaClock(device) if device.type == "cuda" else _clock
+    clock = _CudaClock(device, cold=cold) if device.type == "cuda" else _clock
     for work in works.values():
         warm_up(work)
     names = list(works)
@@ -62,15 +65,18 @@ def _clock(work: Work) -> float:
 
 
 class _CudaClock:
-    """Times on the GPU's own clock, from a cold L2 cache."""
+    """Times on the GPU's own clock, from a cold L2 cache or from one that the same work has just used."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, cold: bool) -> None:
+        self.cold = cold
         size = torch.cuda.get_device_properties(device).L2_cache_size
         self.flush = torch.empty(2 * size, dtype=torch.int8, device=device)
         self.start, self.end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def __call__(self, work: Work) -> float:
-        self.flush.zero_()
+        self.flush.zero_()  # in either case: while it runs, the host gets ahead
+        if not self.cold:
+            work()
         self.start.record()
         work()
         self.end.record()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from apv_fast.agent.agent import Agent, Pretrainer
-from apv_fast.config import PRESETS, Backend, ModelConfig
-from bench.registry import FORWARD_BACKWARD, Problem, case
+from apv_fast.config import PRESETS, Backend, FinetuneConfig, Graph, ModelConfig, PretrainConfig
+from bench.registry import FORWARD_BACKWARD, REFERENCE, Problem, case
 
 ACTIONS = 4
 DTYPES = (torch.float32, torch.bfloat16)  # of the products
@@ -39,6 +39,33 @@ def _videos(device: torch.device, B: int, T: int) -> dict[str, Tensor]:
     return {"image": torch.randint(256, (B, T, 64, 64, 3), dtype=torch.uint8, device=device), "is_first": is_first}
 
 
+def pretrain_setup(
+    device: torch.device, dtype: torch.dtype, B: int, T: int, **sizes: int
+) -> tuple[dict[str, Tensor], PretrainConfig]:
+    """A batch and the configuration that fits it."""
+    config = replace(PRESETS["metaworld"].pretrain, batch=B, length=T, model=_model(dtype, **sizes))
+    return _videos(device, B, T), config
+
+
+def finetune_setup(
+    device: torch.device, dtype: torch.dtype, B: int, T: int, horizon: int, **sizes: int
+) -> tuple[dict[str, Tensor], FinetuneConfig]:
+    """A batch and the configuration that fits it."""
+    batch = _videos(device, B, T) | {
+        "action": torch.rand(B, T, ACTIONS, device=device) * 2 - 1,
+        "reward": torch.rand(B, T, device=device),
+        "is_terminal": torch.zeros(B, T, dtype=torch.bool, device=device),
+    }
+    preset = PRESETS["metaworld"].finetune
+    behavior = replace(preset.behavior, horizon=horizon)
+    return batch, replace(preset, batch=B, length=T, model=_model(dtype, **sizes), behavior=behavior)
+
+
+def _graph(backend: str) -> Graph:
+    """The reference is plain PyTorch, eager; everything else runs as in production."""
+    return "off" if backend == REFERENCE else "auto"
+
+
 def _whole(make: Callable[[Backend], Callable[[], object]]) -> Problem:
     """A problem from a function that makes a learner; each contestant trains one of its own."""
     learner = functools.cache(make)
@@ -48,13 +75,13 @@ def _whole(make: Callable[[Backend], Callable[[], object]]) -> Problem:
 @case("pretrain_update", [SEQUENCES | FULL], dtypes=DTYPES, uses=MODEL_OPS)
 @case("pretrain_update", [SEQUENCES | SMALL], uses=MODEL_OPS)
 @case("pretrain_update", [PAPER | FULL], dtypes=DTYPES, uses=MODEL_OPS, slow=True)
-def pretrain_update(device: torch.device, dtype: torch.dtype, B: int, T: int, **sizes: int) -> Problem:
+def pretrain_update(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
     """One update of the action-free video model."""
-    batch = _videos(device, B, T)
-    config = replace(PRESETS["metaworld"].pretrain, batch=B, length=T, model=_model(dtype, **sizes))
+    batch, config = pretrain_setup(device, dtype, **shape)
 
     def make(backend: Backend) -> Callable[[], object]:
-        return functools.partial(Pretrainer(replace(config, backend=backend), device).update, batch)
+        learner = Pretrainer(replace(config, backend=backend, graph=_graph(backend)), device)
+        return functools.partial(learner.update, batch)
 
     return _whole(make)
 
@@ -62,18 +89,12 @@ def pretrain_update(device: torch.device, dtype: torch.dtype, B: int, T: int, **
 @case("finetune_update", [SEQUENCES | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS)
 @case("finetune_update", [SEQUENCES | SMALL | HORIZON], uses=TASK_OPS)
 @case("finetune_update", [PAPER | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, slow=True)
-def finetune_update(device: torch.device, dtype: torch.dtype, B: int, T: int, horizon: int, **sizes: int) -> Problem:
+def finetune_update(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
     """One update of world model, actor and critic."""
-    action = torch.rand(B, T, ACTIONS, device=device) * 2 - 1
-    is_terminal = torch.zeros(B, T, dtype=torch.bool, device=device)
-    batch = _videos(device, B, T) | {"action": action, "reward": torch.rand(B, T, device=device)}
-    batch["is_terminal"] = is_terminal
-    preset = PRESETS["metaworld"].finetune
-    behavior = replace(preset.behavior, horizon=horizon)
-    config = replace(preset, batch=B, length=T, model=_model(dtype, **sizes), behavior=behavior)
+    batch, config = finetune_setup(device, dtype, **shape)
 
     def make(backend: Backend) -> Callable[[], object]:
-        agent = Agent(replace(config, backend=backend), ACTIONS, discrete=False, device=device)
+        agent = Agent(replace(config, backend=backend, graph=_graph(backend)), ACTIONS, discrete=False, device=device)
         return functools.partial(agent.update, batch)
 
     return _whole(make)

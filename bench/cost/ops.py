@@ -91,7 +91,11 @@ PARTS: dict[str, Parts] = {
 
 
 def floor(op: str, shape: Shape, dtype: str, passed: str, machine: Machine) -> Floor | None:
-    """The least time of one row of a benchmark, or None for an op that has no model."""
+    """The least time of one row of a benchmark, or None for an op or a shape that the model does not know."""
     if op not in PARTS:
         return None
-    return total(PARTS[op](shape, dtype, passed == "forward_backward", machine), machine)
+    try:
+        parts = PARTS[op](shape, dtype, passed == "forward_backward", machine)
+    except KeyError:  # a size is missing
+        return None
+    return total(parts, machine)

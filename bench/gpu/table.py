@@ -1,0 +1,118 @@
+"""The short table that ``python -m bench.device`` prints last: under 60 lines and 12,000 characters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.cost.machine import Machine
+from bench.gpu.targets import COMPILED_GRAPH, REFERENCE, Group, Row, verdicts
+from bench.roofline import columns, shape_name, share
+
+LINES, CHARACTERS = 59, 11_900
+LISTED = 5  # failures, problems and omissions that are named; the rest are counted
+WIDTH = 150  # of a line of text
+REFERENCE_GRAPH, PHASES = "reference in a graph", "triton, a launch a phase"
+YARDSTICKS = {  # heading -> contestant
+    "eager": REFERENCE,
+    "graph": REFERENCE_GRAPH,
+    "compile": COMPILED_GRAPH,
+    "phases": PHASES,
+}
+
+
+def groups(rows: Sequence[Row]) -> dict[tuple[str, ...], Group]:
+    """Rows of the same op, size, dtype, pass and cache, in the order of their first row."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        key = (row["op"], shape_name(row["shape"]), row["dtype"], row["pass"], row["cache"])
+        found.setdefault(key, []).append(row)
+    return {key: Group(members) for key, members in found.items()}
+
+
+def result_lines(rows: Sequence[Row], machine: Machine) -> list[str]:
+    """A line per group: the fastest of ours, its share of the floor, and how many times as long the others take."""
+    table = [["op", "size", "dtype", "pass", "ours ms", "p90", "floor", "who", *YARDSTICKS, "others ms"]]
+    for (op, size, dtype, passed, cache), found in groups(rows).items():
+        best = found.best()
+        if best is None or cache != "cold":
+            continue
+        part = share(best, machine)
+        ratios = [found.speedup(name) for name in YARDSTICKS.values()]
+        table.append(
+            [
+                *(op, size, dtype, "f" if passed == "forward" else "f+b"),
+                *(f"{best['median_ms']:.3f}", f"{best['p90_ms']:.3f}", "" if part is None else f"{part:.0%}"),
+                best["backend"],
+                *("" if ratio is None else f"{ratio:.1f}x" for ratio in ratios),
+                _others(found, best),
+            ]
+        )
+    return columns(table, 4) if len(table) > 1 else ["no contest has a result of ours"]
+
+
+def _others(found: Group, best: Row) -> str:
+    """The contestants that have no column of their own."""
+    known = {best["backend"], *YARDSTICKS.values()}
+    rest = [row for row in found.rows if row["backend"] not in known]
+    return ", ".join(f"{row['backend']} {row['median_ms']:.3f}" for row in rest)[:60]
+
+
+def target_lines(rows: Sequence[Row]) -> list[str]:
+    """The targets, two a line to save room."""
+    marks = {True: "met", False: "NOT MET", None: "-"}
+    cells = [[v.what, v.wanted, v.measured, marks[v.met]] for v in verdicts(rows)]
+    half = (len(cells) + 1) // 2
+    pairs = [left + right for left, right in zip(cells[:half], [*cells[half:], [""] * 4], strict=False)]
+    return columns(pairs, 8)
+
+
+def test_lines(tests: Mapping[str, Any]) -> Iterator[str]:
+    """How the tests went."""
+    if not tests:
+        yield "tests: not run"
+        return
+    counts = ", ".join(f"{tests[name]} {name.replace('_', ' ')}" for name in ("passed", "failed", "skipped", "not_run"))
+    yield f"tests: {counts} of {tests['collected']} in {tests['seconds']:.0f} s" + _error(tests)
+    yield from _some([f"  FAILED {one['test']}: {one['why']}" for one in tests["failures"]])
+
+
+def _error(found: Mapping[str, Any]) -> str:
+    return f"; {found['error']}" if found.get("error") else ""
+
+
+def _some(lines: Sequence[str]) -> Iterator[str]:
+    yield from (line[:WIDTH] for line in lines[:LISTED])
+    if len(lines) > LISTED:
+        yield f"  and {len(lines) - LISTED} more, see the JSON file"
+
+
+def ceiling_lines(ceilings: Mapping[str, float]) -> Iterator[str]:
+    """Everything that was measured of the machine."""
+    if ceilings:
+        yield "ceilings: " + ", ".join(f"{name} {value:.4g}" for name, value in ceilings.items())
+
+
+def render(report: Mapping[str, Any], machine: Machine) -> str:
+    """The whole table of a report; see :func:`bench.device.main` for its fields."""
+    facts = report["machine"]
+    lines = [f"{name}: {value}" for name, value in facts.items() if name in ("GPU", "versions", "commit")]
+    built = report["build"]
+    lines.append(f"build: {built.get('seconds', 0):.0f} s, {built.get('nvcc') or 'no nvcc'}{_error(built)}"[:WIDTH])
+    lines += test_lines(report["tests"])
+    lines += ceiling_lines(report["ceilings"])
+    lines += ["", *result_lines(report["rows"], machine), "", *target_lines(report["rows"]), ""]
+    lines += _some([f"BROKEN {what}: {how}" for what, how in report["problems"].items()])
+    lines += _some([f"no row: {what}: {why}" for what, why in report["left_out"].items()])
+    lines += _some([f"not run: {what}: {why}" for what, why in report["not_run"].items()])
+    return fit(lines)
+
+
+def fit(lines: Sequence[str]) -> str:
+    """The lines within what a reader of the last characters of an output sees."""
+    kept = list(lines)
+    while len(kept) > LINES or sum(len(line) + 1 for line in kept) > CHARACTERS:
+        kept.pop()
+    if len(kept) < len(lines):
+        kept[-1] = f"... and {len(lines) - len(kept) + 1} lines more: see the JSON file"
+    return "\n".join(kept)
