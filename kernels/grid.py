@@ -12,7 +12,7 @@ its own::
 
 By PTX's memory model this orders the stores of every thread before the barrier with the loads of every thread after it:
 both bar.sync and the release are cumulative. Triton's interpreter cannot run the assembly, so there the wait adds 0
-instead, which the cooperative interpreter of the tests uses to let the other programs run.
+instead; one program passes at once, and the tests' cooperative interpreter lets other programs run meanwhile.
 """
 # Kernels are Triton, not Python.
 # mypy: allow-untyped-decorators, disable-error-code="no-untyped-def"
@@ -80,7 +80,7 @@ def device_of(index: int | None) -> Device:
 def _obstacle(device: torch.device) -> str:
     """Why no cooperative launch is possible on ``device``; empty if it is."""
     if device.type != "cuda":
-        return "Triton's interpreter runs programs one after the other, so a grid barrier would never open"
+        return ""  # Triton's interpreter: of one program, whose barriers open at once
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
@@ -95,7 +95,7 @@ def _obstacle(device: torch.device) -> str:
 @functools.cache
 def _found(device: torch.device) -> str:
     reason = _obstacle(device)
-    if reason and device.type == "cuda":
+    if reason:
         _log.warning("the RSSM scan launches every phase on its own, which is slower: %s", reason)
     return reason
 

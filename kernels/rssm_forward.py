@@ -148,41 +148,63 @@ def look_phase(pid, programs, t, B, T, f, z: tl.constexpr, link, lower: tl.const
 
 
 @triton.jit
+def _sample_classes(f, rows, row_mask, tile, t, T, z: tl.constexpr):
+    """One-hot samples of a tile's variables, and the rows of weights that they choose."""
+    columns, of, inside = latent_columns(tile, z)
+    mask = row_mask[:, None] & inside[None, :]
+    element = (rows * T + t)[:, None] * z.L + columns[None, :]
+    score = tl.load(f.stats + element, mask, float("-inf"), cache_modifier=".cg")
+    if z.NOISE == "given":
+        score += tl.load(f.noise + element, mask, 0.0)
+    elif z.NOISE == "seed":
+        score += gumbel(tl.load(f.noise), element).to(score.dtype)
+    chosen = tl.minimum(tl.argmax(by_class(score, z), 2), z.C - 1)  # NaNs must not lead outside
+    group = tile * z.GROUPS + tl.arange(0, z.GROUPS)
+    group_mask = row_mask[:, None] & (group < z.S)[None, :]
+    tl.store(f.sample + rows[:, None] * z.S + group[None, :], group[None, :] * z.C + chosen, group_mask)
+    tl.store(f.stoch + element, (spread(chosen, z) == of[None, :]).to(f.stoch.dtype.element_ty), mask)
+
+
+@triton.jit
+def _sample_normal(f, rows, row_mask, tile, t, T, z: tl.constexpr):
+    """Gaussian samples of a tile's variables, also as operands of the next step's product."""
+    group = tile * z.GROUPS + tl.arange(0, z.GROUPS)
+    mask = row_mask[:, None] & (group < z.S)[None, :]
+    at = rows * T + t
+    sample = tl.load(f.stats + at[:, None] * z.M + group[None, :], mask, 0.0, cache_modifier=".cg")
+    element = at[:, None] * z.S + group[None, :]
+    if z.NOISE != "none":
+        raw = tl.load(f.stats + at[:, None] * z.M + z.S + group[None, :], mask, 0.0, cache_modifier=".cg")
+        if z.NOISE == "given":
+            noise = tl.load(f.noise + element, mask, 0.0)
+        else:
+            noise = normal(tl.load(f.noise), element).to(sample.dtype)
+        sample += (2.0 * sigmoid(raw * 0.5) + z.MIN_STD) * noise
+    tl.store(f.stoch + element, sample, mask)
+    low = rounded(sample, f.sample.dtype.element_ty)
+    tl.store(f.sample + rows[:, None] * z.S + group[None, :], low, mask)
+
+
+@triton.jit
 def sample_phase(pid, programs, t, B, T, f, z: tl.constexpr):
-    """5: stats_t = W_dist y_t + b_dist; z_t = sample(stats_t). A tile has all classes of its variables."""
+    """5: stats_t = W_dist y_t + b_dist; z_t = sample(stats_t). A tile has all classes of its variables.
+
+    The sample is drawn from the statistics as stored: every warp holds the whole of a product's result, and would draw
+    the noise of all of it; loaded again, it is spread over the threads.
+    """
     TILES: tl.constexpr = (z.S + z.GROUPS - 1) // z.GROUPS
     for tile in range(pid, ((B + z.BM - 1) // z.BM) * TILES, programs):
         rows, row_mask = rows_of(tile // TILES, B, z)
-        columns, of, inside = latent_columns(tile % TILES, z)
-        mask = row_mask[:, None] & inside[None, :]
+        columns, _, inside = latent_columns(tile % TILES, z)
         at = rows * T + t
         stats = product(f.y + at * z.H, row_mask, f.dist_weight + columns.to(tl.int64) * z.H, inside, z.H, z)
         stats += tl.load(f.dist_bias + columns, inside, 0.0).to(stats.dtype)[None, :]
-        tl.store(f.stats + at[:, None] * z.M + columns[None, :], stats, mask)
-        group = (tile % TILES) * z.GROUPS + tl.arange(0, z.GROUPS)
-        group_mask = row_mask[:, None] & (group < z.S)[None, :]
+        tl.store(f.stats + at[:, None] * z.M + columns[None, :], stats, row_mask[:, None] & inside[None, :])
+        tl.debug_barrier()
         if z.C > 0:
-            element = at[:, None] * z.L + columns[None, :]
-            if z.NOISE == "given":
-                stats += tl.load(f.noise + element, mask, 0.0)
-            elif z.NOISE == "seed":
-                stats += gumbel(tl.load(f.noise), element).to(stats.dtype)
-            score = tl.where(inside[None, :], stats, float("-inf"))
-            chosen = tl.minimum(tl.argmax(by_class(score, z), 2), z.C - 1)  # NaNs must not lead outside
-            tl.store(f.sample + rows[:, None] * z.S + group[None, :], group[None, :] * z.C + chosen, group_mask)
-            hot = spread(chosen, z) == of[None, :]
-            tl.store(f.stoch + element, hot.to(f.stoch.dtype.element_ty), mask)
+            _sample_classes(f, rows, row_mask, tile % TILES, t, T, z)
         else:
-            mean, raw = tl.split(by_class(stats, z))
-            element = at[:, None] * z.S + group[None, :]
-            if z.NOISE == "given":
-                mean += (2.0 * sigmoid(raw * 0.5) + z.MIN_STD) * tl.load(f.noise + element, group_mask, 0.0)
-            elif z.NOISE == "seed":
-                drawn = normal(tl.load(f.noise), element).to(mean.dtype)
-                mean += (2.0 * sigmoid(raw * 0.5) + z.MIN_STD) * drawn
-            tl.store(f.stoch + element, mean, group_mask)
-            low = rounded(mean, f.sample.dtype.element_ty)
-            tl.store(f.sample + rows[:, None] * z.S + group[None, :], low, group_mask)
+            _sample_normal(f, rows, row_mask, tile % TILES, t, T, z)
 
 
 @triton.jit

@@ -149,7 +149,7 @@ def backward_arguments(
 
 def scan_grads(made: Backward) -> ScanGrads:
     """What the backward kernels have left."""
-    weight, bias = made.dnorm.sum(0)
+    weight, bias = (made.dnorm[:, i].sum(0) for i in range(2))  # two tensors: an op's outputs may not share memory
     return ScanGrads(made.dx, made.dparts, made.dy, made.dstats, made.carry, weight, bias)
 
 
