@@ -1,4 +1,7 @@
-"""Builds csrc/ into apv_fast._C with CMake and installs kernels/ as apv_fast.kernels; all else: pyproject.toml."""
+"""Builds csrc/ into apv_fast._C, and with nvcc into apv_fast/_cuda.so, with CMake; kernels/ becomes apv_fast.kernels.
+
+All else: pyproject.toml. ``APV_FAST_CUDA=0`` in the environment leaves the CUDA kernels out.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +35,15 @@ class CMakeBuild(build_ext):
         import pybind11
 
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
-        module.unlink(missing_ok=True)  # never package one that an earlier build left behind
+        for built in (module, module.parent / "_cuda.so"):
+            built.unlink(missing_ok=True)  # never package one that an earlier build left behind
         build = Path(self.build_temp).resolve() / ext.name
         configure = [
             # --fresh: the cache of an earlier build names tools in an isolated environment that is gone.
             *("cmake", "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             *("-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_INSTALL_PREFIX={module.parent}"),
             *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
+            f"-DAPV_FAST_CUDA={os.environ.get('APV_FAST_CUDA') or 'ON'}",
         ]
         try:
             for command in (configure, ["cmake", "--build", str(build)], ["cmake", "--install", str(build)]):

@@ -1,7 +1,7 @@
 """Kernels in CUDA C++ (``csrc/cuda/``), in a library of their own with a plain C interface.
 
-CMake builds ``apv_fast/_cuda.so`` where it finds nvcc, unless ``APV_FAST_CUDA`` is off. Limits: bfloat16 weights, GPUs of
-compute capability 8.0 to 8.9 (in sm_80's code) and 9.0, with cooperative launch.
+CMake builds ``apv_fast/_cuda.so`` where it finds nvcc, unless ``APV_FAST_CUDA`` is off. Limits: bfloat16 weights; GPUs
+of compute capability 8.0 to 8.9 (in sm_80's code) and 9.0, with cooperative launch.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -45,6 +46,16 @@ class Scan(ctypes.Structure):
     )
 
 
+class Sample(ctypes.Structure):
+    """``ApvSample``; what is not set is zero."""
+
+    _fields_ = (
+        *((name, _INT) for name in ("rows", "stoch", "discrete")),
+        ("min_std", _DOUBLE),
+        *((name, _ADDRESS) for name in ("stats", "noise", "seed", "sample", "grad", "dstats")),
+    )
+
+
 class Library:
     """A build of the kernels: the one for GPUs, or the tests' emulation of it.
 
@@ -58,12 +69,12 @@ class Library:
         self.c.apv_scan_bytes.restype = ctypes.c_int64
         if self.c.apv_scan_bytes() != ctypes.sizeof(Scan):
             raise OSError(f"{path} was built from other sources than this version of apv-fast: install it again")
-        for name in ("apv_probe", *(f"apv_{what}{of}" for what in ("", "plan_") for of in ("forward", "backward"))):
-            function = getattr(self.c, name)
-            function.restype = ctypes.c_char_p
-            function.argtypes = {"apv_probe": (), "apv_forward": (_ADDRESS, _ADDRESS)}.get(
-                name.replace("backward", "forward"), (_ADDRESS,)
-            )
+        arguments: dict[str, tuple[Any, ...]] = {"probe": (), "sample": (_ADDRESS, ctypes.c_int, _ADDRESS)}
+        for direction in ("forward", "backward"):
+            arguments |= {direction: (_ADDRESS, _ADDRESS), f"plan_{direction}": (_ADDRESS,)}
+        for name, types in arguments.items():
+            function = getattr(self.c, f"apv_{name}")
+            function.restype, function.argtypes = ctypes.c_char_p, types
 
     def probe(self) -> str:
         """Why the current device cannot run the kernels; empty if it can."""
@@ -76,6 +87,10 @@ class Library:
     def launch(self, direction: str, scan: Scan, stream: int) -> str:
         """Launch on a stream of the current device; why that failed, empty if it did not."""
         return _text(getattr(self.c, f"apv_{direction}")(ctypes.byref(scan), stream))
+
+    def sample(self, sample: Sample, backward: bool, stream: int) -> str:
+        """Launch the sampling of many latents, or its backward; why that failed, empty if it did not."""
+        return _text(self.c.apv_sample(ctypes.byref(sample), backward, stream))
 
 
 def _text(reason: bytes | None) -> str:

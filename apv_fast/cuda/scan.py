@@ -11,21 +11,22 @@ import torch
 from torch import Tensor
 
 from apv_fast.backend import BackendError
-from apv_fast.cuda.library import Library, Matrix, Scan
+from apv_fast.cuda.library import Library, Matrix, Sample, Scan
 from apv_fast.scan.core import ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
 from apv_fast.structure import Latent
 
 MAX_ROWS = 64  # of one launch, csrc/cuda/layout.h
 
 
-def _plan(library: Library, direction: str, scan: Scan) -> tuple[int, int, int]:
-    if reason := library.plan(direction, scan):
-        raise BackendError(f"backend 'cuda' cannot run this scan: {reason}; backend='triton' or 'auto' can")
-    return scan.blocks, scan.shared_bytes, scan.workspace_bytes
-
-
 def _address(x: Tensor | None, row: int = 0) -> int | None:
     return None if x is None else (x[row:] if row else x).data_ptr()
+
+
+def _noise(noise: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The seed, if that is what the noise is, and the noise, if it is given."""
+    if noise is None or not noise.is_floating_point():
+        return noise, None
+    return None, noise.contiguous()
 
 
 def _on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -50,7 +51,7 @@ class CudaCore:
             for direction in ("forward", "backward"):
                 self._planned(direction, device, rows, deter, hidden, latent.stoch, latent.discrete)
         except BackendError as error:
-            return str(error)
+            return str(error).removeprefix("backend 'cuda' cannot run ")
         return ""
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
@@ -93,12 +94,39 @@ class CudaCore:
             scan.accumulate = row > 0
         return made
 
+    def sample(self, stats: Tensor, noise: Tensor | None, latent: Latent) -> Tensor:
+        """See :class:`apv_fast.scan.core.Core`."""
+        made = stats.new_empty(*stats.shape[:-1], latent.stoch * (latent.discrete or 1))
+        self._sample(stats, noise, latent, sample=made)
+        return made
+
+    def sample_backward(
+        self, grad: Tensor, stats: Tensor, noise: Tensor | None, latent: Latent, sampled: bool
+    ) -> Tensor | None:
+        """See :class:`apv_fast.scan.core.Core`."""
+        if latent.discrete and not sampled:
+            return None
+        made = torch.empty_like(stats, memory_format=torch.contiguous_format)
+        self._sample(stats, noise, latent, grad=grad.contiguous(), dstats=made)
+        return made
+
+    def _sample(self, stats: Tensor, noise: Tensor | None, latent: Latent, **tensors: Tensor) -> None:
+        stats, (seed, given) = stats.contiguous(), _noise(noise)
+        addresses = {name: _address(x) for name, x in (tensors | {"stats": stats}).items()}
+        rows = stats.numel() // stats.shape[-1]
+        sample = Sample(rows, *latent, seed=_address(seed), noise=_address(given), **addresses)
+        with _on(stats):
+            if reason := self.library().sample(sample, "grad" in tensors, _stream(stats)):
+                raise RuntimeError(f"the CUDA kernel that samples {rows} priors failed: {reason}")
+
     def _plan_for(
         self, direction: str, device: torch.device, rows: int, deter: int, hidden: int, stoch: int, discrete: int
     ) -> tuple[int, int, int]:
         scan = Scan(batch=rows, length=1, deter=deter, hidden=hidden, stoch=stoch, discrete=discrete)
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            return _plan(self.library(), direction, scan)
+            if reason := self.library().plan(direction, scan):
+                raise BackendError(f"backend 'cuda' cannot run a {direction} scan of these sizes: {reason}")
+        return scan.blocks, scan.shared_bytes, scan.workspace_bytes
 
     def _launches(
         self, direction: str, weights: ScanWeights, start: ScanStart, trace: Trace, latent: Latent
@@ -108,9 +136,7 @@ class CudaCore:
         vectors = [
             x.contiguous() for x in (weights.gru_bias, weights.norm_weight, weights.norm_bias, weights.dist_bias)
         ]
-        keep, first, noise = start.keep.contiguous(), start.deter.contiguous(), start.noise
-        seed = noise if noise is not None and not noise.is_floating_point() else None
-        given = noise.contiguous() if noise is not None and seed is None else None
+        keep, first, (seed, given) = start.keep.contiguous(), start.deter.contiguous(), _noise(start.noise)
         batch, length, hidden = trace.x.shape
         workspace = None
         with _on(trace.x):

@@ -58,7 +58,8 @@ def _rssm_observe(
     backend: str,
 ) -> list[Tensor]:
     latent = Latent(S, C, min_std)
-    function = resolve("rssm_observe", params[0], backend)
+    sizes = {"batch": len(embed), "deter": deter.shape[1], "hidden": len(params[1]), "stoch": S, "discrete": C}
+    function = resolve("rssm_observe", params[0], backend, **sizes)
     state = {"deter": deter, "stoch": stoch}
     post, prior = function(RSSMParams(*params), embed, is_first, action, state, latent, post_noise, prior_noise)
     return _flatten(post, prior, latent)

@@ -2,6 +2,7 @@
 // thread's next call.
 #pragma once
 
+#include "sample.h"
 #include "scan.h"
 
 #define APV_EXPORT extern "C" __attribute__((visibility("default")))
@@ -17,3 +18,5 @@ APV_EXPORT const char* apv_plan_backward(ApvScan* scan);
 // Launches on a stream of the current device, after a memset of a part of the workspace. Never waits.
 APV_EXPORT const char* apv_forward(const ApvScan* scan, void* stream);
 APV_EXPORT const char* apv_backward(const ApvScan* scan, void* stream);
+
+APV_EXPORT const char* apv_sample(const ApvSample* sample, int backward, void* stream);

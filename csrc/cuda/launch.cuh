@@ -9,8 +9,6 @@
 
 namespace apv_fast::cuda {
 
-constexpr int kWarps = 8;  // a block: 255 registers a thread, and few partial sums to add up
-
 inline std::string failure(const char* what, cudaError_t error) {
   return std::string(what) + ": " + cudaGetErrorString(error);
 }
@@ -35,7 +33,7 @@ inline std::string find_device(Device& device) {
 // Allows a kernel all the shared memory there is, for this plan and others, and asks whether all of its blocks run at the same time.
 template <class Kernel>
 std::string check_occupancy(Kernel kernel, const ApvScan& scan, const Device& device) {
-  const int threads = 32 * kWarps, bytes = static_cast<int>(scan.shared_bytes);
+  const int threads = 32 * kWarpsOnDevice, bytes = static_cast<int>(scan.shared_bytes);
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
   int per_multiprocessor = 0;
   if (error == cudaSuccess) {
@@ -56,20 +54,20 @@ template <template <class> class Pass, class Kernel>
 std::string plan_on_device(ApvScan& scan, Kernel kernel) {
   Device device{};
   std::string why = find_device(device);
-  if (why.empty()) why = make_plan<Pass, kWarps>(scan, device);
+  if (why.empty()) why = make_plan<Pass, kWarpsOnDevice>(scan, device);
   if (why.empty()) why = check_occupancy(kernel, scan, device);
   return why;
 }
 
 template <template <class> class Pass, class Kernel>
 std::string launch_on_device(const ApvScan& scan, Kernel kernel, void* stream) {
-  auto plan = offsets_of<Pass, kWarps>(scan, static_cast<int>(scan.blocks));
+  auto plan = offsets_of<Pass, kWarpsOnDevice>(scan, static_cast<int>(scan.blocks));
   ApvScan copy = scan;
   void* arguments[] = {&copy, &plan};
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   cudaError_t error = cudaMemsetAsync(scan.workspace, 0, plan.zeroed, on);
   if (error == cudaSuccess) {
-    error = cudaLaunchCooperativeKernel(kernel, dim3(scan.blocks), dim3(32 * kWarps), arguments, scan.shared_bytes, on);
+    error = cudaLaunchCooperativeKernel(kernel, dim3(scan.blocks), dim3(32 * kWarpsOnDevice), arguments, scan.shared_bytes, on);
   }
   if (error == cudaSuccess) return {};
   cudaGetLastError();

@@ -8,6 +8,8 @@
 
 namespace apv_fast::cuda {
 
+constexpr int kWarpsOnDevice = 8;  // a block: 255 registers a thread, and few partial sums to add up
+
 struct Device {
   int blocks;        // that run at the same time: one a multiprocessor
   int shared_bytes;  // that one block may have

@@ -6,9 +6,9 @@
 namespace apv_fast::cuda {
 
 template <int TILES>
-__global__ void __launch_bounds__(32 * kWarps, 1)
+__global__ void __launch_bounds__(32 * kWarpsOnDevice, 1)
 backward_kernel(const __grid_constant__ ApvScan scan, const __grid_constant__ BackwardPlan plan) {
-  Backward<Shape<kWarps, TILES>>(scan, plan).run();
+  Backward<Shape<kWarpsOnDevice, TILES>>(scan, plan).run();
 }
 
 namespace {

@@ -1,15 +1,12 @@
 // The library's interface on the emulator, for tests: the same kernels on addresses of the CPU's memory.
 
-#include <algorithm>
-#include <cstdio>
-
 #include "../api.h"
 #include "../plan.h"
 
 namespace apv_fast::cuda {
 namespace {
 
-constexpr int kWarps = 2;
+constexpr int kWarps = 2;  // of an emulated block
 
 emulator::Options options;
 
@@ -17,6 +14,15 @@ const char* keep_text(std::string text) {
   static std::string kept;
   kept = std::move(text);
   return kept.empty() ? nullptr : kept.c_str();
+}
+
+const char* run(emulator::Grid& grid) {
+  try {
+    grid.run();
+  } catch (const std::exception& error) {
+    return keep_text(error.what());
+  }
+  return nullptr;
 }
 
 template <template <class> class Pass>
@@ -32,17 +38,13 @@ const char* launch(const ApvScan& scan, const Kernel& kernel) {
   emulator::Options exact = options;
   exact.shared_bytes = static_cast<int>(scan.shared_bytes);
   emulator::Grid grid(exact, static_cast<int>(scan.blocks), 32 * kWarps, [&] { kernel(scan, plan); });
-  try {
-    grid.run();
-  } catch (const std::exception& error) {
-    return keep_text(error.what());
-  }
-  return nullptr;
+  return run(grid);
 }
 
 }  // namespace
 }  // namespace apv_fast::cuda
 
+using namespace apv_fast;
 using namespace apv_fast::cuda;
 
 APV_EXPORT void apv_emulator(int blocks, int shared_bytes, uint64_t seed, int mixed, int fault) {
@@ -72,6 +74,22 @@ APV_EXPORT const char* apv_backward(const ApvScan* scan, void*) {
       default: return Backward<Shape<kWarps, 4>>(s, plan).run();
     }
   });
+}
+
+APV_EXPORT const char* apv_sample(const ApvSample* sample, int backward, void*) {
+  using Emulated = Sampler<64>;
+  emulator::Grid grid(options, static_cast<int>(Emulated::blocks(*sample)), Emulated::kThreads, [&] {
+    const Emulated sampler{*sample};
+    backward ? sampler.backward() : sampler.forward();
+  });
+  return run(grid);
+}
+
+// What the library would plan for a GPU: its number of multiprocessors, and the shared memory that a block may have.
+APV_EXPORT const char* apv_plan_for(ApvScan* scan, int backward, int multiprocessors, int shared_bytes) {
+  const Device device{multiprocessors, shared_bytes};
+  return keep_text(backward ? make_plan<BackwardPass, kWarpsOnDevice>(*scan, device)
+                            : make_plan<ForwardPass, kWarpsOnDevice>(*scan, device));
 }
 
 // The noise of one element, for a comparison with its twin in PyTorch: uniform's bits, Gumbel, normal.

@@ -45,7 +45,6 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   int block, thread;
-  bool done = false;
 };
 
 class Grid {
@@ -68,18 +67,7 @@ class Grid {
     for (int w = 0; w < warps; ++w) rank_.push_back(random_());
     for (int b = 0; b < blocks; ++b) block_rank_.push_back(random_());
     fibers_.resize(alive_);
-    for (int i = 0; i < alive_; ++i) {
-      Fiber& fiber = fibers_[i];
-      fiber.block = i / threads;
-      fiber.thread = i % threads;
-      fiber.stack.reset(new char[kStackBytes]);
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, &Grid::enter, 0);
-      wake(i);
-    }
+    for (int i = 0; i < alive_; ++i) prepare(i);
   }
 
   // Runs to the end. Throws if no fiber can go on, or if a block wrote past its shared memory.
@@ -159,6 +147,19 @@ class Grid {
  private:
   static constexpr int kGuard = 64;
 
+  void prepare(int index) {
+    Fiber& fiber = fibers_[index];
+    fiber.block = index / threads;
+    fiber.thread = index % threads;
+    fiber.stack.reset(new char[kStackBytes]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &Grid::enter, 0);
+    wake(index);
+  }
+
   static void enter() {
     Grid& grid = *current();
     try {
@@ -167,7 +168,6 @@ class Grid {
       grid.error_ = error.what();
     }
     --grid.alive_;
-    grid.fiber().done = true;
     grid.wait();
   }
 

@@ -1,0 +1,326 @@
+"""The CUDA scan's source on the CPU: the kernels run on an emulator, fiber by fiber, against the reference.
+
+What this cannot show: the order in which a GPU makes writes visible, and what nvcc makes of the source.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from apv_fast import backend as backends
+from apv_fast import ops
+from apv_fast.backend import BackendError, Status
+from apv_fast.cuda.library import Library, Scan
+from apv_fast.cuda.scan import CudaCore
+from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
+from apv_fast.scan.core import (
+    PlainCore,
+    ScanInputs,
+    ScanStart,
+    ScanWeights,
+    TraceGrads,
+    sample_latent,
+    sample_latent_backward,
+)
+from apv_fast.scan.observe import define_observe
+from apv_fast.structure import Latent
+from tests.rssm_cases import SIZES, Sizes, make_problem, params_of
+from tests.test_rssm import assert_exact
+
+COMPILER = shutil.which("c++") or shutil.which("g++")
+if COMPILER is None:
+    pytest.skip("there is no C++ compiler; Debian: apt install build-essential", allow_module_level=True)
+
+SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "cuda" / "host" / "emulate.cpp"
+AMPLE = 1 << 18  # bytes of shared memory: all weights fit
+H100, A100 = (132, 232448), (108, 166912)  # multiprocessors, shared memory of a block
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    path = tmp_path_factory.mktemp("emulator") / "emulated.so"
+    flags = ["-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden"]
+    subprocess.run([str(COMPILER), *flags, str(SOURCE), "-o", str(path)], check=True)
+    return Library(path)
+
+
+@pytest.fixture
+def emulate(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CudaCore]]:
+    """Makes a core on a new imaginary GPU, and a backend "emulated" in the table that uses it. NaN is what torch gives
+    for memory that nothing wrote."""
+    core = CudaCore(lambda: library)
+
+    def configure(
+        blocks: int = 3, shared: int = AMPLE, seed: int = 0, mixed: bool = False, fault: int = -1
+    ) -> CudaCore:
+        library.c.apv_emulator(blocks, shared, ctypes.c_uint64(seed), mixed, fault)
+        core._planned.cache_clear()
+        return core
+
+    monkeypatch.setitem(backends.PROBES, "emulated", f"{__name__}:probe")
+    monkeypatch.setitem(backends.IMPLEMENTATIONS["rssm_observe"], "emulated", f"{__name__}:observe")
+    monkeypatch.setitem(backends.OBSTACLES, ("rssm_observe", "emulated"), f"{__name__}:obstacle")
+    monkeypatch.setattr(f"{__name__}.current.library", lambda: library)
+    monkeypatch.setattr(f"{__name__}.current._planned", core._planned)
+    torch.use_deterministic_algorithms(True)
+    configure()
+    yield configure
+    torch.use_deterministic_algorithms(False)
+    backends.probe.cache_clear()
+    backends._implementation.cache_clear()
+
+
+def not_yet() -> Library:
+    raise AssertionError("the fixture emulate sets the library")
+
+
+current = CudaCore(not_yet)
+observe = define_observe("emulated", current)
+
+
+def obstacle(tensor: Tensor, batch: int, deter: int, hidden: int, stoch: int, discrete: int) -> str:
+    return current.obstacle(tensor.device, batch, deter, hidden, Latent(stoch, discrete))
+
+
+def probe() -> Status:
+    return Status(True, devices=("cpu",), isa="emulator", dtypes=(torch.bfloat16,))
+
+
+@pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
+def test_values_and_gradients(emulate: Callable[..., CudaCore], sizes: Sizes, sample: bool) -> None:
+    if not sample and sizes.discrete:
+        pytest.skip("rounding decides which class is the mode")
+    assert_exact("observe", "emulated", sizes, torch.bfloat16, sample)
+
+
+Problem = tuple[ScanWeights, ScanInputs, ScanStart, TraceGrads, Latent]
+
+
+def problem(sizes: tuple[int, ...], noise: str = "given", seed: int = 0) -> Problem:
+    """A core's arguments, weights with gaps between their rows, and gradients for its results."""
+    batch, length, deter, hidden, stoch, discrete = sizes
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def weight(rows: int, columns: int) -> Tensor:
+        return (randn(rows, columns + 3) / columns**0.5).bfloat16()[:, :columns]
+
+    def vector(size: int, middle: float = 0) -> Tensor:
+        return (middle + 0.3 * randn(size)).bfloat16()
+
+    mixed, stats = stoch * (discrete or 1), stoch * (discrete or 2)
+    weights = ScanWeights(
+        weight(hidden, mixed),
+        weight(3 * deter, hidden + deter),
+        *(vector(3 * deter), vector(3 * deter, 1), vector(3 * deter)),
+        *(weight(hidden, deter), weight(stats, hidden), vector(stats)),
+    )
+    inputs = ScanInputs(randn(batch, length, hidden).bfloat16(), randn(batch, length, hidden).bfloat16())
+    given = 100 * randn(batch, length, stoch, discrete) if discrete else randn(batch, length, stoch)
+    start = ScanStart(
+        torch.rand(batch, length, generator=generator) > 0.3,
+        randn(batch, deter).tanh(),
+        {"seed": torch.tensor(-(2**45) + 7), "given": given, "mode": None}[noise],
+    )
+    grads = TraceGrads(randn(batch, length, deter), randn(batch, length, mixed), randn(batch, length, stats))
+    return weights, inputs, start, grads, Latent(stoch, discrete)
+
+
+def results(core: CudaCore | PlainCore, case: Problem) -> dict[str, Tensor]:
+    weights, inputs, start, grads, latent = case
+    trace = core.forward(weights, inputs, start, latent)
+    back = core.backward(weights, start, trace, grads, latent)
+    return trace._asdict() | {f"grad {name}": x for name, x in back._asdict().items()}
+
+
+def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """To a few roundings to bfloat16, by each tensor's size."""
+    for name, want in expected.items():
+        assert got[name].shape == want.shape and got[name].dtype == want.dtype and got[name].is_contiguous(), name
+        error = torch.dist(got[name].float(), want.float()) / want.float().norm().clamp(min=1e-6)
+        assert error < 0.01, f"{name}: {error:.1e}"
+
+
+CORES = {  # B, T, D, H, S, C
+    "two row tiles": (17, 2, 24, 40, 3, 9),
+    "four row tiles": (33, 2, 9, 17, 2, 5),
+    "two launches": (66, 2, 8, 9, 2, 3),
+    "many classes": (2, 2, 16, 24, 2, 43),
+    "steps of 32": (2, 3, 32, 64, 4, 8),
+    "gaussian": (18, 2, 40, 33, 9, 0),
+}
+
+
+@pytest.mark.parametrize("sizes", CORES.values(), ids=list(CORES))
+def test_core(emulate: Callable[..., CudaCore], sizes: tuple[int, ...]) -> None:
+    case = problem(sizes)
+    assert_close(results(emulate(), case), results(PlainCore(), case))
+
+
+@pytest.mark.parametrize("sizes", [CORES["two launches"], CORES["gaussian"]], ids=["two launches", "gaussian"])
+def test_a_seed_stands_for_its_noise(emulate: Callable[..., CudaCore], sizes: tuple[int, ...]) -> None:
+    weights, inputs, start, grads, latent = problem(sizes, noise="seed")
+    noise = whole_noise(start.noise, sizes[:2], latent, torch.float32)
+    core = emulate()
+    seeded = results(core, (weights, inputs, start, grads, latent))
+    assert_close(seeded, results(core, (weights, inputs, start._replace(noise=noise), grads, latent)))
+
+
+@pytest.mark.parametrize("shared", [0, 1, 2, 4], ids=lambda kibibytes: f"{kibibytes} KiB")
+def test_weights_that_do_not_fit(emulate: Callable[..., CudaCore], shared: int) -> None:
+    """With so much shared memory besides the state, some or all tiles are read from the workspace; nothing changes."""
+    for sizes in ((2, 2, 24, 40, 3, 9), (2, 2, 24, 40, 9, 0)):
+        case = problem(sizes)
+        expected = results(emulate(), case)
+        core, free = emulate(), {}
+        for direction in ("forward", "backward"):
+            free[direction] = next(s for s in range(0, AMPLE, 16) if _fits(core, emulate, direction, s, sizes))
+        got = results(emulate(shared=max(free.values()) + 1024 * shared), case)
+        for name, want in expected.items():
+            assert torch.equal(got[name], want), name
+
+
+def _fits(
+    core: CudaCore, emulate: Callable[..., CudaCore], direction: str, shared: int, sizes: tuple[int, ...]
+) -> bool:
+    emulate(shared=shared)
+    try:
+        core._planned(direction, torch.device("cpu"), sizes[0], *sizes[2:])
+    except BackendError:
+        return False
+    return True
+
+
+def test_some_gradients_are_absent(emulate: Callable[..., CudaCore]) -> None:
+    for noise in ("given", "mode"):
+        weights, inputs, start, grads, latent = problem((3, 3, 10, 12, 3, 5), noise=noise)
+        for kept in TraceGrads._fields:
+            if noise == "mode" and kept == "stoch":
+                continue
+            some = TraceGrads(**{name: x if name == kept else None for name, x in grads._asdict().items()})
+            trace = PlainCore().forward(weights, inputs, start, latent)
+            got, expected = (
+                core.backward(weights, start, trace, some, latent)._asdict() for core in (emulate(), PlainCore())
+            )
+            assert_close(got, expected)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one ahead", "mixed"])
+def test_any_order_of_threads(emulate: Callable[..., CudaCore], mixed: bool) -> None:
+    """Blocks that run ahead, blocks that lag, and more blocks than tiles: the same bits."""
+    case = problem((3, 3, 20, 24, 3, 9))
+    expected = results(emulate(), case)
+    for seed in range(4):
+        got = results(emulate(blocks=3, seed=seed, mixed=mixed), case)
+        assert all(torch.equal(got[name], want) for name, want in expected.items())
+    got = results(emulate(blocks=50), case)
+    assert all(torch.equal(got[name], want) for name, want in expected.items())
+
+
+# The waits after phases 1 to 5, the one before the first step, and a product's two block barriers (csrc/cuda/layout.h).
+FAULTS = {"forward": (1, 2, 3, 4, 5, 6, 10, 11), "backward": (1, 2, 3, 4, 5, 10, 11)}
+
+
+@pytest.mark.parametrize(("direction", "fault"), [(d, f) for d, faults in FAULTS.items() for f in faults])
+def test_a_missing_barrier_is_caught(emulate: Callable[..., CudaCore], direction: str, fault: int) -> None:
+    weights, inputs, start, grads, latent = problem((3, 3, 40, 40, 3, 9))
+    blocks = 2 if fault == 10 else 5  # 10 parts a block's tile from its next one
+    trace = emulate().forward(weights, inputs, start, latent)
+
+    def run(core: CudaCore) -> tuple[Tensor, ...]:
+        if direction == "forward":
+            return core.forward(weights, inputs, start, latent)
+        return core.backward(weights, start, trace, grads, latent)
+
+    expected = run(emulate(blocks=blocks))
+    caught = 0
+    for seed in range(4):
+        for mixed in (False, True):
+            got = run(emulate(blocks, seed=seed, mixed=mixed, fault=fault))
+            caught += not all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
+    assert caught > 0
+
+
+def test_noise_has_the_twins_bits(library: Library) -> None:
+    count = 500
+    for seed in (0, 7, -(2**62) + 12345, 2**63 - 1):
+        word, made = ctypes.c_uint32(), (ctypes.c_float * 2)()
+        words, gumbels, normals = [], [], []
+        for index in range(count):
+            library.c.apv_noise(ctypes.c_uint64(seed), index, ctypes.byref(word), made)
+            words.append(word.value)
+            gumbels.append(made[0])
+            normals.append(made[1])
+        key = torch.tensor(seed)
+        assert torch.equal(torch.tensor(words), philox(key, torch.arange(count))[0])
+        torch.testing.assert_close(torch.tensor(gumbels), gumbel_noise(key, count), rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(torch.tensor(normals), normal_noise(key, count), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("noise", ["seed", "given", "mode"])
+@pytest.mark.parametrize("latent", [Latent(3, 5), Latent(2, 41), Latent(1, 1), Latent(7, 0)], ids=str)
+def test_prior_samples(emulate: Callable[..., CudaCore], latent: Latent, noise: str) -> None:
+    core, generator = emulate(), torch.Generator().manual_seed(1)
+    mixed, stats = latent.stoch * (latent.discrete or 1), latent.stoch * (latent.discrete or 2)
+    x = torch.randn(3, 5, stats, generator=generator)
+    shape = (3, 5, latent.stoch, latent.discrete) if latent.discrete else (3, 5, latent.stoch)
+    some = {"seed": torch.tensor(99), "given": torch.randn(shape, generator=generator), "mode": None}[noise]
+    torch.testing.assert_close(core.sample(x, some, latent), sample_latent(x, some, latent))
+    grad = torch.randn(3, 5, mixed, generator=generator)
+    arguments = grad, x, some, latent, noise != "mode"
+    got, expected = core.sample_backward(*arguments), sample_latent_backward(*arguments)
+    assert (got is None) == (expected is None)
+    if got is not None and expected is not None:
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "batch", "direction", "resident"),
+    [
+        (H100, 16, 0, True),
+        (H100, 16, 1, True),
+        (H100, 50, 0, True),
+        (H100, 50, 1, False),
+        (A100, 16, 0, False),
+        (A100, 16, 1, False),
+    ],
+)
+def test_plan_at_full_size(library: Library, gpu: tuple[int, int], batch: int, direction: int, resident: bool) -> None:
+    """Every weight stays on the chip where it should, and what does not is 16.8 MB of workspace."""
+    scan = Scan(batch=batch, length=50, deter=1024, hidden=1024, stoch=32, discrete=32)
+    library.c.apv_plan_for.restype = ctypes.c_char_p
+    assert library.c.apv_plan_for(ctypes.byref(scan), direction, *gpu) is None
+    assert scan.blocks == min(128, gpu[0])
+    assert scan.shared_bytes <= gpu[1]
+    assert (scan.workspace_bytes < 2**21) == resident
+
+
+def test_sizes_that_do_not_fit(emulate: Callable[..., CudaCore], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name: an error that says why. By "auto": the next backend."""
+    emulate(shared=4096)
+    sizes = SIZES["odd"]
+    tensors = make_problem(sizes, torch.bfloat16)
+    call = (params_of(tensors), tensors["embed"], tensors["is_first"], tensors["action"])
+    with pytest.raises(
+        BackendError, match=r"'emulated' cannot run rssm_observe: a forward scan of these sizes: its state"
+    ):
+        ops.rssm_observe(*call, latent=sizes.latent, backend="emulated")
+    monkeypatch.setitem(backends.AUTO_ORDER, "cpu", ("emulated", "reference"))
+    assert choose_for(tensors["embed"]) == "reference"
+    emulate()
+    assert choose_for(tensors["embed"]) == "emulated"
+
+
+def choose_for(tensor: Tensor) -> str:
+    return backends.choose("rssm_observe", tensor, batch=3, deter=9, hidden=5, stoch=3, discrete=7)
