@@ -24,7 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apv_fast.structure import Latent
+
 from . import interpreting
+from .rssm_arguments import WARPS, Backward, Forward, make_shape
+from .rssm_arguments import Device as Chip
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class Kernel:
 
     name: str  # unique in KERNELS
     target: str  # "module:function"; imported only to compile
-    signature: Mapping[str, str]  # argument -> Triton type ("*bf16", "i32"), in the function's order
+    # argument -> Triton type ("*bf16", "i32"), or a named tuple of them with None for what is not given
+    signature: Mapping[str, str | tuple[str | None, ...]]
     constants: Mapping[str, Any]  # compile-time arguments
-    aligned: frozenset[str] = frozenset()  # arguments that are multiples of 16 (bytes for pointers)
+    aligned: frozenset[str] = frozenset()  # arguments that are multiples of 16 (bytes for pointers), tuples throughout
     options: Mapping[str, Any] = field(default_factory=dict)  # num_warps, num_stages
 
 
@@ -194,10 +199,48 @@ def _knn_bonus() -> Iterator[Kernel]:
     )
 
 
+def _rssm_types(kind: type[tuple[Any, ...]], dtype: str) -> tuple[str | None, ...]:
+    """Types of the fields of Forward and Backward for weights of ``dtype``, one-hot latents, noise from a seed."""
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    states = ("start", "deter", "stoch", "stats", "parts", "norm", "sums", "carry", "dnorm", "dscaled", "direct")
+    types = dict.fromkeys(states, f"*{wide}") | {"keep": "*u8", "noise": "*i64", "sample": "*i32"}
+    types |= {f"of_{name}": f"*{wide}" for name in ("deter", "stoch", "stats")}
+    return kind(*(types.get(name, f"*{dtype}") for name in kind._fields))  # type: ignore[attr-defined]
+
+
+def _rssm() -> Iterator[Kernel]:
+    """Full size, 16 and 50 sequences, tiles for an H100's 132 multiprocessors and an A100's shared memory."""
+    target, device, latent = "apv_fast.kernels.rssm_scan", Chip(132, 163 * 1024, False), Latent(32, 32)
+    arguments = {"forward": ("f", Forward), "backward": ("g", Backward)}
+    for (name, dtype), batch in itertools.product((("bf16", "bf16"), ("tf32", "fp32"), ("fp32", "fp32")), (16, 50)):
+        precision = "tf32" if name == "tf32" else "ieee"
+        z = make_shape(1024, 1024, latent, batch, 2 if dtype == "bf16" else 4, "seed", precision, device)
+        for direction, (argument, kind) in arguments.items():
+            types = {"B": "i32", "T": "i32", argument: _rssm_types(kind, dtype)}
+            yield Kernel(
+                name=f"rssm.{direction}.{name}.B{batch}",
+                target=f"{target}:{direction}_kernel",
+                signature={"counter": "*i32"} | types,
+                constants={"z": z},
+                aligned=frozenset({"counter", argument}),
+                options={"num_warps": WARPS, "launch_cooperative_grid": True},
+            )
+            for phase in range(1, 6) if batch == 16 and name == "bf16" else ():
+                yield Kernel(
+                    name=f"rssm.{direction}.phase{phase}.{name}",
+                    target=f"{target}:{direction}_phase_kernel",
+                    signature={"t": "i32"} | types,
+                    constants={"z": z, "PHASE": phase},
+                    aligned=frozenset({argument}),
+                    options={"num_warps": WARPS},
+                )
+
+
 # Every kernel of the package, forward and backward, at the sizes it is used at.
 KERNELS: tuple[Kernel, ...] = (
     *_lambda_return(),
     *_kl_balance(),
+    *_rssm(),
     *_knn_bonus(),
     *_image_loss(),
 )
@@ -220,17 +263,32 @@ def compile_kernel(kernel: Kernel, arch: int) -> Report:
     fn = getattr(importlib.import_module(module), function)
     dtypes = {"fp64": tl.float64, "fp32": tl.float32}
     constants = {name: dtypes.get(value, value) for name, value in kernel.constants.items()}
+    signature, absent, aligned = _signature(kernel, fn.arg_names)
+    divisible: list[list[str | int]] = [["tt.divisibility", 16]]
     source = ASTSource(
-        fn=fn,
-        signature={name: kernel.signature.get(name, "constexpr") for name in fn.arg_names},
-        constexprs=constants,
-        attrs={(i,): [["tt.divisibility", 16]] for i, name in enumerate(fn.arg_names) if name in kernel.aligned},
+        fn=fn, signature=signature, constexprs=constants | absent, attrs=dict.fromkeys(aligned, divisible)
     )
     start = time.perf_counter()
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(kernel.options))
     seconds = time.perf_counter() - start
     ptx = compiled.asm["ptx"]
     return Report(kernel.name, arch, *_assemble(ptx), compiled.metadata.shared, seconds, ptx)
+
+
+def _signature(kernel: Kernel, names: list[str]) -> tuple[dict[str, Any], dict[Any, None], list[tuple[int, ...]]]:
+    """The types of a kernel's arguments, the places of fields that are None, and the places of aligned arguments."""
+    signature: dict[str, Any] = {}
+    absent: dict[Any, None] = {}
+    aligned: list[tuple[int, ...]] = []
+    for i, name in enumerate(names):
+        kind = kernel.signature.get(name, "constexpr")
+        signature[name] = kind
+        if isinstance(kind, tuple):
+            signature[name] = type(kind)(*("constexpr" if field is None else field for field in kind))
+            absent |= {(i, j): None for j, field in enumerate(kind) if field is None}
+        if name in kernel.aligned:
+            aligned += [(i, j) for j in range(len(kind)) if kind[j]] if isinstance(kind, tuple) else [(i,)]
+    return signature, absent, aligned
 
 
 def _assemble(ptx: str) -> tuple[int, int, int]:
