@@ -53,6 +53,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "rssm_observe": {
         "reference": "apv_fast.reference.rssm:rssm_observe",
         "triton": "apv_fast.kernels.rssm_scan:rssm_observe",
+        "cuda": "apv_fast.cuda.observe:observe",
     },
     "rssm_imagine": {"reference": "apv_fast.reference.rssm:rssm_imagine"},
     "rssm_step": {"reference": "apv_fast.reference.rssm:rssm_step"},
@@ -61,6 +62,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "apv_fast.kernels.stacked_scan:stacked_observe",
     },
 }
+
+# (op, backend) -> "module:function" of a tensor and the sizes that the op names, for cells that cannot run all sizes:
+# why this one cannot run, or an empty string.
+OBSTACLES: dict[tuple[str, str], str] = {("rssm_observe", "cuda"): "apv_fast.cuda.observe:obstacle"}
 
 # backend -> "module:function" that reports whether it can run here; imported on first use, must never raise.
 PROBES: dict[str, str] = {
@@ -179,7 +184,7 @@ def requested(argument: str | None) -> str:
     return _check_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
 
 
-def _obstacle(op: str, backend: str, tensor: torch.Tensor) -> str | None:
+def _obstacle(op: str, backend: str, tensor: torch.Tensor, sizes: dict[str, int]) -> str | None:
     """Why ``backend`` cannot run ``op`` on ``tensor``, or None if it can."""
     if backend not in IMPLEMENTATIONS[op]:
         return f"it does not implement {op} (those that do: {', '.join(IMPLEMENTATIONS[op])})"
@@ -191,34 +196,37 @@ def _obstacle(op: str, backend: str, tensor: torch.Tensor) -> str | None:
     if tensor.dtype not in status.dtypes:
         names = ", ".join(str(dtype) for dtype in status.dtypes)
         return f"it does not take {tensor.dtype} (it takes: {names})"
+    if sizes and (op, backend) in OBSTACLES:
+        why: str = _load(OBSTACLES[op, backend])(tensor, **sizes)
+        return why or None
     return None
 
 
-def obstacles(op: str, tensor: torch.Tensor) -> dict[str, str | None]:
+def obstacles(op: str, tensor: torch.Tensor, **sizes: int) -> dict[str, str | None]:
     """The backends that "auto" tries for ``op``, best first, and why each cannot run it; None if it can."""
     order = AUTO_ORDER.get(tensor.device.type, ("reference",))
-    return {candidate: _obstacle(op, candidate, tensor) for candidate in order}
+    return {candidate: _obstacle(op, candidate, tensor, sizes) for candidate in order}
 
 
-def choose(op: str, tensor: torch.Tensor, backend: str | None = None) -> str:
-    """Name of the backend that runs ``op`` for ``tensor``.
+def choose(op: str, tensor: torch.Tensor, backend: str | None = None, **sizes: int) -> str:
+    """Name of the backend that runs ``op`` for ``tensor``; ``sizes`` are what :data:`OBSTACLES` of the op ask for.
 
     Raises:
         BackendError: the requested backend cannot run it; nothing else is tried in its place.
     """
     name = requested(backend)
     if name == "auto":
-        tried = obstacles(op, tensor)
+        tried = obstacles(op, tensor, **sizes)
         able = next((candidate for candidate, why in tried.items() if why is None), None)
         if able is None:
             reasons = "; ".join(f"{candidate!r}: {why}" for candidate, why in tried.items())
             raise BackendError(f"no backend can run {op}: {reasons}")
         return able
-    if obstacle := _obstacle(op, name, tensor):
+    if obstacle := _obstacle(op, name, tensor, sizes):
         raise BackendError(f"backend {name!r} cannot run {op}: {obstacle}; backend='auto' picks one that can")
     return name
 
 
-def resolve(op: str, tensor: torch.Tensor, backend: str | None = None) -> Callable[..., Any]:
+def resolve(op: str, tensor: torch.Tensor, backend: str | None = None, **sizes: int) -> Callable[..., Any]:
     """The function that runs ``op`` for ``tensor``; see :func:`choose`."""
-    return _implementation(op, choose(op, tensor, backend))
+    return _implementation(op, choose(op, tensor, backend, **sizes))
