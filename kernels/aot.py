@@ -158,35 +158,35 @@ def _image_loss() -> Iterator[Kernel]:
 
 def _knn_bonus() -> Iterator[Kernel]:
     """The bonus of 50 x 46 windows and a queue of 4096 x 128, and the largest sizes that the filter takes."""
-    pointers = ("query", "keys", "filled", "kept", "unproven", "result")
-    sizes: dict[str, str] = dict.fromkeys(("q", "n", "splits", "k", "query_0", "keys_0"), "i32")
-    common = {"HAS_FILLED": True, "EXCLUDE_SELF": False, "query_1": 1, "keys_1": 1}
-    aligned = frozenset({"query", "keys", "kept", "result", "unproven", "query_0", "keys_0"})
+    pointers = ("query", "keys", "filled", "kept", "result", "unproven")
+    strides = ("query_0", "query_1", "keys_0", "keys_1")
+    sizes: dict[str, str] = dict.fromkeys(("q", "n", "splits", "k", "d", "mean", *strides), "i32")
+    unit = {"query_1": 1, "keys_1": 1}  # specialized in the filter only
 
     def row(kind: str, label: str, dtype: str, warps: int, **constants: Any) -> Kernel:
         types = {"query": f"*{dtype}", "keys": f"*{dtype}", "filled": "*i64", "kept": "*i32", "unproven": "*i32"}
         types["result"] = "*fp64" if dtype == "fp64" else "*fp32"
+        filtering = kind == "filter"
         return Kernel(
             name=f"knn_bonus.{kind}.{label}",
             target=f"apv_fast.kernels.knn_select:{kind}_kernel",
             signature={name: types[name] for name in pointers} | sizes,
-            constants=common | constants,
-            aligned=aligned,
+            constants={"HAS_FILLED": True, "EXCLUDE_SELF": False} | (unit if filtering else {}) | constants,
+            aligned=frozenset([*pointers, *(("query_0", "keys_0") if filtering else ())]),
             options={"num_warps": warps},
         )
 
-    blocks = {"BM": 64, "BN": 64, "BD": 64, "ROUNDS": 3}
+    blocks = {"FULL": True, "BM": 64, "BN": 64, "BD": 64, "ROUNDS": 3}
     for dtype in ("fp32", "bf16"):
-        yield row("filter", dtype, dtype, 4, D=128, K=16, CHUNKS=2, **blocks)
-    yield row("filter", "others", "fp32", 4, D=128, K=16, CHUNKS=2, **(blocks | {"EXCLUDE_SELF": True}))
-    yield row("filter", "largest", "fp32", 8, D=256, K=64, CHUNKS=4, **blocks)
-    verify = {"MEAN": True, "BQ": 1, "BS": 16}
-    yield row("verify", "fp32", "fp32", 1, D=128, K=16, BK=16, BD=128, **verify)
-    yield row("verify", "largest", "fp32", 1, D=256, K=64, BK=64, BD=256, **verify)
-    scan = {"D": 128, "BQ": 4, "BN": 32, "BD": 128, "MEAN": True}
+        yield row("filter", dtype, dtype, 4, K=16, CHUNKS=2, **blocks)
+    yield row("filter", "others", "fp32", 4, K=16, CHUNKS=2, **(blocks | {"FULL": False, "EXCLUDE_SELF": True}))
+    yield row("filter", "largest", "fp32", 8, K=64, CHUNKS=4, **blocks)
+    yield row("verify", "fp32", "fp32", 1, K=16, BQ=1, BS=16, BK=16, BD=128)
+    yield row("verify", "largest", "fp32", 1, K=64, BQ=1, BS=16, BK=64, BD=256)
+    scan = {"BQ": 4, "BN": 32, "BD": 128, "CHUNKS": 1}
     yield row("scan", "fp32", "fp32", 8, BK=16, MARKED=True, ACC="fp32", **scan)
     yield row("scan", "fp64", "fp64", 8, BK=16, MARKED=False, ACC="fp64", **(scan | {"BN": 16}))
-    yield row("scan", "k4096", "fp32", 8, BK=4096, MARKED=False, ACC="fp32", **scan)
+    yield row("scan", "large", "fp32", 8, BK=1024, MARKED=False, ACC="fp32", **(scan | {"CHUNKS": 4}))
     push: dict[str, str] = dict.fromkeys(("projected", "queue", "pushed"), "*fp32")
     push |= dict.fromkeys(("filled", "new_filled"), "*i64")
     yield Kernel(

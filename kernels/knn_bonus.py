@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Any
 
 import torch
 import triton
@@ -57,46 +56,49 @@ def _splits(q: int, n: int, device: torch.device) -> int:
 
 
 def _filtered(
-    query: Tensor, keys: Tensor, filled: Tensor | None, result: Tensor, k: int, common: dict[str, Any]
+    query: Tensor, keys: Tensor, filled: Tensor | None, result: Tensor, k: int, mean: int, exclude_self: bool
 ) -> Tensor:
     """Filter and verify: writes the proven results, returns which queries [Q] are not."""
     (q, d), n, size = query.shape, len(keys), blocks()
-    chunk = 64 if d > 32 else 32
     splits, listed = _splits(q, n, query.device), max(16, triton.next_power_of_2(k))
+    chunk = 64 if d > 32 else 32
+    chunks = max(1, triton.cdiv(d, chunk))
     kept = torch.empty(q, splits, listed, dtype=torch.int32, device=query.device)
     unproven = torch.empty(q, dtype=torch.int32, device=query.device)
     strides = (*query.stride(), *keys.stride())
-    shared = dict(D=d, K=listed, HAS_FILLED=common["HAS_FILLED"], EXCLUDE_SELF=common["EXCLUDE_SELF"])
+    shared = dict(K=listed, HAS_FILLED=filled is not None, EXCLUDE_SELF=exclude_self)
     filter_kernel[(triton.cdiv(q, size["filter_m"]), splits)](
-        query, keys, filled, kept, q, n, splits, *strides,
-        **shared, BM=size["filter_m"], BN=size["filter_n"], ROUNDS=size["rounds"],
-        BD=chunk, CHUNKS=max(1, triton.cdiv(d, chunk)), num_warps=8 if d > 128 else 4,
+        query, keys, filled, kept, q, n, splits, d, *strides,
+        **shared, FULL=d == chunk * chunks, BM=size["filter_m"], BN=size["filter_n"], BD=chunk, CHUNKS=chunks,
+        ROUNDS=size["rounds"], num_warps=8 if d > 128 else 4,
     )  # fmt: skip
     verify_kernel[(triton.cdiv(q, size["verify"]),)](
-        query, keys, filled, kept, result, unproven, q, n, splits, k, *strides,
-        **shared, MEAN=common["MEAN"], BQ=size["verify"], BS=triton.next_power_of_2(splits),
-        BK=triton.next_power_of_2(k), BD=max(16, triton.next_power_of_2(d)), num_warps=1,
+        query, keys, filled, kept, result, unproven, q, n, splits, k, d, mean, *strides,
+        **shared, BQ=size["verify"], BS=triton.next_power_of_2(splits), BK=triton.next_power_of_2(k),
+        BD=max(16, triton.next_power_of_2(d)), num_warps=1,
     )  # fmt: skip
     return unproven
 
 
-def _scanned(
+def _scan(
     query: Tensor,
     keys: Tensor,
     filled: Tensor | None,
     unproven: Tensor | None,
     result: Tensor,
     k: int,
-    common: dict[str, Any],
+    mean: int,
+    exclude_self: bool,
 ) -> None:
     """Exact distances to every key, of all queries or the unproven ones."""
     (q, d), n, size = query.shape, len(keys), blocks()
     double = result.dtype == torch.float64
+    columns = min(128, max(16, triton.next_power_of_2(d)))
     scan_kernel[(triton.cdiv(q, size["scan_q"]),)](
-        query, keys, filled, unproven, result, q, n, k, *query.stride(), *keys.stride(),
-        **common, D=d, MARKED=unproven is not None, ACC=tl.float64 if double else tl.float32,
-        BQ=size["scan_q"], BN=size["scan_n"] // (2 if double else 1), BK=triton.next_power_of_2(min(k, n)),
-        BD=min(128, max(16, triton.next_power_of_2(d))), num_warps=8,
+        query, keys, filled, unproven, result, q, n, k, d, mean, *query.stride(), *keys.stride(),
+        HAS_FILLED=filled is not None, EXCLUDE_SELF=exclude_self, MARKED=unproven is not None,
+        ACC=tl.float64 if double else tl.float32, BQ=size["scan_q"], BN=size["scan_n"] // (2 if double else 1),
+        BK=triton.next_power_of_2(k), BD=columns, CHUNKS=triton.cdiv(d, columns), num_warps=8,
     )  # fmt: skip
 
 
@@ -121,11 +123,11 @@ def nearest(
     result = torch.empty(q, dtype=torch.promote_types(query.dtype, torch.float32), device=query.device)
     if q == 0:
         return result
-    common = dict(HAS_FILLED=filled is not None, EXCLUDE_SELF=exclude_self, MEAN=reduce == "mean")
+    mean = int(reduce == "mean")  # a bool would be a 1-bit argument
     fast = result.dtype == torch.float32 and k <= MAX_K and d <= MAX_D and n <= MAX_SPLITS << POSITION_BITS
     with torch.cuda.device(query.device) if query.is_cuda else contextlib.nullcontext():
-        unproven = _filtered(query, keys, filled, result, k, common) if fast else None
-        _scanned(query, keys, filled, unproven, result, k, common)
+        unproven = _filtered(query, keys, filled, result, k, mean, exclude_self) if fast else None
+        _scan(query, keys, filled, unproven, result, k, mean, exclude_self)
     return result
 
 

@@ -44,10 +44,13 @@ EMPTY = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def _rows(base, row, stride_row, column, stride_column, inside, D: tl.constexpr, ACC: tl.constexpr):
-    """[rows, columns] at the precision of the arithmetic; 0 beyond D and where not ``inside``."""
+def _rows(base, row, stride_row, column, stride_column, inside, d, FULL: tl.constexpr, ACC: tl.constexpr):
+    """[rows, columns] at the precision of the arithmetic; 0 where not ``inside`` and, unless FULL, beyond column d."""
     at = base + row.to(tl.int64)[:, None] * stride_row + column.to(tl.int64)[None, :] * stride_column
-    return tl.load(at, inside[:, None] & (column < D)[None, :], other=0.0).to(ACC)
+    mask = inside[:, None]
+    if not FULL:
+        mask = mask & (column < d)[None, :]
+    return tl.load(at, mask, other=0.0).to(ACC)
 
 
 @triton.jit
@@ -60,11 +63,12 @@ def _count(filled, n, HAS_FILLED: tl.constexpr):
 
 @triton.jit
 def _take(x, best, limit, ROUNDS: tl.constexpr):
-    """Put the numbers of ``x`` [rows, more than K] that belong to each row's K smallest into ``best`` [rows, K].
+    """Put the numbers of ``x`` [rows, ...] that belong to each row's K smallest into ``best`` [rows, K].
 
     ``limit`` is the largest of each row of ``best``. A round takes the next smallest of every row that still has one
-    below it. Unsigned x - start wraps for what was taken, so that its minimum is over the rest. Whether any row goes on
-    takes a barrier, so it is asked once in ROUNDS; a round too many changes nothing.
+    below it. Unsigned x - start wraps for what was taken, so that its minimum is over the rest; where nothing is left,
+    the sum wraps back below start. Whether any row goes on takes a barrier, so it is asked once in ROUNDS; a round too
+    many changes nothing.
     """
     low = tl.min(x, 1)
     start = low * 0
@@ -76,19 +80,19 @@ def _take(x, best, limit, ROUNDS: tl.constexpr):
             limit = tl.max(best, 1)
             start = tl.where(going, low + 1, start)
             low = start + tl.min(x - start[:, None], 1)
-            going = low.to(tl.int32, bitcast=True) < limit
+            going = (low.to(tl.int32, bitcast=True) < limit) & (low >= start)
     return best, limit
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["q", "n", "splits", "d"])
 def filter_kernel(
     query, keys, filled, kept,  # [Q, D], [N, D], [] int64 or nothing, [Q, splits, K] int32
-    q, n, splits,
+    q, n, splits, d,
     query_0, query_1, keys_0, keys_1,  # strides, in elements
-    D: tl.constexpr, K: tl.constexpr, HAS_FILLED: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
+    FULL: tl.constexpr, K: tl.constexpr, HAS_FILLED: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr, ROUNDS: tl.constexpr,
 ):  # fmt: skip
-    """The K keys of split ``program_id(1)`` with the smallest bounds, for BM queries."""
+    """The K keys of split ``program_id(1)`` with the smallest bounds, for BM queries; FULL: d is CHUNKS·BD."""
     split = tl.program_id(1)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < q
@@ -97,13 +101,13 @@ def filter_kernel(
     square = tl.zeros([BM, BD], tl.float32)
     for i in tl.static_range(CHUNKS):
         column = i * BD + tl.arange(0, BD)
-        this = _rows(query, row, query_0, column, query_1, inside, D, tl.float32)
+        this = _rows(query, row, query_0, column, query_1, inside, d, FULL, tl.float32)
         mean = tl.sum(this * share, 0)
         this = this - mean[None, :]
         square += this * this
         a += (this,)
         centre += (mean,)
-    norm_a = tl.sum(square, 1)
+    norm_a = tl.sum(square, 1) * SHRINK - TINY
 
     slot = tl.arange(0, K)
     best = tl.where(inside[:, None], (-slot + EMPTY)[None, :], 0)  # all different; nothing is below 0
@@ -118,11 +122,11 @@ def filter_kernel(
         square_b = tl.zeros([BN, BD], tl.float32)
         for i in tl.static_range(CHUNKS):
             column = i * BD + tl.arange(0, BD)
-            b = _rows(keys, key, keys_0, column, keys_1, mask, D, tl.float32) - centre[i][None, :]
+            b = _rows(keys, key, keys_0, column, keys_1, mask, d, FULL, tl.float32) - centre[i][None, :]
             square_b += b * b
             dot = tl.dot(a[i], tl.trans(b), dot, input_precision="tf32")
-        norm_b = tl.sum(square_b, 1)
-        bound = (norm_a[:, None] + norm_b[None, :]) * SHRINK - 2.0 * dot - TINY
+        norm_b = tl.sum(square_b, 1) * SHRINK
+        bound = norm_a[:, None] + norm_b[None, :] - 2.0 * dot
         bound = tl.where((bound > 0.0) & (bound < HUGE), bound, 0.0)
         x = (bound.to(tl.int32, bitcast=True) & ~POSITION) | position[None, :]
         present = mask[None, :]
@@ -170,23 +174,23 @@ def _root(best, ACC: tl.constexpr):
 
 
 @triton.jit
-def _reduced(best, wanted, MEAN: tl.constexpr, ACC: tl.constexpr):
+def _reduced(best, wanted, mean, ACC: tl.constexpr):
     """Mean, or last, of the square roots of the ``wanted`` distances that each row of ``best`` lists; 0 of none."""
-    if MEAN:
-        return quotient(tl.sum(_root(best, ACC), 1), tl.maximum(wanted, 1).to(ACC))
-    else:
-        return _root(tl.max(best, 1), ACC)
+    total = tl.sum(_root(best, ACC), 1)
+    last = _root(tl.max(best, 1), ACC)
+    return tl.where(mean != 0, quotient(total, tl.maximum(wanted, 1).to(ACC)), last)
 
 
-@triton.jit
+# Strides are not specialized: sums over d have the same order, so results the same bits, for every layout in memory.
+@triton.jit(do_not_specialize=["q", "n", "splits", "k", "d", "mean", "query_0", "query_1", "keys_0", "keys_1"])
 def verify_kernel(
     query, keys, filled, kept, result, unproven,  # ..., [Q, splits, K] int32, [Q] float32, [Q] int32
-    q, n, splits, k,
+    q, n, splits, k, d, mean,
     query_0, query_1, keys_0, keys_1,  # strides, in elements
-    D: tl.constexpr, K: tl.constexpr, HAS_FILLED: tl.constexpr, EXCLUDE_SELF: tl.constexpr, MEAN: tl.constexpr,
+    K: tl.constexpr, HAS_FILLED: tl.constexpr, EXCLUDE_SELF: tl.constexpr,
     BQ: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Exact distances of kept keys while their bounds allow; BS ≥ splits lists, BK ≥ k, BD ≥ D."""
+    """Exact distances of kept keys while their bounds allow; BS ≥ splits lists, BK ≥ k, BD ≥ d."""
     row = tl.program_id(0) * BQ + tl.arange(0, BQ)
     inside = row < q
     slot = tl.arange(0, BS * K)
@@ -195,7 +199,7 @@ def verify_kernel(
     ruled_out = tl.min(tl.max(tl.reshape(x, [BQ, BS, K]), 2), 1)  # keys that no list kept have at least this bound
     wanted = _wanted(row, _count(filled, n, HAS_FILLED), k, EXCLUDE_SELF)
     column = tl.arange(0, BD)
-    this = _rows(query, row, query_0, column, query_1, inside, D, tl.float32)
+    this = _rows(query, row, query_0, column, query_1, inside, d, False, tl.float32)
 
     best_slot = tl.arange(0, BK)
     best = tl.where(best_slot[None, :] < wanted[:, None], EMPTY, -1)
@@ -204,7 +208,7 @@ def verify_kernel(
     going = (low < INFINITY) & ((low & ~POSITION) < limit)
     while tl.max(going.to(tl.int32), 0) > 0:
         key = (low & POSITION) * splits + at // K
-        other = _rows(keys, key, keys_0, column, keys_1, going, D, tl.float32)
+        other = _rows(keys, key, keys_0, column, keys_1, going, d, False, tl.float32)
         difference = this - other
         distance = _bits(tl.sum(difference * difference, 1), INFINITY + 1, tl.int32)
         replaced = (going & (distance < limit))[:, None] & (best_slot[None, :] == worst[:, None])
@@ -214,20 +218,19 @@ def verify_kernel(
         low, at = tl.min(x, 1, return_indices=True)
         going = (low < INFINITY) & ((low & ~POSITION) < limit)
 
-    tl.store(result + row, _reduced(best, wanted, MEAN, tl.float32), inside)
+    tl.store(result + row, _reduced(best, wanted, mean, tl.float32), inside)
     tl.store(unproven + row, (limit > (ruled_out & ~POSITION)).to(tl.int32), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["q", "n", "k", "d", "mean", "query_0", "query_1", "keys_0", "keys_1"])
 def scan_kernel(
     query, keys, filled, unproven, result,  # ..., [Q] int32 or nothing, [Q] float32 or float64
-    q, n, k,
+    q, n, k, d, mean,
     query_0, query_1, keys_0, keys_1,  # strides, in elements
-    D: tl.constexpr, HAS_FILLED: tl.constexpr, EXCLUDE_SELF: tl.constexpr, MEAN: tl.constexpr,
-    MARKED: tl.constexpr, ACC: tl.constexpr,
-    BQ: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+    HAS_FILLED: tl.constexpr, EXCLUDE_SELF: tl.constexpr, MARKED: tl.constexpr, ACC: tl.constexpr,
+    BQ: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Exact distances of every key to BQ queries; with MARKED, only to those that are. BK ≥ min(k, n)."""
+    """Exact distances of every key to BQ queries; with MARKED, only to those that are. BK ≥ k, CHUNKS·BD ≥ d."""
     DOUBLE: tl.constexpr = ACC.primitive_bitwidth == 64
     INTEGER: tl.constexpr = tl.int64 if DOUBLE else tl.int32
     NAN: tl.constexpr = 0x7FF0000000000001 if DOUBLE else INFINITY + 1
@@ -245,10 +248,10 @@ def scan_kernel(
         for first in range(0, count, BN):
             key = first + tl.arange(0, BN)
             square = tl.zeros([BQ, BN, BD], ACC)
-            for start in range(0, D, BD):
-                column = start + tl.arange(0, BD)
-                this = _rows(query, row, query_0, column, query_1, todo, D, ACC)
-                other = _rows(keys, key, keys_0, column, keys_1, key < count, D, ACC)
+            for i in range(CHUNKS):
+                column = i * BD + tl.arange(0, BD)
+                this = _rows(query, row, query_0, column, query_1, todo, d, False, ACC)
+                other = _rows(keys, key, keys_0, column, keys_1, key < count, d, False, ACC)
                 difference = this[:, None, :] - other[None, :, :]
                 square += difference * difference
             present = (key < count)[None, :]
@@ -265,4 +268,4 @@ def scan_kernel(
                 x = tl.where(key[None, :] - first == at[:, None], BIGGEST, x)
                 low, at = tl.min(x, 1, return_indices=True)
                 going = todo & (low < limit)
-        tl.store(result + row, _reduced(best, wanted, MEAN, ACC), todo)
+        tl.store(result + row, _reduced(best, wanted, mean, ACC), todo)
