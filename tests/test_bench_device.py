@@ -181,7 +181,6 @@ def test_build_in_place() -> None:
 # The tests
 
 SUITE = """
-import time
 import pytest
 def test_passes(): pass
 def test_fails(): assert 1 == 2, "because"
@@ -190,29 +189,19 @@ def test_skipped(): pass
 @pytest.fixture
 def broken(): raise ValueError("in a fixture")
 def test_broken(broken): pass
-def test_slow(): time.sleep(float("{seconds}"))
-def test_last(): pass
 """
 
 
-@pytest.fixture
-def small_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], dict[str, Any]]:
-    def run(slow: float, limit: float) -> dict[str, Any]:
-        (tmp_path / "test_small.py").write_text(SUITE.replace("{seconds}", str(slow)))
-        (tmp_path / "test_absent.py").write_text("import gymnasium_is_not_here\ndef test_it(): pass\n")
-        (tmp_path / "test_wrong.py").write_text("import bench.no_such_module\ndef test_it(): pass\n")
-        (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
-        monkeypatch.setattr(suite, "FIRST", (str(tmp_path), "-c", str(tmp_path / "pytest.ini")))
-        return suite.run(tmp_path / "report", tmp_path / "log", limit, expression="not gpu")
-
-    return run
-
-
-def test_results_of_the_tests(small_suite: Callable[[float, float], dict[str, Any]]) -> None:
-    found = small_suite(0.0, 60)
+def test_results_of_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test_small.py").write_text(SUITE)
+    (tmp_path / "test_absent.py").write_text("import gymnasium_is_not_here\ndef test_it(): pass\n")
+    (tmp_path / "test_wrong.py").write_text("import bench.no_such_module\ndef test_it(): pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    monkeypatch.setattr(suite, "TESTS", (str(tmp_path), "-c", str(tmp_path / "pytest.ini")))
+    found = suite.run(tmp_path / "report", tmp_path / "log", 120, expression="not gpu")
     counts = {name: found[name] for name in ("collected", "passed", "failed", "skipped", "not_run", "stopped")}
     # Skipped: the marked one, and the module that needs a package; failed: two tests and the module that is wrong.
-    assert counts == {"collected": 6, "passed": 3, "failed": 3, "skipped": 2, "not_run": 0, "stopped": False}
+    assert counts == {"collected": 4, "passed": 1, "failed": 3, "skipped": 2, "not_run": 0, "stopped": False}
     whys = {Path(one["test"]).name: one["why"] for one in found["failures"]}
     assert "because" in whys["test_small.py::test_fails"]
     assert "in a fixture" in whys["test_small.py::test_broken"]
@@ -220,10 +209,27 @@ def test_results_of_the_tests(small_suite: Callable[[float, float], dict[str, An
     assert found["skips"] == {"no reason": 1, "gymnasium_is_not_here is not installed": 1}
 
 
-def test_results_until_the_time_was_up(small_suite: Callable[[float, float], dict[str, Any]]) -> None:
-    found = small_suite(60.0, 8)
-    assert found["stopped"]
-    assert (found["passed"], found["not_run"]) == (1, 2)
+def test_results_until_the_time_was_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that was skipped is not one of the tests that were collected."""
+    lines = [{"collected": 4}, {"test": "f.py", "outcome": "skipped", "seconds": 0.0, "why": "x is not installed"}]
+    lines += [{"test": "g.py::a", "outcome": "passed", "seconds": 1.0, "why": ""}]
+    written = tmp_path / "written"
+    written.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = tmp_path / "report"
+    monkeypatch.setattr(
+        suite, "command", lambda expression, processes: ["sh", "-c", f"cp {written} {report}; sleep 60"]
+    )
+    start = time.monotonic()
+    found = suite.run(report, tmp_path / "log", 1.0)
+    assert time.monotonic() - start < 30
+    assert found["stopped"] and (found["passed"], found["skipped"], found["not_run"]) == (1, 1, 3)
+
+
+def test_tests_that_could_not_run_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "command", lambda expression, processes: ["sh", "-c", "echo no pytest; exit 4"])
+    assert suite.run(tmp_path / "report", tmp_path / "log", 60)["error"] == "pytest's exit status is 4: no pytest"
+    monkeypatch.setattr(suite, "command", lambda expression, processes: [str(tmp_path / "missing")])
+    assert "missing" in suite.run(tmp_path / "report", tmp_path / "log", 60)["error"]
 
 
 def test_every_backend_for_gpus_is_selected() -> None:

@@ -15,6 +15,8 @@ import pytest
 
 VARIABLE = "APV_FAST_TEST_REPORT"
 OURS = ("apv_fast", "bench", "tests")
+FIRST = "test_gpu.py"  # full sizes and the barrier
+LAST = ("any_shape", "opcheck", "compiles", "gradcheck", "fake")  # many shapes to compile, or not about the kernels
 
 
 def _write(**line: Any) -> None:
@@ -25,6 +27,15 @@ def _write(**line: Any) -> None:
 
 def _in_worker() -> bool:
     return "PYTEST_XDIST_WORKER" in os.environ
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What matters most comes first, since the time may be up before the last."""
+
+    def rank(item: pytest.Item) -> tuple[bool, bool]:
+        return any(word in item.name for word in LAST), item.path.name != FIRST
+
+    items.sort(key=rank)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

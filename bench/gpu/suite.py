@@ -18,10 +18,10 @@ from typing import Any
 from bench.gpu.checkout import ROOT, environment
 from bench.gpu.plugin import VARIABLE
 
-PROCESSES = 6  # most of the time goes to compiling kernels, which the CPU does
+PROCESSES = 12  # most of the time goes to compiling kernels, which the CPU does
 TEST_SECONDS = 90  # after which a test is taken to hang
 SANITIZED = "sanitize"  # tests under compute-sanitizer: marked so, small shapes
-FIRST = ("tests/test_gpu.py", "tests")  # full sizes and the barrier before everything else
+TESTS = ("tests",)
 
 
 def command(expression: str, *, processes: int) -> list[str]:
@@ -37,11 +37,11 @@ def command(expression: str, *, processes: int) -> list[str]:
         "cache_dir=build/.pytest_cache",
     ]
     if importlib.util.find_spec("xdist") and processes > 1:
-        parts += ["-n", str(processes)]
+        parts += ["-n", str(processes), "--dist", "worksteal"]
     if importlib.util.find_spec("pytest_timeout"):
         # By a thread: a signal's handler would wait for the call into CUDA that hangs.
         parts += ["--timeout", str(TEST_SECONDS), "--timeout-method", "thread"]
-    return [*parts, *FIRST]
+    return [*parts, *TESTS]
 
 
 def run(report: Path, log: Path, seconds: float, *, expression: str = "gpu and not slow") -> dict[str, Any]:
