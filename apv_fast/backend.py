@@ -42,6 +42,11 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "apv_fast.reference.image_loss:normalize_image",
         "triton": "apv_fast.kernels.image_loss:normalize_image",
     },
+    "keras_adam": {
+        "reference": "apv_fast.reference.adam:Step",
+        "cpu": "apv_fast.cpu.adam:Step",
+        "triton": "apv_fast.kernels.adam:Step",
+    },
     "kl_balance": {
         "reference": "apv_fast.reference.kl:kl_balance",
         "triton": "apv_fast.kernels.kl_balance:kl_balance",

@@ -12,8 +12,10 @@ in a process without ``TRITON_INTERPRET``.
 from __future__ import annotations
 
 import argparse
+import collections
 import importlib
 import itertools
+import math
 import re
 import subprocess
 import sys
@@ -236,6 +238,45 @@ def _rssm() -> Iterator[Kernel]:
                 )
 
 
+def _adam() -> Iterator[Kernel]:
+    """The step of 40 M float32 weights; neither kernel knows how many there are."""
+    target, kind = "apv_fast.kernels.adam", collections.namedtuple("Gradients", [f"of{i}" for i in range(64)])
+    pointers: dict[str, Any] = {
+        "plan": "*i64",
+        "gradients": "*i64",
+        "nothing": "*fp32",
+        "partial": "*fp32",
+        "iteration": "*i64",
+    }
+    step: dict[str, Any] = {"weights": "*i64", "m": "*fp32", "v": "*fp32", "lr": "*fp64", "norm_out": "*fp32"}
+    sizes = {"DTYPE": "fp32", "CHUNK": 4096}
+    settings = {"EPS": 1e-5, "CLIP": 100.0, "DECAY": 1e-6, "BETA1": 0.9, "BETA2": 0.999, "PARTIALS": 1024}
+    yield Kernel(
+        name="adam.addresses",
+        target=f"{target}:addresses_kernel",
+        signature={"table": "*i64", "tensors": kind(*["*fp32"] * 64)},
+        constants={"COUNT": 64},
+        aligned=frozenset({"table"}),
+        options={"num_warps": 1},
+    )
+    yield Kernel(
+        name="adam.norm",
+        target=f"{target}:norm_kernel",
+        signature=pointers | {"chunks": "i32"},
+        constants=sizes,
+        aligned=frozenset(pointers),
+        options={"num_warps": 16},
+    )
+    yield Kernel(
+        name="adam.step",
+        target=f"{target}:step_kernel",
+        signature=pointers | step | {"programs": "i32"},
+        constants=sizes | settings | {"LOG1": math.log(0.9), "LOG2": math.log(0.999)},
+        aligned=frozenset(pointers | step),
+        options={"num_warps": 16},
+    )
+
+
 # Every kernel of the package, forward and backward, at the sizes it is used at.
 KERNELS: tuple[Kernel, ...] = (
     *_lambda_return(),
@@ -243,6 +284,7 @@ KERNELS: tuple[Kernel, ...] = (
     *_rssm(),
     *_knn_bonus(),
     *_image_loss(),
+    *_adam(),
 )
 
 
