@@ -45,14 +45,14 @@ def learner(kind: str, device: torch.device = DEVICE, *, graph: str = "off", eng
 
 def recorded(one: Any, recorder: Recorder | None = None, mode: Any = "on") -> Any:
     """The learner with its updates as a graph."""
-    recorder = recorder or (CudaRecorder(DEVICE) if GPU else RecordingGraph())
+    recorder = recorder or (CudaRecorder(DEVICE) if GPU else RecordingGraph(one.tensors))
     one.run = GraphedUpdate(one.learn, one.tensors, DEVICE, mode, recorder)
     return one
 
 
-def train(one: Any, seeds: range) -> list[dict[str, Tensor]]:
+def train(one: Any, seeds: range, **shape: int) -> list[dict[str, Tensor]]:
     """The metrics of updates from seeded batches."""
-    return [{name: value.clone() for name, value in one.update(make_batch(seed)).items()} for seed in seeds]
+    return [{name: value.clone() for name, value in one.update(make_batch(seed, **shape)).items()} for seed in seeds]
 
 
 @pytest.fixture(autouse=True)
@@ -64,12 +64,12 @@ def repeatable() -> Iterator[None]:
     torch.backends.cudnn.deterministic = before
 
 
-def assert_replays_are_updates(kind: str, engine: str | None = None, updates: int = 8) -> None:
+def assert_replays_are_updates(kind: str, updates: int = 8, engine: str | None = None, **shape: int) -> None:
     plain, graphed = learner(kind, engine=engine), recorded(learner(kind, engine=engine))
     results = []
     for one in (plain, graphed):
         torch.manual_seed(1)
-        results.append((train(one, range(updates)), torch.get_rng_state()))
+        results.append((train(one, range(updates), **shape), torch.get_rng_state()))
     assert differing(plain.state_dict(), graphed.state_dict()) == []
     assert differing(results[0][0], results[1][0]) == [], "metrics"
     assert torch.equal(results[0][1], results[1][1]), "random numbers used"
@@ -90,14 +90,15 @@ def test_replays_are_updates(kind: str) -> None:
 def test_replays_of_the_kernels_are_updates(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with every Triton kernel that there is, interpreted."""
     monkeypatch.setitem(backend.AUTO_ORDER, "cpu", ("triton", "reference"))
-    assert_replays_are_updates(kind, "auto", updates=2)
+    monkeypatch.setattr("apv_fast.agent.graph.WARM_UP", 1)
+    assert_replays_are_updates(kind, updates=2, engine="auto", batch=1, length=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_is_on_the_learners_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the "meta" device, which has shapes and no values: reading a value fails, and so does a tensor on the CPU."""
     meta = torch.device("meta")
-    monkeypatch.setattr(backend, "_obstacle", lambda op, name, tensor: None if name == "reference" else "not here")
+    monkeypatch.setattr(backend, "_obstacle", lambda op, name, *more: None if name == "reference" else "not here")
     one = learner(kind, meta)
     metrics = one.learn({name: value.to(meta) for name, value in make_batch().items()})
     assert {value.device for value in metrics.values()} == {meta}
@@ -292,7 +293,7 @@ def test_what_is_frozen_shows(name: str) -> None:
     for _ in range(3):
         work(plain, x)
     again = faulty(name)
-    replay = RecordingGraph().record(lambda: again(state, x))
+    replay = RecordingGraph(lambda: [state]).record(lambda: again(state, x))
     for _ in range(3):
         replay()
     assert not torch.equal(plain, state)
@@ -302,7 +303,7 @@ def test_what_is_frozen_shows(name: str) -> None:
 def test_what_would_stop_a_capture_is_refused(name: str) -> None:
     state, x = torch.zeros(4), torch.tensor([1.0, -2.0, 3.0, 4.0])
     with pytest.raises(CaptureError):
-        RecordingGraph().record(lambda: faulty(name)(state, x))
+        RecordingGraph(lambda: [state]).record(lambda: faulty(name)(state, x))
     assert not state.any(), "what the recording changed is put back"
 
 
@@ -333,7 +334,7 @@ def test_what_a_graph_can_hold_is_held() -> None:
     with torch.no_grad():
         weight.copy_(start)
         clock.zero_()
-    graph = RecordingGraph()
+    graph = RecordingGraph(lambda: [weight, clock])
     replay = graph.record(work)
     assert torch.equal(weight, start) and not clock.any() and graph.operations > 10
     got = go(replay)
