@@ -71,14 +71,20 @@ class Behavior(nn.Module):
         The first row holds the start states with a zero action; ``is_terminal [B, T]`` belongs to them.
         """
         state = {key: value.detach().flatten(0, 1) for key, value in start.items()}
-        feat = model.rssm.feat(state)
-        first = {**state, "feat": feat, "action": feat.new_zeros(len(feat), model.rssm.action_dim)}
-        steps = [first]
-        for t in range(self.config.horizon):
-            action = self.actor(steps[-1]["feat"].detach()).rsample(None if noise is None else noise.action[t])
-            state = model.rssm.img_step(state, action, noise=None if noise is None else noise.latent[t])
-            steps.append({**state, "feat": model.rssm.feat(state), "action": action})
-        seq = {key: torch.stack([step[key] for step in steps]) for key in first}
+        states, actions = ops.rssm_rollout(
+            model.rssm.params(),
+            self.actor.params(),
+            state,
+            horizon=self.config.horizon,
+            latent=model.rssm.latent,
+            min_std=self.actor.min_std,
+            noise=None if noise is None else noise.latent,
+            action_noise=None if noise is None else noise.action,
+            backend=self.backend,
+        )
+        seq = {key: torch.cat([state[key][None], x]) for key, x in states.items()}
+        seq["feat"] = model.rssm.feat(seq)
+        seq["action"] = torch.cat([torch.zeros_like(actions[:1]), actions])
         seq["reward"] = model.reward(seq["feat"]).mean
         seq["discount"] = self._discount(model, seq["feat"], is_terminal.flatten())
         ones = torch.ones_like(seq["discount"][:1])
@@ -142,4 +148,4 @@ class Behavior(nn.Module):
     def update_slow(self, due: Tensor) -> None:
         """Copy the critic into the slow critic where ``due``, a bool scalar on the device, is true."""
         for slow, now in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
-            slow.copy_(torch.where(due, now, slow))
+            torch.where(due, now, slow, out=slow)
