@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+import apv_fast
 from apv_fast import backend, kernels
 from apv_fast.backend import BackendError, Status
 from apv_fast.commands import common, info, paths
@@ -48,7 +49,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         cuDeviceGet=lambda device, index: 0,
         cuDeviceGetAttribute=attribute,
     )
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    driver_only = types.SimpleNamespace(CDLL=lambda name: driver, c_int=ctypes.c_int, byref=ctypes.byref)
+    monkeypatch.setattr(paths, "ctypes", driver_only)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
@@ -70,7 +72,7 @@ def test_facts_without_a_driver(gpu: dict[str, Any], monkeypatch: pytest.MonkeyP
     def missing(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(paths, "ctypes", types.SimpleNamespace(CDLL=missing))
     assert paths.gpu_facts(0).endswith("driver for CUDA unknown, cooperative launch: unknown")
 
 
@@ -126,6 +128,7 @@ def test_info_on_a_gpu(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
     def broken(device: torch.device) -> list[str]:
         raise BackendError("APV_FAST_SCAN is 'x'; it must be one of: auto, persistent, phases")
 
+    monkeypatch.setattr(apv_fast, "backends", dict)
     monkeypatch.setattr(info, "auto_paths", lambda: ["triton on cuda:0: rssm_observe"])
     monkeypatch.setattr(info, "scan_path", broken)
     report = info.report()

@@ -21,9 +21,11 @@ from apv_fast.run import CheckpointError, load_into
 from apv_fast.structure import State
 
 
-def make_optimizer(weights: list[nn.Parameter], config: OptimizerConfig) -> KerasAdam:
+def make_optimizer(weights: list[nn.Parameter], config: OptimizerConfig, backend: str) -> KerasAdam:
     """Keras' Adam over ``weights``."""
-    return KerasAdam(weights, config.lr, eps=config.eps, clip=config.clip, weight_decay=config.weight_decay)
+    return KerasAdam(
+        weights, config.lr, eps=config.eps, clip=config.clip, weight_decay=config.weight_decay, backend=backend
+    )
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Pretrainer:
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.model = VideoModel(config).to(device)
-        self.optimizer = make_optimizer(list(self.model.parameters()), config.optimizer)
+        self.optimizer = make_optimizer(list(self.model.parameters()), config.optimizer, config.backend)
         self.updates = 0
         self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph)
 
@@ -112,13 +114,14 @@ class Agent:
         video_weights = list(chain.from_iterable(module.parameters() for module in video))
         known = {id(p) for p in video_weights}
         rest = [p for p in self.model.parameters() if id(p) not in known]
+        actor, critic = (list(part.parameters()) for part in (self.behavior.actor, self.behavior.critic))
         self.optimizers = {
-            "model": make_optimizer(rest, config.optimizer),
-            "actor": make_optimizer(list(self.behavior.actor.parameters()), config.behavior.optimizer),
-            "critic": make_optimizer(list(self.behavior.critic.parameters()), config.behavior.optimizer),
+            "model": make_optimizer(rest, config.optimizer, config.backend),
+            "actor": make_optimizer(actor, config.behavior.optimizer, config.backend),
+            "critic": make_optimizer(critic, config.behavior.optimizer, config.backend),
         }
         if video_weights:  # with stacking, encoder and action-free RSSM have an optimiser, and a clip, of their own
-            self.optimizers["video"] = make_optimizer(video_weights, config.optimizer)
+            self.optimizers["video"] = make_optimizer(video_weights, config.optimizer, config.backend)
         self._clock = torch.zeros((), dtype=torch.int64, device=device)  # updates, for what is decided on the device
         self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph)
 
@@ -178,11 +181,8 @@ class Agent:
     def _freeze_video(self) -> None:
         """The learning rate of the pre-trained video model: 0 at first."""
         if "video" in self.optimizers and self.config.pretrained is not None and self.config.freeze_updates > 0:
-            group = self.optimizers["video"].param_groups[0]
-            if not isinstance(group["lr"], Tensor):  # TEMPORARY until KerasAdam's rate is a tensor
-                group["lr"] = 0.0 if self.updates < self.config.freeze_updates else self.config.optimizer.lr
-                return
-            group["lr"].fill_(self.config.optimizer.lr).mul_(self._clock >= self.config.freeze_updates)
+            rate = self.optimizers["video"].param_groups[0]["lr"]
+            rate.fill_(self.config.optimizer.lr).mul_(self._clock >= self.config.freeze_updates)
 
     def _step(self, loss: Tensor, *names: str) -> Metrics:
         """Backward, then a step of the named optimisers; their gradient norms."""

@@ -108,7 +108,7 @@ def begin(config: PretrainConfig | FinetuneConfig, learner: Pretrainer | Agent, 
 
 def needed_ops(config: PretrainConfig | FinetuneConfig) -> list[str]:
     """The ops of one run."""
-    ops = ["normalize_image", "rssm_observe", "rssm_imagine", "image_loss"]
+    ops = ["normalize_image", "rssm_observe", "rssm_imagine", "image_loss", "keras_adam"]
     ops.append("kl_balance" if config.model.discrete else "kl_balance_normal")
     if isinstance(config, FinetuneConfig):
         ops += ["rssm_step", "lambda_return"]
