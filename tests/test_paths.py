@@ -115,6 +115,26 @@ def test_every_op_says_who_runs_it_and_why_not_a_better_one(monkeypatch: pytest.
         paths.op_paths(["kl_balance"], GPU, "cuda")
 
 
+def test_sizes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    can = Status(True, devices=("meta",), dtypes=(torch.float32,))
+    statuses(monkeypatch, cuda=can, reference=can)
+    table = {name: {"cuda": "", "reference": ""} for name in ("rssm_observe", "kl_balance")}
+    for module in (backend, paths):
+        monkeypatch.setattr(module, "IMPLEMENTATIONS", table)
+        monkeypatch.setattr(module, "OBSTACLES", {("rssm_observe", "cuda"): "tests.test_paths:too_large"})
+    assert paths.op_paths(table, GPU, sizes={"deter": 4}) == ["cuda on cuda:0: rssm_observe, kl_balance"]
+    assert paths.op_paths(table, GPU, sizes={"deter": 5}) == [
+        "reference on cuda:0: rssm_observe (not cuda: deter is 5, at most 4 fits; not triton: it has none of them)",
+        "cuda on cuda:0: kl_balance",
+    ]
+    with pytest.raises(BackendError, match="backend 'cuda' cannot run rssm_observe: deter is 5, at most 4 fits"):
+        paths.op_paths(table, GPU, "cuda", sizes={"deter": 5})
+
+
+def too_large(tensor: torch.Tensor, deter: int) -> str:
+    return f"deter is {deter}, at most 4 fits" if deter > 4 else ""
+
+
 def test_the_scans_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from apv_fast.kernels import grid

@@ -89,7 +89,10 @@ def begin(config: PretrainConfig | FinetuneConfig, learner: Pretrainer | Agent, 
     """
     model = learner.model
     device = next(model.parameters()).device
-    paths = op_paths(needed_ops(config), device, config.backend, PRECISIONS[config.model.precision]) + scan_path(device)
+    sizes = {name: getattr(config.model, name) for name in ("deter", "hidden", "stoch", "discrete")}
+    sizes["batch"] = config.batch
+    precision = PRECISIONS[config.model.precision]
+    paths = op_paths(needed_ops(config), device, config.backend, precision, sizes) + scan_path(device)
     values = to_dict(config)
     if config.resume:
         run = RunDirectory.open(config.out, writer=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
-from apv_fast.backend import IMPLEMENTATIONS, choose, obstacles, requested, use_backend
+from apv_fast.backend import IMPLEMENTATIONS, OBSTACLES, choose, obstacles, requested, use_backend
 
 _COOPERATIVE_LAUNCH = 95  # CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH in cuda.h
 
 
 def op_paths(
-    ops: Iterable[str], device: torch.device, backend: str = "auto", dtype: torch.dtype = torch.float32
+    ops: Iterable[str],
+    device: torch.device,
+    backend: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    sizes: Mapping[str, int] | None = None,
 ) -> list[str]:
     """A line for every backend that runs some of ``ops`` on ``device``, and why no better one does.
 
@@ -23,6 +27,7 @@ def op_paths(
         device: of the tensors.
         backend: what is asked for.
         dtype: of the products of the RSSM; the other ops get float32.
+        sizes: for the ops that some backend cannot run at all sizes, see :data:`apv_fast.backend.OBSTACLES`.
 
     Raises:
         BackendError: one of the ops cannot run on the backend that is asked for.
@@ -31,17 +36,18 @@ def op_paths(
     for op in ops:
         products = dtype if op.startswith(("rssm", "stacked")) else torch.float32
         tensor = torch.empty(0, device=device, dtype=products)
-        name = choose(op, tensor, backend)
-        lines.setdefault((name, _why_not_better(op, tensor, name, backend)), []).append(op)
+        of_op = (sizes or {}) if any(limited == op for limited, _ in OBSTACLES) else {}
+        name = choose(op, tensor, backend, **of_op)
+        lines.setdefault((name, _why_not_better(op, tensor, name, backend, of_op)), []).append(op)
     return [f"{name} on {device}: {', '.join(names)}{why}" for (name, why), names in lines.items()]
 
 
-def _why_not_better(op: str, tensor: torch.Tensor, chosen: str, backend: str) -> str:
+def _why_not_better(op: str, tensor: torch.Tensor, chosen: str, backend: str, sizes: Mapping[str, int]) -> str:
     """The obstacles of what "auto" tried before it came to ``chosen``."""
     if requested(backend) != "auto":
         return " (as asked for)"
     before = []
-    for name, why in obstacles(op, tensor).items():
+    for name, why in obstacles(op, tensor, **sizes).items():
         if name == chosen:
             break
         before.append(f"not {name}: {why if name in IMPLEMENTATIONS[op] else 'it has none of them'}")
