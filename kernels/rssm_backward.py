@@ -7,7 +7,7 @@ No atomics and no order that depends on timing: LayerNorm's sums are merged from
 the gradients of its scale and offset are added up, a step at a time, by the program that owns the columns.
 """
 # Kernels are Triton, not Python.
-# mypy: allow-untyped-decorators, disable-error-code="no-untyped-def"
+# mypy: allow-untyped-decorators, disable-error-code="no-untyped-def, assignment, misc"
 
 from __future__ import annotations
 
@@ -181,9 +181,7 @@ def norm_back_phase(pid, programs, t, B, T, g, z: tl.constexpr):
         rstd = tl.load(g.norm + at * 2 + 1, row_mask, 0.0)
         cell = at[:, None] * (3 * z.D) + columns[None, :]
         xhat = (tl.load(g.parts + cell, mask, 0.0) - mean[:, None]) * rstd[:, None]
-        dscaled = tl.load(
-            g.dscaled + rows[:, None] * (3 * z.D) + columns[None, :], mask, 0.0, cache_modifier=".cg"
-        )
+        dscaled = tl.load(g.dscaled + rows[:, None] * (3 * z.D) + columns[None, :], mask, 0.0, cache_modifier=".cg")
         dparts = rstd[:, None] * (dscaled - mean_1[:, None] - xhat * mean_2[:, None])
         tl.store(g.dparts + cell, rounded(dparts, g.dparts.dtype.element_ty), mask)
 

@@ -77,7 +77,8 @@ def _noise(noise: Tensor | None) -> tuple[str, Tensor | None]:
     return ("given", noise.contiguous()) if noise.is_floating_point() else ("seed", noise)
 
 
-def _device(tensor: Tensor) -> Device:
+def device_with(tensor: Tensor) -> Device:
+    """The device that holds ``tensor``."""
     if not tensor.is_cuda:
         return device_of(None)
     return device_of(tensor.get_device())
@@ -116,34 +117,52 @@ def forward_arguments(
     joined = torch.cat([before.new_empty(batch, z.H), before], 1)
     sample = joined.new_empty(batch, z.S) if z.C == 0 else joined.new_empty(batch, z.S, dtype=torch.int32)
     return Forward(
-        packed(weights.stoch.T if latent.discrete else weights.stoch),
-        *(packed(weights.gru), weights.gru_bias.contiguous()),
-        *(weights.norm_weight.contiguous(), weights.norm_bias.contiguous()),
-        *(packed(weights.obs), packed(weights.dist), weights.dist_bias.contiguous()),
-        *(inputs.x.contiguous(), inputs.obs.contiguous()),
-        *(start.keep.contiguous().view(torch.uint8), start.deter.contiguous(), noise),
-        *trace,
-        *(joined, joined.new_empty(2, batch, deter), sample),
-        start.deter.new_empty(2, z.unit_tiles, batch),
+        stoch_weight=packed(weights.stoch.T if latent.discrete else weights.stoch),
+        gru_weight=packed(weights.gru),
+        gru_bias=weights.gru_bias.contiguous(),
+        norm_weight=weights.norm_weight.contiguous(),
+        norm_bias=weights.norm_bias.contiguous(),
+        obs_weight=packed(weights.obs),
+        dist_weight=packed(weights.dist),
+        dist_bias=weights.dist_bias.contiguous(),
+        in_x=inputs.x.contiguous(),
+        in_obs=inputs.obs.contiguous(),
+        keep=start.keep.contiguous().view(torch.uint8),
+        start=start.deter.contiguous(),
+        noise=noise,
+        **trace._asdict(),
+        joined=joined,
+        hidden=joined.new_empty(2, batch, deter),
+        sample=sample,
+        sums=start.deter.new_empty(2, z.unit_tiles, batch),
     )
 
 
-def backward_arguments(
-    weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, z: Shape
-) -> Backward:
+def backward_arguments(weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, z: Shape) -> Backward:
     """Packed weights, gradients and scratch of one model."""
     (batch, length), wide, narrow = start.keep.shape, start.deter.new_empty, weights.gru.new_empty
     _, noise = _noise(start.noise)
     return Backward(
-        *(packed(weights.stoch.T), packed(weights.gru.T), packed(weights.obs.T), packed(weights.dist.T)),
-        *(weights.norm_weight.contiguous(), weights.norm_bias.contiguous()),
-        *(start.keep.contiguous().view(torch.uint8), start.deter.contiguous(), noise),
-        *(trace.deter, trace.stats, trace.x, trace.parts, trace.norm, trace.y),
-        *(None if grad is None else grad.contiguous() for grad in grads),
-        *(narrow(batch, length, width) for width in (z.H, 3 * z.D, z.H, z.M)),
-        start.deter.new_zeros(batch, z.D),
-        start.deter.new_zeros(-(-batch // z.BM), 2, 3 * z.D),
-        *(wide(batch, 3 * z.D), wide(batch, z.D), wide(2, z.unit_tiles, batch)),
+        stoch_weight=packed(weights.stoch.T),
+        gru_weight=packed(weights.gru.T),
+        obs_weight=packed(weights.obs.T),
+        dist_weight=packed(weights.dist.T),
+        norm_weight=weights.norm_weight.contiguous(),
+        norm_bias=weights.norm_bias.contiguous(),
+        keep=start.keep.contiguous().view(torch.uint8),
+        start=start.deter.contiguous(),
+        noise=noise,
+        **{name: getattr(trace, name) for name in ("deter", "stats", "x", "parts", "norm", "y")},
+        **{f"of_{name}": None if grad is None else grad.contiguous() for name, grad in grads._asdict().items()},
+        dx=narrow(batch, length, z.H),
+        dparts=narrow(batch, length, 3 * z.D),
+        dy=narrow(batch, length, z.H),
+        dstats=narrow(batch, length, z.M),
+        carry=start.deter.new_zeros(batch, z.D),
+        dnorm=start.deter.new_zeros(-(-batch // z.BM), 2, 3 * z.D),
+        dscaled=wide(batch, 3 * z.D),
+        direct=wide(batch, z.D),
+        sums=wide(2, z.unit_tiles, batch),
     )
 
 
@@ -153,9 +172,7 @@ def scan_grads(made: Backward) -> ScanGrads:
     return ScanGrads(made.dx, made.dparts, made.dy, made.dstats, made.carry, weight, bias)
 
 
-def launch(
-    whole: Any, phase: Any, rounds: list[int], like: Tensor, arguments: tuple[Any, ...], programs: int
-) -> None:
+def launch(whole: Any, phase: Any, rounds: list[int], like: Tensor, arguments: tuple[Any, ...], programs: int) -> None:
     """Run a recurrence: ``whole`` in one cooperative launch, or ``phase`` once a phase of each of ``rounds``."""
     with on(like):
         if scan_driver(like.device)[0] == "persistent":
@@ -175,7 +192,7 @@ class TritonCore:
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
         """See :class:`apv_fast.scan.core.Core`."""
-        device, (batch, length) = _device(start.deter), start.keep.shape
+        device, (batch, length) = device_with(start.deter), start.keep.shape
         z = shape_of(start, weights, latent, device)
         trace = new_trace(weights, start, latent)
         if batch and length:
@@ -188,7 +205,7 @@ class TritonCore:
         self, weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, latent: Latent
     ) -> ScanGrads:
         """See :class:`apv_fast.scan.core.Core`."""
-        device, (batch, length) = _device(start.deter), start.keep.shape
+        device, (batch, length) = device_with(start.deter), start.keep.shape
         z = shape_of(start, weights, latent, device)
         g = backward_arguments(weights, start, trace, grads, z)
         if batch and length:

@@ -1,5 +1,7 @@
 """The persistent kernels with several programs alive at once, and each of their barriers: right, and needed."""
 
+# ruff: noqa: E402
+# mypy: allow-untyped-decorators
 from __future__ import annotations
 
 import functools
@@ -12,9 +14,10 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton")
 import triton.language as tl
-from apv_fast.backend import BackendError
 from apv_fast.kernels import grid, interpreting, rssm_scan
 from apv_fast.kernels.rssm_arguments import Device, Shape, make_shape
+
+from apv_fast.backend import BackendError
 from apv_fast.scan.core import PlainCore, ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
 from apv_fast.structure import Latent
 from tests import cooperative
@@ -170,7 +173,7 @@ def test_a_launch_a_phase(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 @triton.jit
-def _meet(counter, seen, LATE: tl.constexpr):
+def _meet(counter: Any, seen: Any, LATE: tl.constexpr) -> None:
     program, programs = tl.program_id(0), tl.num_programs(0)
     for number in range(1, 4):
         tl.store(seen + program, number)
