@@ -66,15 +66,19 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.c = ctypes.CDLL(str(path))
-        self.c.apv_scan_bytes.restype = ctypes.c_int64
-        if self.c.apv_scan_bytes() != ctypes.sizeof(Scan):
-            raise OSError(f"{path} was built from other sources than this version of apv-fast: install it again")
         arguments: dict[str, tuple[Any, ...]] = {"probe": (), "sample": (_ADDRESS, ctypes.c_int, _ADDRESS)}
         for direction in ("forward", "backward"):
             arguments |= {direction: (_ADDRESS, _ADDRESS), f"plan_{direction}": (_ADDRESS,)}
-        for name, types in arguments.items():
-            function = getattr(self.c, f"apv_{name}")
-            function.restype, function.argtypes = ctypes.c_char_p, types
+        try:
+            self.c.apv_scan_bytes.restype = ctypes.c_int64
+            same = self.c.apv_scan_bytes() == ctypes.sizeof(Scan)
+            for name, types in arguments.items():
+                function = getattr(self.c, f"apv_{name}")
+                function.restype, function.argtypes = ctypes.c_char_p, types
+        except AttributeError:
+            same = False
+        if not same:
+            raise OSError(f"{path} was built from other sources than this version of apv-fast: install it again")
 
     def probe(self) -> str:
         """Why the current device cannot run the kernels; empty if it can."""

@@ -10,11 +10,13 @@
 #define APV_HD __host__ __device__ __forceinline__
 #define APV_DEVICE __device__ __forceinline__
 #define APV_UNROLL _Pragma("unroll")
+#define APV_UNROLL_2 _Pragma("unroll 2")
 #define APV_UNROLL_4 _Pragma("unroll 4")
 #else
 #define APV_HD inline
 #define APV_DEVICE inline
 #define APV_UNROLL
+#define APV_UNROLL_2
 #define APV_UNROLL_4
 #endif
 

@@ -15,16 +15,19 @@ struct Run {
 };
 
 APV_DEVICE Quad read_chunk(const Run& run) {
-  if (run.valid == kTile && run.stride == 1 && reinterpret_cast<uintptr_t>(run.from) % sizeof(Quad) == 0) {
-    return *reinterpret_cast<const Quad*>(run.from);
-  }
   uint32_t h[kTile];
   APV_UNROLL
   for (int j = 0; j < kTile; ++j) h[j] = j < run.valid ? run.from[j * run.stride] : 0;
   return {h[0] | h[1] << 16, h[2] | h[3] << 16, h[4] | h[5] << 16, h[6] | h[7] << 16};
 }
 
-// Outputs [first, first + 8) of `limit` along one dimension of a matrix, inner dimension along the other.
+// Whether every chunk along a row of the matrix is 16 aligned bytes, or nothing.
+APV_DEVICE bool in_chunks(const ApvMatrix& m, const Sizes& n) {
+  return m.column == 1 && m.row % kTile == 0 && n.H % kTile == 0 && n.D % kTile == 0 &&
+         reinterpret_cast<uintptr_t>(m.data) % sizeof(Quad) == 0;
+}
+
+// From an element on, along its row or along its column.
 APV_HD Run run_of(const ApvMatrix& m, int row, int column, bool along_row, int valid) {
   return {m.data + row * m.row + column * m.column, along_row ? m.column : m.row, valid};
 }
@@ -32,6 +35,7 @@ APV_HD Run run_of(const ApvMatrix& m, int row, int column, bool along_row, int v
 // Where each chunk of each matrix's tiles comes from: (tile, slab, output of eight, chunk of the inner dimension).
 
 struct GruForward {  // slabs: reset, candidate, update; inner: x, then deter, each padded to whole steps
+  static constexpr bool kAlongRow = true;
   const ApvMatrix& m;
   const Sizes& n;
   APV_HD Run operator()(int tile, int slab, int column, int chunk) const {
@@ -43,6 +47,7 @@ struct GruForward {  // slabs: reset, candidate, update; inner: x, then deter, e
 };
 
 struct ObsForward {
+  static constexpr bool kAlongRow = true;
   const ApvMatrix& m;
   const Sizes& n;
   APV_HD Run operator()(int tile, int, int column, int chunk) const {
@@ -52,6 +57,7 @@ struct ObsForward {
 };
 
 struct DistForward {
+  static constexpr bool kAlongRow = true;
   const ApvMatrix& m;
   const Sizes& n;
   APV_HD Run operator()(int tile, int, int column, int chunk) const {
@@ -61,6 +67,7 @@ struct DistForward {
 };
 
 struct DistBackward {  // inner: statistics
+  static constexpr bool kAlongRow = false;
   const ApvMatrix& m;
   const Sizes& n;
   APV_HD Run operator()(int tile, int, int column, int chunk) const {
@@ -71,6 +78,7 @@ struct DistBackward {  // inner: statistics
 };
 
 struct ObsBackward {
+  static constexpr bool kAlongRow = false;
   const ApvMatrix& m;
   const Sizes& n;
   APV_HD Run operator()(int tile, int, int column, int chunk) const {
@@ -80,6 +88,7 @@ struct ObsBackward {
 };
 
 struct GruBackward {  // outputs: columns [begin, begin + width) of the matrix; inner: the gates
+  static constexpr bool kAlongRow = false;
   const ApvMatrix& m;
   const Sizes& n;
   int begin, width;
@@ -90,6 +99,7 @@ struct GruBackward {  // outputs: columns [begin, begin + width) of the matrix; 
 };
 
 struct StochBackward {  // slabs: of one group of latents
+  static constexpr bool kAlongRow = false;
   const ApvMatrix& m;
   const Sizes& n;
   APV_HD Run operator()(int tile, int slab, int column, int chunk) const {
@@ -133,10 +143,19 @@ template <int THREADS, class Source>
 APV_DEVICE void load_tiles(const Share& share, int steps, Quad* workspace, const Source& source) {
   for (int slot = 0; slot < share.count; ++slot) {
     Quad* to = destination(share, slot, workspace);
-  APV_UNROLL_4
-    for (int i = thread(); i < share.chunks; i += THREADS) {
+    const auto run = [&](int i) {
       const int l = i % kLanes, step = i / kLanes % steps, slab = i / kLanes / steps;
-      to[i] = read_chunk(source(share.tile(slot), slab, l / 4, step * 4 + l % 4));
+      return source(share.tile(slot), slab, l / 4, step * 4 + l % 4);
+    };
+    if (Source::kAlongRow && in_chunks(source.m, source.n)) {
+      APV_UNROLL_4
+      for (int i = thread(); i < share.chunks; i += THREADS) {
+        const Run from = run(i);
+        to[i] = from.valid ? *reinterpret_cast<const Quad*>(from.from) : Quad{};
+      }
+    } else {
+      APV_UNROLL_2
+      for (int i = thread(); i < share.chunks; i += THREADS) to[i] = read_chunk(run(i));
     }
   }
 }
