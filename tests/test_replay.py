@@ -204,6 +204,7 @@ def on_host(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.cpu() for key, value in batch.items()}
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("keys", [None, VIDEO_KEYS], ids=["all keys", "videos"])
 def test_the_device_gives_the_batches_of_the_host(tmp_path: Path, keys: tuple[str, ...] | None) -> None:
     """The same draws, bit for bit, while episodes come, go, and the run is resumed."""
@@ -224,6 +225,7 @@ def test_the_device_gives_the_batches_of_the_host(tmp_path: Path, keys: tuple[st
     assert device.description.startswith(f"from {DEVICE}") and host.description == "from the host"
 
 
+@pytest.mark.gpu
 def test_the_host_takes_over_beyond_the_budget(tmp_path: Path) -> None:
     host = Replay(tmp_path / "host", chunk_length=5, online=True)
     device = Replay(tmp_path / "device", chunk_length=5, online=True, rows=DeviceRows(DEVICE, 40 * ROW_BYTES))
@@ -242,6 +244,7 @@ def test_the_host_takes_over_beyond_the_budget(tmp_path: Path) -> None:
         Replay(tmp_path / "host", chunk_length=5, rows=strict)
 
 
+@pytest.mark.gpu
 def test_a_device_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the budget allows and the device has not is the host's business too."""
     rows = DeviceRows(DEVICE)
@@ -256,6 +259,7 @@ def test_a_device_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows.gather([0], 2)["image"].sum() == 2 * 64 * 64 * 3, "what is there stays there"
 
 
+@pytest.mark.gpu
 @settings(max_examples=20, deadline=None)
 @given(shape=st.lists(st.integers(1, 4), max_size=3), places=st.lists(st.integers(0, 6), min_size=1, max_size=4))
 def test_rows_of_any_form(shape: list[int], places: list[int]) -> None:
@@ -279,6 +283,7 @@ def test_rows_of_any_form(shape: list[int], places: list[int]) -> None:
         assert batch[key].dtype == torch.from_numpy(value).dtype
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
 def test_batches_in_pinned_memory(tmp_path: Path) -> None:
     fill(tmp_path, [20])
