@@ -174,7 +174,7 @@ class Step:
                 raise ValueError(f"KerasAdam: weight {i} is on {w.device}; it must be on {self.weights[0].device}")
             if torch.empty_like(w).stride() != w.stride():
                 raise ValueError(f"KerasAdam: weight {i} has strides {w.stride()}; it must be without gaps or overlaps")
-        self._nothing = self.weights[0].new_zeros(1)  # its address stands for a gradient that is None
+        self._nothing = self.weights[0].new_full((1,), math.nan)  # its address stands for a gradient that is None
         self._first, self._second = (m[0].new_empty(0).set_(m[0].untyped_storage()) for m in (first, second))
         places = [m.storage_offset() for m in first]
         rows = [

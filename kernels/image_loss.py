@@ -56,8 +56,9 @@ def _offset(
     """Where the i-th number of [N, H, W, C] lies, in elements."""
     if FLAT:
         return i
-    n, h, w, c = i // (H * W * C), i // (W * C) % H, i // C % W, i % C
-    return n * stride_n + h * stride_h + w * stride_w + c * stride_c
+    else:  # not left out: what follows a return is compiled too
+        n, h, w, c = i // (H * W * C), i // (W * C) % H, i // C % W, i % C
+        return n * stride_n + h * stride_h + w * stride_w + c * stride_c
 
 
 @triton.jit

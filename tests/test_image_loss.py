@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from apv_fast.backend import IMPLEMENTATIONS, probe
-from apv_fast.nn import Decoder
+from apv_fast.nn import Decoder, Encoder
 from apv_fast.ops import image_loss, normalize_image
 
 BACKENDS = [name for name in IMPLEMENTATIONS["image_loss"] if probe(name).available]
@@ -210,6 +210,19 @@ def test_bad_input_of_normalize_image() -> None:
         normalize_image(U, torch.int32)
     with pytest.raises(ValueError, match=r"normalize_image: image has shape \(4, 1\); it must be \[H, W, C\]"):
         normalize_image(U[0, 0])
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_encoder_sees_the_same_numbers(backend: str, dtype: torch.dtype) -> None:
+    """What the op gives and bytes that the encoder normalises itself, on a GPU by the op, elsewhere plainly."""
+    torch.manual_seed(0)
+    encoder = Encoder(2, dtype=dtype).to(device_of(backend))
+    _, image = inputs((2, 64, 64, 3), torch.float32, device_of(backend))
+    x = normalize_image(image, dtype, backend=backend)
+    assert x.permute(0, 3, 1, 2).is_contiguous(memory_format=torch.channels_last)
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(encoder(x), encoder(image), rtol=tolerance, atol=tolerance)
 
 
 def test_the_decoder_hands_its_mean_over_in_the_dtype_of_its_products() -> None:
