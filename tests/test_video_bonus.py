@@ -211,11 +211,11 @@ def test_bad_input_names_the_argument(case: str) -> None:
 
 
 def chunks(seed: int, n: int, d: int) -> Tensor:
-    """Rows like those of training: runs of 20 successive windows, near each other and far from other runs."""
+    """Rows like those of training: runs of 20 successive windows, near each other, far from other runs, offset."""
     generator = torch.Generator().manual_seed(seed)
     runs = torch.randn(-(-n // 20), 1, d, generator=generator)
     steps = 0.1 * torch.randn(len(runs), 20, d, generator=generator).cumsum(1)
-    return (runs + steps).flatten(0, 1)[:n] + 3
+    return (runs + steps).flatten(0, 1)[:n] + 100
 
 
 BLOCKS = {
