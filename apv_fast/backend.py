@@ -65,12 +65,16 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "stacked_observe": {
         "reference": "apv_fast.reference.rssm:stacked_observe",
         "triton": "apv_fast.kernels.stacked_scan:stacked_observe",
+        "cuda": "apv_fast.cuda.observe:stacked_observe",
     },
 }
 
 # (op, backend) -> "module:function" of a tensor and the sizes that the op names, for cells that cannot run all sizes:
 # why this one cannot run, or an empty string.
-OBSTACLES: dict[tuple[str, str], str] = {("rssm_observe", "cuda"): "apv_fast.cuda.observe:obstacle"}
+OBSTACLES: dict[tuple[str, str], str] = {
+    ("rssm_observe", "cuda"): "apv_fast.cuda.observe:obstacle",
+    ("stacked_observe", "cuda"): "apv_fast.cuda.observe:stacked_obstacle",
+}
 
 # backend -> "module:function" that reports whether it can run here; imported on first use, must never raise.
 PROBES: dict[str, str] = {

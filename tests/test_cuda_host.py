@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from apv_fast import backend as backends
 from apv_fast import ops
 from apv_fast.backend import BackendError, Status
+from apv_fast.cuda import observe as cuda_observe
 from apv_fast.cuda.library import Library, Scan
 from apv_fast.cuda.scan import CudaCore
 from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
@@ -31,7 +33,9 @@ from apv_fast.scan.core import (
     sample_latent_backward,
 )
 from apv_fast.scan.observe import define_observe
+from apv_fast.scan.stacked import TwoScans, define_stacked
 from apv_fast.structure import Latent
+from tests import test_rssm
 from tests.rssm_cases import SIZES, Sizes, make_problem, params_of
 from tests.test_rssm import assert_exact
 
@@ -68,6 +72,7 @@ def emulate(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     monkeypatch.setitem(backends.PROBES, "emulated", f"{__name__}:probe")
     monkeypatch.setitem(backends.IMPLEMENTATIONS["rssm_observe"], "emulated", f"{__name__}:observe")
     monkeypatch.setitem(backends.OBSTACLES, ("rssm_observe", "emulated"), f"{__name__}:obstacle")
+    monkeypatch.setitem(backends.IMPLEMENTATIONS["stacked_observe"], "emulated", f"{__name__}:stacked_observe")
     monkeypatch.setattr(f"{__name__}.current.library", lambda: library)
     monkeypatch.setattr(f"{__name__}.current._planned", core._planned)
     torch.use_deterministic_algorithms(True)
@@ -84,6 +89,7 @@ def not_yet() -> Library:
 
 current = CudaCore(not_yet)
 observe = define_observe("emulated", current)
+stacked_observe = define_stacked("emulated", TwoScans(current))
 
 
 def obstacle(tensor: Tensor, batch: int, deter: int, hidden: int, stoch: int, discrete: int) -> str:
@@ -100,6 +106,18 @@ def test_values_and_gradients(emulate: Callable[..., CudaCore], sizes: Sizes, sa
     if not sample and sizes.discrete:
         pytest.skip("rounding decides which class is the mode")
     assert_exact("observe", "emulated", sizes, torch.bfloat16, sample)
+
+
+@pytest.mark.parametrize("concat_embed", [False, True])
+def test_stacked(emulate: Callable[..., CudaCore], concat_embed: bool) -> None:
+    assert_exact("stacked_concat" if concat_embed else "stacked", "emulated", SIZES["odd"], torch.bfloat16, True)
+
+
+@pytest.mark.parametrize("check", ["any_strides", "opcheck", "compiles_without_graph_break", "fake_tensors"])
+def test_as_an_op(emulate: Callable[..., CudaCore], check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests of all backends ask of an op that runs here."""
+    more = (monkeypatch,) if check == "opcheck" else ()
+    getattr(test_rssm, f"test_{check}")("observe", "emulated", *more)
 
 
 Problem = tuple[ScanWeights, ScanInputs, ScanStart, TraceGrads, Latent]
@@ -317,10 +335,24 @@ def test_sizes_that_do_not_fit(emulate: Callable[..., CudaCore], monkeypatch: py
     ):
         ops.rssm_observe(*call, latent=sizes.latent, backend="emulated")
     monkeypatch.setitem(backends.AUTO_ORDER, "cpu", ("emulated", "reference"))
-    assert choose_for(tensors["embed"]) == "reference"
-    emulate()
-    assert choose_for(tensors["embed"]) == "emulated"
+    for shared, expected in ((4096, "reference"), (AMPLE, "emulated")):
+        emulate(shared=shared)
+        assert backends.choose("rssm_observe", tensors["embed"], **FITS) == expected
 
 
-def choose_for(tensor: Tensor) -> str:
-    return backends.choose("rssm_observe", tensor, batch=3, deter=9, hidden=5, stoch=3, discrete=7)
+FITS: dict[str, Any] = {"batch": 3, "deter": 9, "hidden": 5, "stoch": 3, "discrete": 7}
+
+
+def test_a_stack_fits_if_both_models_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def refuse(device: torch.device, batch: int, deter: int, hidden: int, latent: Latent) -> str:
+        asked.append(deter)
+        return "too wide" if deter == 10 else ""
+
+    monkeypatch.setattr(cuda_observe.core, "obstacle", refuse)
+    for af_deter, deter, expected in ((9, 9, [9, 9]), (10, 9, [10]), (9, 10, [9, 10])):
+        asked.clear()
+        sizes = FITS | {"deter": deter, "af_deter": af_deter, "af_hidden": 5, "af_stoch": 3, "af_discrete": 7}
+        assert cuda_observe.stacked_obstacle(torch.empty(0), **sizes) == ("" if deter == af_deter else "too wide")
+        assert asked == expected

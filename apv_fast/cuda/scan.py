@@ -46,10 +46,10 @@ class CudaCore:
 
     def obstacle(self, device: torch.device, batch: int, deter: int, hidden: int, latent: Latent) -> str:
         """Why scans of these sizes do not fit a device; empty if they do."""
-        rows = min(batch, MAX_ROWS)
+        rows = int(min(batch, MAX_ROWS))  # torch.compile's may be symbolic
         try:
             for direction in ("forward", "backward"):
-                self._planned(direction, device, rows, deter, hidden, latent.stoch, latent.discrete)
+                self._planned(direction, device, rows, int(deter), int(hidden), latent.stoch, latent.discrete)
         except BackendError as error:
             return str(error).removeprefix("backend 'cuda' cannot run ")
         return ""

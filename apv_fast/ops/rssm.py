@@ -39,6 +39,11 @@ def _unflatten(flat: Sequence[Tensor], latent: Latent) -> tuple[State, State]:
     return post, prior
 
 
+def _sizes(params: Sequence[Tensor], deter: Tensor, S: int, C: int) -> dict[str, int]:
+    """What decides whether a backend has room for a scan."""
+    return {"deter": deter.shape[1], "hidden": len(params[1]), "stoch": S, "discrete": C}
+
+
 @define(
     "rssm_observe(Tensor[] params, Tensor embed, Tensor is_first, Tensor? action, Tensor deter, Tensor stoch, "
     "int S, int C, float min_std, Tensor? post_noise, Tensor? prior_noise, str backend) -> Tensor[]"
@@ -58,8 +63,7 @@ def _rssm_observe(
     backend: str,
 ) -> list[Tensor]:
     latent = Latent(S, C, min_std)
-    sizes = {"batch": len(embed), "deter": deter.shape[1], "hidden": len(params[1]), "stoch": S, "discrete": C}
-    function = resolve("rssm_observe", params[0], backend, **sizes)
+    function = resolve("rssm_observe", params[0], backend, batch=len(embed), **_sizes(params, deter, S, C))
     state = {"deter": deter, "stoch": stoch}
     post, prior = function(RSSMParams(*params), embed, is_first, action, state, latent, post_noise, prior_noise)
     return _flatten(post, prior, latent)
@@ -142,7 +146,9 @@ def _stacked_observe(
     backend: str,
 ) -> list[Tensor]:
     af_latent, latent = Latent(af_S, af_C, af_min_std), Latent(S, C, min_std)
-    af_post, af_prior, post, prior = resolve("stacked_observe", params[0], backend)(
+    lower = {f"af_{name}": size for name, size in _sizes(af_params, af_deter, af_S, af_C).items()}
+    sizes = _sizes(params, deter, S, C) | lower
+    af_post, af_prior, post, prior = resolve("stacked_observe", params[0], backend, batch=len(embed), **sizes)(
         RSSMParams(*af_params),
         RSSMParams(*params),
         embed,

@@ -75,7 +75,8 @@ struct BackwardShares {
 template <class X>
 struct Backward : Walk<X> {
   using Base = Walk<X>;
-  using Base::pairs, Base::quads, Base::barrier, Base::each_item, Base::n, Base::published, Base::scan, Base::shared, Base::step_of;
+  using Base::barrier, Base::each_item, Base::n, Base::pairs, Base::published, Base::quads, Base::rows, Base::scan,
+      Base::shared, Base::step_of;
 
   const BackwardPlan& plan;
   const BackwardShares own;
@@ -212,7 +213,7 @@ struct Backward : Walk<X> {
   APV_DEVICE int latent_grad(int t, int slot, int slab) {
     float *partial = shared(plan.shared_partial), *latent = shared(plan.shared_latent);
     const int width = n.group_width();
-    product<X, SLABS>(partial, quads(plan.x), n.hidden_steps(), weights_of(own.stoch, slot, weights()),
+    product<X, SLABS>(partial, rows(plan.x, n.hidden_steps()), weights_of(own.stoch, slot, weights()),
                       slot < own.stoch.resident, n.hidden_steps(), slab * n.hidden_steps());
     each_item([&](int item, int row, int unit) {
       if (row >= n.B || keep(t + 1)[row] == 0) return;
@@ -250,13 +251,13 @@ struct Backward : Walk<X> {
     }
   }
 
-  // Phase 2, and in phase 5: the gradient before ELU of the block's own hidden units, from its product with `rows`.
-  APV_DEVICE void elu_product(const Share& share, int64_t rows, int steps, const float* made, int64_t to, Half* grads,
+  // Phase 2, and in phase 5: the gradient before ELU of the block's own hidden units, from its product with what is at `from`.
+  APV_DEVICE void elu_product(const Share& share, int64_t from, int steps, const float* made, int64_t to, Half* grads,
                               int t) {
     float* partial = shared(plan.shared_partial);
     for (int slot = 0; slot < share.count; ++slot) {
       const int tile = share.tile(slot);
-      product<X, 1>(partial, quads(rows), steps, weights_of(share, slot, weights()), slot < share.resident, steps, 0);
+      product<X, 1>(partial, rows(from, steps), weights_of(share, slot, weights()), slot < share.resident, steps, 0);
       each_item([&](int item, int row, int unit) {
         const int h = tile * kTile + unit;
         if (row >= n.B || h >= n.H) return;
@@ -303,7 +304,7 @@ struct Backward : Walk<X> {
     float* partial = shared(plan.shared_partial);
     for (int slot = 0; slot < own.obs.count; ++slot) {
       const int tile = own.obs.tile(slot);
-      product<X, 1>(partial, quads(plan.y), n.hidden_steps(), weights_of(own.obs, slot, weights()),
+      product<X, 1>(partial, rows(plan.y, n.hidden_steps()), weights_of(own.obs, slot, weights()),
                     slot < own.obs.resident, n.hidden_steps(), 0);
       each_item([&](int item, int row, int unit) {
         Pair both = {};
@@ -391,7 +392,7 @@ struct Backward : Walk<X> {
   APV_DEVICE void carry_grad(int t) {
     float* partial = shared(plan.shared_partial);
     for (int slot = 0; slot < own.deter.count; ++slot) {
-      product<X, 1>(partial, quads(plan.parts), n.gate_steps(), weights_of(own.deter, slot, weights()),
+      product<X, 1>(partial, rows(plan.parts, n.gate_steps()), weights_of(own.deter, slot, weights()),
                     slot < own.deter.resident, n.gate_steps(), 0);
       each_item([&](int item, int row, int) {
         const int i = slot * X::kItems + item;

@@ -69,7 +69,8 @@ struct ForwardShares {
 template <class X>
 struct Forward : Walk<X> {
   using Base = Walk<X>;
-  using Base::pairs, Base::quads, Base::barrier, Base::each_item, Base::n, Base::published, Base::scan, Base::shared, Base::step_of;
+  using Base::barrier, Base::each_item, Base::n, Base::pairs, Base::published, Base::quads, Base::rows, Base::scan,
+      Base::shared, Base::step_of;
 
   const ForwardPlan& plan;
   const ForwardShares own;
@@ -169,7 +170,7 @@ struct Forward : Walk<X> {
     float* partial = shared(plan.shared_partial);
     const int stride = n.hidden_steps() + n.deter_steps();
     for (int slot = 0; slot < own.gru.count; ++slot) {
-      product<X, 3>(partial, quads(plan.deter), n.deter_steps(), weights_of(own.gru, slot, weights()),
+      product<X, 3>(partial, rows(plan.deter, n.deter_steps()), weights_of(own.gru, slot, weights()),
                     slot < own.gru.resident, stride, n.hidden_steps());
       float* hidden = shared(plan.shared_hidden) + slot * 3 * X::kItems;
       each_item([&](int item, int row, int) {
@@ -286,7 +287,7 @@ struct Forward : Walk<X> {
     const int stride = n.hidden_steps() + n.deter_steps();
     for (int slot = 0; slot < own.gru.count; ++slot) {
       const int tile = own.gru.tile(slot);
-      product<X, 3>(partial, quads(plan.x), n.hidden_steps(), weights_of(own.gru, slot, weights()),
+      product<X, 3>(partial, rows(plan.x, n.hidden_steps()), weights_of(own.gru, slot, weights()),
                     slot < own.gru.resident, stride, 0);
       const float* hidden = shared(plan.shared_hidden) + slot * 3 * X::kItems;
       const float* bias = shared(plan.shared_gates) + slot * 9 * kTile;
@@ -377,7 +378,7 @@ struct Forward : Walk<X> {
     float* partial = shared(plan.shared_partial);
     for (int slot = 0; slot < own.obs.count; ++slot) {
       const int tile = own.obs.tile(slot);
-      product<X, 1>(partial, quads(plan.deter), n.deter_steps(), weights_of(own.obs, slot, weights()),
+      product<X, 1>(partial, rows(plan.deter, n.deter_steps()), weights_of(own.obs, slot, weights()),
                     slot < own.obs.resident, n.deter_steps(), 0);
       each_item([&](int item, int row, int unit) {
         const int h = tile * kTile + unit;
@@ -395,7 +396,7 @@ struct Forward : Walk<X> {
     const bool sampled = this->sampled();
     for (int slot = 0; slot < own.dist.count; ++slot) {
       const int tile = own.dist.tile(slot);
-      product<X, 1>(partial, quads(plan.y), n.hidden_steps(), weights_of(own.dist, slot, weights()),
+      product<X, 1>(partial, rows(plan.y, n.hidden_steps()), weights_of(own.dist, slot, weights()),
                     slot < own.dist.resident, n.hidden_steps(), 0);
       each_item([&](int item, int row, int unit) {
         const int index = n.stats_row(tile, unit);

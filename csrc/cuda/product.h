@@ -26,10 +26,16 @@ struct Sums {
   float at[SLABS][X::kTiles][4];
 };
 
-// Adds rows·weights over `steps` steps; the weights' slabs have `stride` steps, of which these begin at `first`.
+// What a product reads: a buffer in layout.h's order, of so many steps, and the number of rows that are not padding.
+struct Rows {
+  const Quad* data;
+  int steps, count;
+};
+
+// Adds rows·weights; the weights' slabs have `stride` steps, of which these begin at `first`.
 template <class X, int SLABS, bool RESIDENT>
-APV_DEVICE void multiply(Sums<X, SLABS>& sums, const Quad* rows, int steps, const Weights& weights, int stride,
-                         int first) {
+APV_DEVICE void multiply(Sums<X, SLABS>& sums, const Rows& rows, const Weights& weights, int stride, int first) {
+  const int steps = rows.steps;
   for (int begin = warp(); begin < steps; begin += X::kWarps * X::kAhead) {
     Quad a[X::kAhead][X::kTiles][2];
   APV_UNROLL
@@ -37,7 +43,8 @@ APV_DEVICE void multiply(Sums<X, SLABS>& sums, const Quad* rows, int steps, cons
       const int step = begin + i * X::kWarps;
   APV_UNROLL
       for (int m = 0; m < X::kTiles * 2; ++m) {
-        if (step < steps) a[i][m / 2][m % 2] = load_fresh(rows + (step * X::kTiles * 2 + m) * kLanes + lane());
+        const bool some = step < steps && m * 8 < rows.count;
+        a[i][m / 2][m % 2] = load_fresh_if(some, rows.data + (step * X::kTiles * 2 + m) * kLanes + lane());
       }
     }
   APV_UNROLL
@@ -60,13 +67,12 @@ APV_DEVICE void multiply(Sums<X, SLABS>& sums, const Quad* rows, int steps, cons
 
 // The whole product of one tile, as partial sums of each warp at partial[(warp·SLABS + slab)·kItems + row·8 + unit].
 template <class X, int SLABS>
-APV_DEVICE void product(float* partial, const Quad* rows, int steps, const Weights& weights, bool resident, int stride,
-                        int first) {
+APV_DEVICE void product(float* partial, const Rows& rows, const Weights& weights, bool resident, int stride, int first) {
   Sums<X, SLABS> sums = {};
   if (resident) {
-    multiply<X, SLABS, true>(sums, rows, steps, weights, stride, first);
+    multiply<X, SLABS, true>(sums, rows, weights, stride, first);
   } else {
-    multiply<X, SLABS, false>(sums, rows, steps, weights, stride, first);
+    multiply<X, SLABS, false>(sums, rows, weights, stride, first);
   }
   if (!fault(kFaultSumsRead)) sync_threads();  // the last product's sums have been read
   APV_UNROLL

@@ -19,6 +19,7 @@ struct Walk {
   APV_DEVICE void* bytes(int64_t offset) const { return static_cast<char*>(scan.workspace) + offset; }
   APV_DEVICE Quad* quads(int64_t offset) const { return static_cast<Quad*>(bytes(offset)); }
   APV_DEVICE Pair* pairs(int64_t offset) const { return static_cast<Pair*>(bytes(offset)); }
+  APV_DEVICE Rows rows(int64_t buffer, int steps) const { return {quads(buffer), steps, n.B}; }
   APV_DEVICE float* shared(int64_t offset) const { return reinterpret_cast<float*>(shared_memory() + offset); }
   APV_DEVICE int64_t step_of(int row, int t) const { return int64_t{row} * n.T + t; }
   APV_DEVICE Half* published(int64_t buffer, int row, int chunk, int unit) const {

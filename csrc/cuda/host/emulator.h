@@ -217,6 +217,11 @@ T load_fresh(const T* at) {
   return *at;
 }
 
+template <class T>
+T load_fresh_if(bool some, const T* at) {
+  return some ? load_fresh(at) : T{};
+}
+
 inline float shuffle_xor(float x, int mask) {
   uint32_t word;
   std::memcpy(&word, &x, sizeof word);
