@@ -114,7 +114,7 @@ def step_kernel(
 ):  # fmt: skip
     """The step of one chunk; LOG1 and LOG2 are the logarithms of the betas."""
     each = tl.arange(0, PARTIALS)
-    norm = tl.sqrt(tl.sum(tl.load(partial + each, each < programs, 0.0), 0))
+    norm = tl.sqrt(tl.sum(tl.load(partial + each, each < programs, 0.0).to(tl.float64), 0)).to(DTYPE)
     if tl.program_id(0) == 0:
         tl.store(norm_out, norm)
     scale = CLIP / norm

@@ -34,6 +34,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .pointwise import divide
+
 BLOCK = 2048  # numbers a program holds at a time: 16 a thread, so 16 bytes of each image and 16 or more of the mean
 STEPS = 8  # blocks a program takes one after the other: 1875 programs for 2500 images of 64 x 64 x 3
 FINISH = 1024  # partial sums that the finishing program adds at a time
@@ -88,13 +90,13 @@ def finish_kernel(
     CONSTANT: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: the loss, in an order that only the number of partial sums decides."""
-    total = tl.zeros([BLOCK], ACC)
+    total = tl.zeros([BLOCK], tl.float64)
     start = programs * 0
     while start < programs:
         i = start + tl.arange(0, BLOCK)
-        total += tl.load(partial + i, i < programs, 0.0)
+        total += tl.load(partial + i, i < programs, 0.0).to(tl.float64)
         start += BLOCK
-    tl.store(loss, 0.5 * tl.sum(total, 0) / images.to(ACC) + CONSTANT)
+    tl.store(loss, (0.5 * tl.sum(total, 0) / images.to(tl.float64) + CONSTANT).to(ACC))
 
 
 @triton.jit(do_not_specialize=["images"])
@@ -108,7 +110,7 @@ def backward_kernel(
     """Gradient of BLOCK numbers of the mean."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
-    scale = tl.load(grad).to(ACC) / images.to(ACC)
+    scale = divide(tl.load(grad).to(ACC), images.to(ACC))
     x = _pixel(image, _offset(i, image_n, image_h, image_w, image_c, H, W, C, IMAGE_FLAT), inside, ACC)
     of_mean = _offset(i, mean_n, mean_h, mean_w, mean_c, H, W, C, MEAN_FLAT)
     difference = tl.load(mean + of_mean, inside, 0.0).to(ACC) - x

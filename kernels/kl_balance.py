@@ -38,7 +38,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pointwise import exp
+from .pointwise import divide, exp
 
 TILE = 2048  # numbers of each latent that a program holds at a time
 FINISH = 1024  # steps that the finishing program adds at a time
@@ -83,7 +83,8 @@ def categorical_forward_kernel(
 def _coefficient(grad, value, mean, FREE: tl.constexpr, PER_STEP: tl.constexpr):
     """a: what a nat of this program's step adds to the loss, times the cotangent."""
     reached = tl.load(value + tl.program_id(0)) if PER_STEP else tl.load(mean)
-    return tl.where(reached >= FREE, tl.load(grad).to(reached.dtype) / tl.num_programs(0).to(reached.dtype), 0.0)
+    share = divide(tl.load(grad).to(reached.dtype), tl.num_programs(0).to(reached.dtype))
+    return tl.where(reached >= FREE, share, 0.0)
 
 
 @triton.jit
@@ -119,7 +120,7 @@ def _ratios(p_mean, p_std, q_mean, q_std, offsets, inside, ACC: tl.constexpr):
     sigma_p = tl.load(p_std + of_ps, inside, 1.0).to(ACC)
     sigma_q = tl.load(q_std + of_qs, inside, 1.0).to(ACC)
     difference = tl.load(p_mean + of_pm, inside, 0.0).to(ACC) - tl.load(q_mean + of_qm, inside, 0.0).to(ACC)
-    return sigma_p / sigma_q, difference / sigma_q, sigma_p, sigma_q
+    return divide(sigma_p, sigma_q), divide(difference, sigma_q), sigma_p, sigma_q
 
 
 @triton.jit
@@ -155,9 +156,9 @@ def normal_backward_kernel(
     rho, delta, sigma_p, sigma_q = _ratios(p_mean, p_std, q_mean, q_std, offsets, s < S, ACC)
     a = _coefficient(grad, value, mean, FREE, PER_STEP)
     out = tl.program_id(0).to(tl.int64) * S + s
-    of_mean = a * (delta / sigma_q)
-    of_p_std = a * (rho / sigma_q - 1.0 / sigma_p)
-    of_q_std = a * ((1.0 - rho * rho - delta * delta) / sigma_q)
+    of_mean = a * divide(delta, sigma_q)
+    of_p_std = a * (divide(rho, sigma_q) - divide(sigma_p * 0.0 + 1.0, sigma_p))
+    of_q_std = a * divide(1.0 - rho * rho - delta * delta, sigma_q)
     tl.store(grad_p_mean + out, (P_WEIGHT * of_mean).to(grad_p_mean.dtype.element_ty), s < S)
     tl.store(grad_p_std + out, (P_WEIGHT * of_p_std).to(grad_p_std.dtype.element_ty), s < S)
     tl.store(grad_q_mean + out, (-Q_WEIGHT * of_mean).to(grad_q_mean.dtype.element_ty), s < S)
@@ -170,18 +171,21 @@ def finish_kernel(
     n, FREE: tl.constexpr, PER_STEP: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: the mean of the steps and the loss, in an order that only n decides."""
-    total = tl.zeros([BLOCK], ACC)
-    limited = tl.zeros([BLOCK], ACC)
+    total = tl.zeros([BLOCK], tl.float64)
+    limited = tl.zeros([BLOCK], tl.float64)
     start = n * 0
     while start < n:
         i = start + tl.arange(0, BLOCK)
         nats = tl.load(value + i, i < n, 0.0)
-        total += nats
-        limited += tl.where(i < n, tl.where(nats < FREE, FREE, nats), 0.0)
+        total += nats.to(tl.float64)
+        limited += tl.where(i < n, tl.where(nats < FREE, FREE, nats), 0.0).to(tl.float64)
         start += BLOCK
-    average = tl.sum(total, 0) / n.to(ACC)
+    average = (tl.sum(total, 0) / n.to(tl.float64)).to(ACC)  # as the backward will read it
     tl.store(mean, average)
-    tl.store(loss, tl.sum(limited, 0) / n.to(ACC) if PER_STEP else tl.where(average < FREE, FREE, average))
+    if PER_STEP:
+        tl.store(loss, (tl.sum(limited, 0) / n.to(tl.float64)).to(ACC))
+    else:
+        tl.store(loss, tl.where(average < FREE, FREE, average))
 
 
 def _acc(tensor: Tensor) -> torch.dtype:

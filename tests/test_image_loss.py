@@ -90,16 +90,14 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("of_mean", [*LAYOUTS, "contiguous"])
 @pytest.mark.parametrize("of_image", [*LAYOUTS, "contiguous"])
 def test_any_strides(backend: str, of_mean: str, of_image: str) -> None:
-    """What contiguous copies give, bit for bit; the gradient of a dense mean lies as the mean does."""
+    """What contiguous copies give: the gradient bit for bit, the loss but for the order of its sum."""
     mean, image = inputs((2, 3, 5, 4, 3), torch.float32, device_of(backend))
     layouts = LAYOUTS | {"contiguous": lambda x: x}
     mean, image = layouts[of_mean](mean.detach()).requires_grad_(), layouts[of_image](image)
     expected = run(mean.detach().contiguous().requires_grad_(), image.contiguous(), backend)
     got = run(mean, image, backend)
-    if backend != "reference":
-        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    for a, b in zip(got, expected, strict=True):  # PyTorch's sums depend on the layout
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-6, atol=0)
+    assert torch.equal(got[1], expected[1])
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])

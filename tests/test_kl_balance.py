@@ -142,7 +142,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @both
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides(kind: str, backend: str, layout: str) -> None:
-    """Bit for bit what contiguous copies give, each argument in a layout of its own."""
+    """What contiguous copies give, but for the order of sums; each argument in a layout of its own."""
     leaves = inputs(kind, (3, 4, 3, 5), torch.float32, device=probe(backend).devices[-1])
     changed = [LAYOUTS[layout](x.detach()) if i % 2 == 0 else _spaced(x.detach()) for i, x in enumerate(leaves)]
     results = []
@@ -150,7 +150,8 @@ def test_any_strides(kind: str, backend: str, layout: str) -> None:
         again = tuple(x.requires_grad_() for x in tensors)
         loss, value = call(kind, again, backend, free=1.0, free_avg=False)
         results.append([loss, value, *torch.autograd.grad(loss, again)])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
 
 
 @both
