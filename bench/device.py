@@ -75,13 +75,21 @@ def facts() -> dict[str, Any]:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             versions.append(f"no {name}")
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "versions": ", ".join(versions),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit(),
         "CPU": f"{os.cpu_count()} cores, {platform.platform()}",
     }
+
+
+def commit() -> str:
+    """Which commit this is, "-dirty" behind it if files differ; "unknown" where git or its history is not here."""
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+    except OSError:
+        return "unknown"
 
 
 class Run:
@@ -207,16 +215,23 @@ def say(line: str) -> None:
 
 
 def gpu_name() -> str:
-    """The GPU's name, asked in another process so that this one never holds the device; "" without one."""
+    """The GPU's name, asked in another process so that this one never holds the device; "" without one.
+
+    Raises:
+        RuntimeError: PyTorch cannot say; the last line of its error.
+    """
     code = "import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else '')"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    if process.returncode:
+        raise RuntimeError(process.stderr.strip().splitlines()[-1])
     return process.stdout.strip()
 
 
 def compile_kernels(log: Path, seconds: float) -> str:
     """Compile every Triton kernel for sm_90, without a GPU; what went wrong, or "".
 
-    A shortened list (the time is up) is no error of a kernel.
+    Raises:
+        TimeoutError: the time was up before the last.
     """
     code = "import bench.gpu.checkout, sys; from apv_fast.kernels.aot import main; sys.exit(main(['--arch', '90']))"
     with log.open("ab") as output:
@@ -224,8 +239,8 @@ def compile_kernels(log: Path, seconds: float) -> str:
             process = subprocess.run(
                 [sys.executable, "-c", code], cwd=ROOT, env=environment(), stdout=output, stderr=output, timeout=seconds
             )
-        except subprocess.TimeoutExpired:
-            return f"took more than {seconds:.0f} s"
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"not all of them in {seconds:.0f} s") from error
     last = log.read_text(errors="replace").strip().splitlines()[-1:]
     return "" if process.returncode == 0 else f"exit status {process.returncode}: {' '.join(last)}"
 
@@ -234,10 +249,15 @@ def without_gpu(run: Run) -> int:
     """What can be done without one; no figures."""
     run.section("build", run.build)
     say("compiling the Triton kernels for sm_90")
-    if error := compile_kernels(run.folder / "compile.log", COMPILE_SECONDS):
-        run.ledger.broke("Triton kernels", error)
+    try:
+        if error := compile_kernels(run.folder / "compile.log", COMPILE_SECONDS):
+            run.ledger.broke("Triton kernels", error)
+    except TimeoutError as error:
+        run.ledger.skip("Triton kernels", str(error))
     for what, how in run.ledger.problems.items():
         print(f"BROKEN {what}: {how}")
+    for what, why in run.ledger.not_run.items():
+        print(f"not run: {what}: {why}")
     print("build and compilation: " + ("see above" if run.ledger.problems else "no error"))
     print(NO_GPU)
     return 1 if run.ledger.problems else 0
@@ -263,7 +283,11 @@ def with_gpu(run: Run, path: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; 0 if everything that ran went well, 1 if something failed or broke."""
     options = parse(None if arguments is None else list(arguments))
-    gpu = gpu_name()
+    try:
+        gpu = gpu_name()
+    except RuntimeError as error:
+        print(f"BROKEN PyTorch: {error}\n{NO_GPU}")
+        return 1
     path = options.json or default_file(gpu)
     folder = path.parent if gpu and os.environ.get("OUT") else ROOT / "build" / "device"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 // The grid barrier of the CUDA kernels alone: how long one takes, and whether it orders what blocks write and read.
 //
 // Rounds of the stress test: every block writes the round's number into its row, waits, and reads another block's row.
-// Two rows take turns, so that one barrier a round is enough. `fault` plants a wrong order: 1 leaves out every seventh
+// Two rows take turns, so that one barrier a round is enough. Blocks work for different times before they write, and
+// every 16th round one of them, always another, is late by far. `fault` plants a wrong order: 1 leaves out every seventh
 // barrier, 2 does not wait for the last block, 3 writes after the barrier.
 #include <cuda_runtime.h>
 
@@ -12,6 +13,7 @@ namespace {
 using apv_fast::cuda::Barrier;
 
 constexpr int kThreads = 256;
+constexpr int kLate = 8;  // trips to L2 and back, one after the other: some microseconds
 
 __global__ void latency_kernel(uint32_t* counter, int rounds) {
   Barrier barrier{counter};
@@ -36,6 +38,8 @@ __global__ void stress_kernel(uint32_t* counter, int* rows, int* wrong, int roun
   for (int round = 1; round <= rounds; ++round) {
     int* turn = rows + (round & 1) * blocks * kThreads;
     state = delay(state);
+    if (round % 16 == 5 && block == (round / 16) % blocks)
+      for (int trip = 0; trip < kLate; ++trip) state += atomicAdd(wrong, state == 0xffffffffu) < 0;
     if (fault != 3) turn[block * kThreads + thread] = round + static_cast<int>(state == 0xffffffffu);
     if (fault != 1 || round % 7 != 3) {
       barrier.arrive();

@@ -84,11 +84,11 @@ def _cuda_rounds(rounds: int) -> None:
 
 
 def _triton_stress(rounds: int, fault: int) -> int:
-    from bench.gpu.barrier_kernels import BLOCK, WARPS, stress_kernel
+    from bench.gpu.barrier_kernels import BLOCK, LATE, WARPS, stress_kernel
 
     rows, wrong = _zero(2 * programs() * BLOCK), _zero()
     stress_kernel[(programs(),)](
-        _zero(), rows, wrong, rounds, FAULT=fault, BLOCK=BLOCK, num_warps=WARPS,
+        _zero(), rows, wrong, rounds, FAULT=fault, BLOCK=BLOCK, LATE=LATE, num_warps=WARPS,
         launch_cooperative_grid=True,
     )  # fmt: skip
     return int(wrong)
