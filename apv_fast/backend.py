@@ -60,8 +60,18 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "apv_fast.kernels.rssm_scan:rssm_observe",
         "cuda": "apv_fast.cuda.observe:observe",
     },
-    "rssm_imagine": {"reference": "apv_fast.reference.rssm:rssm_imagine"},
-    "rssm_step": {"reference": "apv_fast.reference.rssm:rssm_step"},
+    "rssm_imagine": {
+        "reference": "apv_fast.reference.rssm:rssm_imagine",
+        "triton": "apv_fast.kernels.rssm_imagine:rssm_imagine",
+    },
+    "rssm_step": {
+        "reference": "apv_fast.reference.rssm:rssm_step",
+        "triton": "apv_fast.kernels.rssm_step:rssm_step",
+    },
+    "rssm_rollout": {
+        "reference": "apv_fast.reference.imagination:rssm_rollout",
+        "triton": "apv_fast.kernels.rssm_rollout:rssm_rollout",
+    },
     "stacked_observe": {
         "reference": "apv_fast.reference.rssm:stacked_observe",
         "triton": "apv_fast.kernels.stacked_scan:stacked_observe",

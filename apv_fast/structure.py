@@ -33,6 +33,35 @@ class RSSMParams(NamedTuple):
     obs_dist_bias: Tensor  # [M]
 
 
+class ActorParams(NamedTuple):
+    """The weights of one actor as the ops take them, PyTorch's layout ``[out, in]``; ELU behind each hidden layer.
+
+    U = units of a hidden layer; the first one sees features, ``stoch`` (flat) and then ``deter``: L + D wide.
+    """
+
+    trunk: tuple[Tensor, ...]  # weight [U, L + D] or [U, U] and bias [U] of each hidden layer in turn
+    out_weight: Tensor  # [A, U]          the truncated normal's loc before tanh, or the one-hot's logits
+    out_bias: Tensor  # [A]
+    std_weight: Tensor | None  # [A, U]   the truncated normal's scale before sigmoid; None: one-hot actions
+    std_bias: Tensor | None  # [A]
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are one-hot."""
+        return self.std_weight is None
+
+    def flat(self) -> list[Tensor]:
+        """All tensors in one list, which :meth:`of` takes apart."""
+        return [*self.trunk, *(x for x in self[1:] if isinstance(x, Tensor))]
+
+    @classmethod
+    def of(cls, tensors: list[Tensor], discrete: bool) -> ActorParams:
+        """From the list that :meth:`flat` makes."""
+        heads = 2 if discrete else 4
+        trunk, rest = tuple(tensors[:-heads]), tensors[-heads:]
+        return cls(trunk, rest[0], rest[1], None, None) if discrete else cls(trunk, *rest)
+
+
 class Latent(NamedTuple):
     """What kind of latent an RSSM has; plain numbers, so that it passes through ``torch.library``."""
 

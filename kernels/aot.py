@@ -29,6 +29,7 @@ from typing import Any
 from apv_fast.structure import Latent
 
 from . import interpreting
+from .aot_imagination import imagination
 from .rssm_arguments import WARPS, Backward, Forward, make_shape
 from .rssm_arguments import Device as Chip
 
@@ -285,6 +286,7 @@ KERNELS: tuple[Kernel, ...] = (
     *_knn_bonus(),
     *_image_loss(),
     *_adam(),
+    *(Kernel(**row) for row in imagination()),
 )
 
 

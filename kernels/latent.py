@@ -38,10 +38,10 @@ NONE, GIVEN, SEED = 0, 1, 2  # where noise comes from
 
 
 class Noise(NamedTuple):
-    """Noise of one step: element j of row r is at the flat index ``offset + r·row + j`` of the whole call's noise."""
+    """Noise of one step: element j of row r is number ``offset + r·row + j`` of the whole call's noise."""
 
-    source: Tensor | None  # contiguous, or an int64 scalar: the seed, or None: modes
-    offset: int
+    source: Tensor | None  # the step's part of a contiguous tensor, or an int64 scalar: the seed, or None: modes
+    offset: int  # where the step begins in the whole; only a seed needs it
     row: int
 
     @property
@@ -55,13 +55,21 @@ def whole(noise: Tensor | None, width: int) -> Noise:
     return Noise(noise if noise is None else noise.contiguous(), 0, width)
 
 
+def noise_of_step(noise: Tensor | None, t: int, offset: int, row: int) -> Noise:
+    """Noise of step t of a call, whose element j of row r is number ``t·offset + r·row + j``; ``noise`` contiguous."""
+    if noise is not None and noise.is_floating_point():
+        return Noise(noise.view(-1)[t * offset :], 0, row)
+    return Noise(noise, t * offset, row)
+
+
 @triton.jit
-def noise_at(source, index, mask, KIND: tl.constexpr, NORMAL: tl.constexpr, ACC: tl.constexpr):
-    """Noise of the elements ``index``: loaded, or made of the seed that ``source`` points to."""
+def noise_at(source, offset, index, mask, KIND: tl.constexpr, NORMAL: tl.constexpr, ACC: tl.constexpr):
+    """Noise of the elements ``index`` of a step: loaded, or made of the seed that ``source`` points to."""
     if KIND == 1:
         return tl.load(source + index, mask, 0.0).to(ACC)
-    seed = tl.load(source)
-    return (normal(seed, index) if NORMAL else gumbel(seed, index)).to(ACC)
+    else:  # not left out: what follows a return is compiled too
+        seed, number = tl.load(source), offset + index
+        return (normal(seed, number) if NORMAL else gumbel(seed, number)).to(ACC)
 
 
 @triton.jit
@@ -101,7 +109,7 @@ def sample_categorical_kernel(
     row, j, column, mask = _groups(n, S, C, BG, CP)
     score = tl.load(stats + row * stats_row + j, mask, 0.0).to(ACC)
     if KIND > 0:
-        score += noise_at(noise, noise_offset + row * noise_row + j, mask, KIND, False, ACC)
+        score += noise_at(noise, noise_offset, row * noise_row + j, mask, KIND, False, ACC)
     z = one_hot(score, column, C)
     store(stoch + row * stoch_row + j, z, mask)
     if NARROW:
@@ -143,7 +151,7 @@ def sample_gaussian_kernel(
     z = tl.load(stats + row * stats_row + j, mask, 0.0).to(ACC)
     if KIND > 0:
         std = 2.0 * sigmoid(tl.load(stats + row * stats_row + S + j, mask, 0.0).to(ACC) * 0.5) + MIN_STD
-        z += std * noise_at(noise, noise_offset + row * noise_row + j, mask, KIND, True, ACC)
+        z += std * noise_at(noise, noise_offset, row * noise_row + j, mask, KIND, True, ACC)
     store(stoch + row * stoch_row + j, z, mask)
     if NARROW:
         store(narrow + row * narrow_row + j, z, mask)
@@ -161,7 +169,7 @@ def gaussian_backward_kernel(
     of_std = tl.zeros_like(grad)
     if KIND > 0:
         s = sigmoid(tl.load(stats + row * stats_row + S + j, mask, 0.0).to(ACC) * 0.5)
-        of_std = grad * noise_at(noise, noise_offset + row * noise_row + j, mask, KIND, True, ACC) * s * (1.0 - s)
+        of_std = grad * noise_at(noise, noise_offset, row * noise_row + j, mask, KIND, True, ACC) * s * (1.0 - s)
     if OWN:
         grad += tl.load(grad_stats + row * grad_stats_row + j, mask, 0.0).to(ACC)
         of_std += tl.load(grad_stats + row * grad_stats_row + S + j, mask, 0.0).to(ACC)
@@ -244,7 +252,8 @@ def sample_latent_backward(
     """The gradient of ``stats [..., M]`` from that of the sample, ``[..., L]``; None: modes of one-hots have none."""
     if latent.discrete and not sampled:
         return None
-    flat, width = stats.reshape(-1, stats.shape[-1]), grad.shape[-1]
+    flat, width = stats.reshape(-1, stats.shape[-1]).contiguous(), grad.shape[-1]
     out = torch.empty_like(flat)
-    sample_backward_into(grad.reshape(-1, width), None, flat, whole(noise, width), latent, out)
+    rows = grad.reshape(-1, width).contiguous()  # that of a sum is one number, expanded
+    sample_backward_into(rows, None, flat, whole(noise, width), latent, out)
     return out.view(stats.shape)

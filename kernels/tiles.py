@@ -19,7 +19,9 @@ INTERPRETED = tl.constexpr(interpreting())
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """``x`` in ``dtype``, to the nearest; Triton's interpreter would truncate to bfloat16, so there the bits are added."""
+    """``x`` in ``dtype``, to the nearest; the interpreter would truncate to bfloat16, so there the bits are rounded."""
+    if x.dtype == tl.float64 and dtype != tl.float64:
+        x = x.to(tl.float32)  # there is no conversion of double to bfloat16
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000

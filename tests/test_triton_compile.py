@@ -23,6 +23,7 @@ for kernel in aot.KERNELS:
     report = aot.compile_kernel(kernel, int(sys.argv[1]))
     accesses = re.findall(r"\\b(ld|st)\\.global", report.ptx)
     row = {key: value for key, value in vars(report).items() if key != "ptx"} | {"accesses": accesses}
+    row["wgmma"] = report.ptx.count("wgmma.mma_async")
     print(json.dumps(row))
 """
 
@@ -65,6 +66,19 @@ def test_lambda_return_waits_for_memory_once(compiled: Callable[[int], dict[str,
     assert accesses[:loads] == ["ld"] * loads
     # Forward: r, d, v without its first row, bootstrap. Backward: g, d, v and G without their first rows, bootstrap.
     assert loads == (15 + 15 + 14 + 1 if ".forward." in name else 15 + 15 + 14 + 14 + 1)
+
+
+IMAGINATION = [
+    kernel.name
+    for kernel in aot.KERNELS
+    if kernel.name.startswith("imagination.") and "dense:" in kernel.target and "one_row" not in kernel.name
+]
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGINATION if name.endswith((".bf16", ".tf32"))])
+def test_imagination_uses_hoppers_tensor_cores(compiled: Callable[[int], dict[str, dict[str, Any]]], name: str) -> None:
+    """Warpgroup products, which Triton gives up where an operand's layout does not suit them."""
+    assert compiled(90)[name]["wgmma"] > 0
 
 
 def test_names_are_unique() -> None:

@@ -139,8 +139,9 @@ class Behavior(nn.Module):
                 seq = self.imagine(model, start, is_terminal, noise)
             with annotate("target"):
                 target = self.target(seq)
-            actor_loss, actor_metrics = self.actor_loss(seq, target)
-            critic_loss, critic_metrics = self.critic_loss(seq, target)
+            with annotate("actor_critic"):
+                actor_loss, actor_metrics = self.actor_loss(seq, target)
+                critic_loss, critic_metrics = self.critic_loss(seq, target)
         metrics = {"imag_reward": seq["reward"].detach().mean(), "imag_target": target.detach().mean()}
         return actor_loss, critic_loss, metrics | actor_metrics | critic_metrics
 

@@ -11,6 +11,7 @@ from torch import Tensor, distributions, nn
 
 from apv_fast.nn.distributions import ActionDistribution, OneHot, TruncatedNormal
 from apv_fast.nn.init import dense, keras_init
+from apv_fast.structure import ActorParams
 
 
 class Trunk(nn.Module):
@@ -107,6 +108,13 @@ class Actor(nn.Module):
         self.std = None if discrete else nn.Linear(units, action_dim)
         self.min_std, self.dtype = min_std, dtype
         keras_init(self)
+
+    def params(self) -> ActorParams:
+        """The weights as the ops take them, in the dtype of the products."""
+        heads = [layer for layer in (self.out, self.std) if layer is not None]
+        layers = [*self.trunk.layers, *heads]
+        tensors = [x.to(self.dtype) for layer in layers for x in (layer.weight, layer.bias)]
+        return ActorParams.of(tensors, discrete=self.std is None)
 
     def forward(self, feat: Tensor) -> ActionDistribution:
         """The distribution of actions, in float32 at least."""
