@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.cost.machine import MACHINES, Machine, with_ceilings
-from bench.cost.ops import PARTS, floor, stack_of
+from bench.cost.ops import PARTS, floor, knn_in_fp32, stack_of
 from bench.cost.scan import Scan, backward_step, forward_step, observe, two_scans
 from bench.cost.work import Work, total
 
@@ -51,7 +51,11 @@ QUESTIONS = (
     Question("rssm_imagine", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", FORWARD),
     Question("rssm_imagine", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", FORWARD_BACKWARD),
     Question("knn_bonus", {"Q": 2300, "N": 4096, "d": 128, "k": 16}, "float32", FORWARD),
+    Question("video_bonus", {"B": 50, "T": 50, "F": 2048, "N": 4096, "d": 128, "k": 16}, "float32", FORWARD),
     Question("lambda_return", {"H": 15, "N": 2500}, "float32", FORWARD_BACKWARD),
+    Question("image_loss", {"B": 50, "T": 50}, "bfloat16", FORWARD_BACKWARD),
+    Question("normalize_image", {"B": 50, "T": 50}, "bfloat16", FORWARD),
+    Question("keras_adam", {"models": 3}, "float32", FORWARD),
     Question("kl_balance", {"B": 50, "T": 50, "S": 32, "C": 32}, "float32", FORWARD_BACKWARD),
     Question("pretrain_update", {"B": 16, "T": 25, **UPDATE}, "bfloat16", FORWARD_BACKWARD),
     Question("pretrain_update", {"B": 50, "T": 50, **UPDATE}, "bfloat16", FORWARD_BACKWARD),
@@ -119,6 +123,8 @@ def op_lines(machine: Machine) -> list[str]:
         elif op == "stacked_observe":
             both = two_scans(*stack_of(shape, dtype), machine, backward=back)
             rows.append(_line("two scans", shape_name(shape), dtype, passed, both, machine))
+        elif op == "knn_bonus":
+            rows.append(_line("product in fp32", shape_name(shape), dtype, passed, knn_in_fp32(shape), machine))
     return columns(rows, 4)
 
 

@@ -210,12 +210,14 @@ def test_results_of_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "because" in whys["test_small.py::test_fails"]
     assert "in a fixture" in whys["test_small.py::test_broken"]
     assert "no_such_module" in whys["test_wrong.py"]
+    assert found["unfinished"] == []
     assert found["skips"] == {"no reason": 1, "gymnasium_is_not_here is not installed": 1}
 
 
 def test_results_until_the_time_was_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that was skipped is not one of the tests that were collected."""
-    lines = [{"collected": 4}, {"test": "f.py", "outcome": "skipped", "seconds": 0.0, "why": "x is not installed"}]
+    lines: list[dict[str, Any]] = [{"collected": 4}, {"started": "g.py::a"}, {"started": "g.py::hangs"}]
+    lines += [{"test": "f.py", "outcome": "skipped", "seconds": 0.0, "why": "x is not installed"}]
     lines += [{"test": "g.py::a", "outcome": "passed", "seconds": 1.0, "why": ""}]
     written = tmp_path / "written"
     written.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -227,6 +229,7 @@ def test_results_until_the_time_was_up(tmp_path: Path, monkeypatch: pytest.Monke
     found = suite.run(report, tmp_path / "log", 1.0)
     assert time.monotonic() - start < 30
     assert found["stopped"] and (found["passed"], found["skipped"], found["not_run"]) == (1, 1, 3)
+    assert found["unfinished"] == ["g.py::hangs"]
 
 
 def test_tests_that_could_not_run_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
 from bench import roofline
 from bench.cost.machine import MACHINES, with_ceilings
-from bench.cost.ops import PARTS, floor, stack_of
+from bench.cost.ops import PARTS, floor, knn_in_fp32, stack_of
 from bench.cost.scan import Scan, backward_step, forward_step, observe, stacked, two_scans
 from bench.cost.updates import decoder_layers, encoder_layers
 from bench.cost.work import Work, pointwise, product, total
@@ -89,11 +89,33 @@ def test_targets_leave_room_above_the_floor() -> None:
 
 
 def test_knn_is_bound_by_arithmetic() -> None:
-    """2300 · 4096 · 128 · 2 = 2.4 GFLOP at 67 TFLOP/s are 36 µs."""
-    found = floor("knn_bonus", {"Q": 2300, "N": 4096, "d": 128, "k": 16}, "float32", "forward", H100)
+    """2300 · 4096 · 128 · 2 = 2.4 GFLOP: 36 µs at 67 TFLOP/s, 4.9 µs as a filter at 495; then 16 rows a query again."""
+    shape = {"Q": 2300, "N": 4096, "d": 128, "k": 16}
+    plain = total(knn_in_fp32(shape), H100)
+    assert plain.spent["fp32"] == pytest.approx(2.4117e9 / 67e12, rel=1e-4)
+    assert plain.bound.startswith("fp32")
+    found = floor("knn_bonus", shape, "float32", "forward", H100)
     assert found is not None
-    assert found.spent["fp32"] == pytest.approx(2.4117e9 / 67e12, rel=1e-4)
-    assert found.bound.startswith("fp32")
+    assert found.spent["tf32"] == pytest.approx(2.4117e9 / 495e12, rel=1e-4)
+    assert found.spent["L2"] == pytest.approx(2300 * 16 * 512 / 7e12)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "dtype", "passed", "megabytes"),
+    [  # 30.7 M numbers of images; 13.2 M weights a model
+        ("image_loss", {"B": 50, "T": 50}, "bfloat16", "forward", 92.2),
+        ("image_loss", {"B": 50, "T": 50}, "float32", "forward_backward", 153.6 + 276.5),
+        ("normalize_image", {"B": 50, "T": 50}, "bfloat16", "forward", 92.2),
+        ("keras_adam", {"models": 1}, "float32", "forward", 13.17 * 32),
+        ("kl_balance", {"B": 50, "T": 50, "S": 32, "C": 32}, "float32", "forward_backward", 6 * 10.24),
+        ("lambda_return", {"H": 15, "N": 2500}, "float32", "forward_backward", 0.6 + 1.05),
+        ("rssm_step", {"B": 1, "E": 1536, "A": 4, **FULL}, "bfloat16", "forward", 2 * 13.11),
+    ],
+)
+def test_bytes_of_the_others(op: str, shape: dict[str, int], dtype: str, passed: str, megabytes: float) -> None:
+    """What crosses device memory, in megabytes."""
+    parts = PARTS[op](shape, dtype, passed == "forward_backward", H100)
+    assert sum(part.hbm for part in parts) / 1e6 == pytest.approx(megabytes, rel=0.01)
 
 
 def test_imagination_at_600_teraflops() -> None:
@@ -136,7 +158,8 @@ def test_measured_ceilings_replace_the_data_sheet() -> None:
 
 
 def test_no_model_no_floor() -> None:
-    assert floor("rssm_step", {"B": 1}, "float32", "forward", H100) is None
+    assert floor("no_op", {"B": 1}, "float32", "forward", H100) is None
+    assert floor("rssm_observe", {"B": 1}, "float32", "forward", H100) is None  # sizes are missing
 
 
 def test_every_question_has_a_floor(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +176,7 @@ def test_every_question_has_a_floor(capsys: pytest.CaptureFixture[str]) -> None:
 def test_measurements_are_printed_beside_their_floors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape = {"B": 16, "T": 50, "E": 1536, "A": 0, **FULL}
     row = {"op": "rssm_observe", "backend": "triton", "dtype": "bfloat16", "shape": shape, "pass": "forward"}
-    other = {**row, "op": "rssm_step", "median_ms": 1.0}
+    other = {**row, "op": "no_op", "median_ms": 1.0}
     on_cpu = {**row, "device": "cpu", "median_ms": 99.0}
     content = {
         "rows": [{**row, "device": "cuda", "median_ms": 0.866}, other, on_cpu],

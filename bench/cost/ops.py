@@ -48,10 +48,53 @@ def _imagine(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list
     return parts
 
 
+def _step(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    """One posterior step of B rows: every weight is read once; a launch a phase, and two for the prior."""
+    scan = Scan.of({**shape, "T": 1}, dtype)
+    widths = ((scan.L + scan.A, scan.H), (scan.H + scan.D, 3 * scan.D), (scan.D + scan.E, scan.H), (scan.H, scan.M))
+    return [*(product("step", scan.B, width, out, dtype) for width, out in widths), *prior_head(scan)]
+
+
 def _knn_bonus(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
-    """Exact differences would be three operations a number; this is the product's two, in fp32 without tensor cores."""
+    """Distances by a product in tf32, which leaves k rows a query to look at again exactly.
+
+    The product alone in fp32, without tensor cores, is :func:`knn_in_fp32`.
+    """
+    q, n, d, k = (shape[name] for name in ("Q", "N", "d", "k"))
+    rows = Work("neighbours", 3.0 * q * k * d, "fp32", l2=4.0 * q * k * d, hbm=4.0 * q, launches=1)
+    return [Work("filter", 2.0 * q * n * d, "tf32", hbm=4.0 * (q * d + n * d), launches=1), rows]
+
+
+def knn_in_fp32(shape: Shape) -> list[Work]:
+    """All distances as a product in fp32."""
     q, n, d = shape["Q"], shape["N"], shape["d"]
     return [Work("distances", 2.0 * q * n * d, "fp32", hbm=4.0 * (q * d + n * d + q), launches=1)]
+
+
+def _video_bonus(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    """Projection of every step, neighbours of every window, and a new queue beside the old one."""
+    b, t, f, n, d = (shape[name] for name in ("B", "T", "F", "N", "d"))
+    windows = {"Q": b * (t - updates.WINDOW + 1), "N": n, "d": d, "k": shape["k"]}
+    queue = pointwise("queue", 4.0 * n * d, 4.0 * n * d)
+    return [product("project", b * t, f, d, dtype), queue, *_knn_bonus(windows, dtype, backward, machine)]
+
+
+def _image_loss(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    """Mean and bytes in; for the gradient both once more, and the gradient out."""
+    numbers, size = shape["B"] * shape["T"] * updates.IMAGE, BYTES[dtype]
+    parts = [pointwise("forward", numbers * (size + 1), 4)]
+    return [*parts, pointwise("backward", numbers * (size + 1), numbers * size)] if backward else parts
+
+
+def _normalize_image(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    numbers = shape["B"] * shape["T"] * updates.IMAGE
+    return [pointwise("normalize", numbers, numbers * BYTES[dtype])]
+
+
+def _keras_adam(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    """``models`` times the dense layers of an RSSM at full size, with their biases."""
+    layers = ((1024, 1074), (3072, 2048), (1024, 1024), (1024, 1024), (1024, 2560), (1024, 1024))
+    return updates.optimiser(shape["models"] * sum(rows * (columns + 1) for rows, columns in layers))
 
 
 def _lambda_return(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
@@ -81,7 +124,12 @@ PARTS: dict[str, Parts] = {
     "rssm_observe": _observe,
     "stacked_observe": _stacked,
     "rssm_imagine": _imagine,
+    "rssm_step": _step,
     "knn_bonus": _knn_bonus,
+    "video_bonus": _video_bonus,
+    "image_loss": _image_loss,
+    "normalize_image": _normalize_image,
+    "keras_adam": _keras_adam,
     "lambda_return": _lambda_return,
     "kl_balance": _kl_balance,
     "kl_balance_normal": _kl_balance,

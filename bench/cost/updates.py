@@ -126,6 +126,6 @@ def finetune(
 def _bonus(shape: Mapping[str, int], width: int) -> list[Work]:
     """Window mean and projection, distances, the queue."""
     queries = shape["B"] * (shape["T"] - WINDOW + 1)
-    distances = Work("distances", 2.0 * queries * QUEUE * PROJECTION, "fp32", launches=1)
+    distances = Work("distances", 2.0 * queries * QUEUE * PROJECTION, "tf32", launches=2)
     project = product("project", queries, width, PROJECTION, "float32")
     return [project, distances, pointwise("queue", 4.0 * QUEUE * PROJECTION, 4.0 * QUEUE * PROJECTION)]

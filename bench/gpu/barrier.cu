@@ -16,7 +16,7 @@ constexpr int kThreads = 256;
 constexpr int kLate = 8;  // trips to L2 and back, one after the other: some microseconds
 
 __global__ void latency_kernel(uint32_t* counter, int rounds) {
-  Barrier barrier{counter};
+  Barrier barrier{counter, 0};
   for (int round = 0; round < rounds; ++round) {
     barrier.arrive();
     barrier.wait(0);
@@ -32,7 +32,7 @@ __device__ uint32_t delay(uint32_t seed) {
 }
 
 __global__ void stress_kernel(uint32_t* counter, int* rows, int* wrong, int rounds, int fault) {
-  Barrier barrier{counter};
+  Barrier barrier{counter, 0};
   const int thread = threadIdx.x, block = blockIdx.x, blocks = gridDim.x;
   uint32_t state = block;
   for (int round = 1; round <= rounds; ++round) {

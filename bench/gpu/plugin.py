@@ -50,6 +50,12 @@ def pytest_xdist_node_collection_finished(node: object, ids: list[str]) -> None:
     _write(collected=len(ids))
 
 
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """A test begins: if it has no result later, it was at work when the run ended."""
+    if not _in_worker():
+        _write(started=nodeid)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """The result of one test, or of a part of it that failed or was skipped."""
     if _in_worker() or (report.when != "call" and report.outcome == "passed"):

@@ -19,7 +19,7 @@ from bench.gpu.checkout import ROOT, environment
 from bench.gpu.plugin import VARIABLE
 
 PROCESSES = 12  # most of the time goes to compiling kernels, which the CPU does
-TEST_SECONDS = 90  # after which a test is taken to hang
+TEST_SECONDS = 240  # after which a test is taken to hang; some compile a kernel for each of many shapes
 SANITIZED = "sanitize"  # tests under compute-sanitizer: marked so, small shapes
 TESTS = ("tests",)
 
@@ -91,12 +91,15 @@ def _finish(command: list[str], report: Path, log: Path, seconds: float) -> dict
 
 def summary(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Of a report's lines: how many tests were "collected", "passed", "failed", "skipped", "not_run"; "failures" (test,
-    why), "skips" (why -> how many) and the "slowest" tests.
+    why), "unfinished" (begun and without a result), "skips" (why -> how many) and the "slowest" tests.
     """
     found: dict[str, dict[str, Any]] = {}
+    started: dict[str, None] = {}
     collected = 0
     for line in lines:
-        if "collected" in line:
+        if "started" in line:
+            started[line["started"]] = None
+        elif "collected" in line:
             collected = max(collected, line["collected"])
         elif line["test"] not in found or line["outcome"] in ("failed", "error"):
             found[line["test"]] = line
@@ -109,6 +112,7 @@ def summary(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
         **{name: counts[name] for name in ("passed", "failed", "skipped")},
         "not_run": max(0, collected - sum("::" in test for test in found)),  # else a module
         "failures": [{"test": line["test"], "why": line["why"]} for line in bad],
+        "unfinished": [test for test in started if test not in found],
         "skips": dict(skips),
         "slowest": [{"test": line["test"], "seconds": line["seconds"]} for line in slowest],
     }

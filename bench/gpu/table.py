@@ -75,6 +75,7 @@ def test_lines(tests: Mapping[str, Any]) -> Iterator[str]:
     counts = ", ".join(f"{tests[name]} {name.replace('_', ' ')}" for name in ("passed", "failed", "skipped", "not_run"))
     yield f"tests: {counts} of {tests['collected']} in {tests['seconds']:.0f} s" + _error(tests)
     yield from _some([f"  FAILED {one['test']}: {one['why']}" for one in tests["failures"]])
+    yield from _some([f"  at work when the time was up: {test}" for test in tests["unfinished"]])
 
 
 def _error(found: Mapping[str, Any]) -> str:
