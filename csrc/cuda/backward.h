@@ -1,5 +1,5 @@
-// The scan's way back: T steps of five phases, a barrier of the grid after each; see apv_fast/scan/core.py, whose phase 4
-// is two here, since every gradient of the GRU's preactivations needs its row's sums.
+// The scan's way back: T steps of five phases, a barrier of the grid after each; see apv_fast/scan/core.py, whose phase
+// 4 is two here, since every gradient of the GRU's preactivations needs its row's sums.
 //
 //   1  dstats  product with dx_{t+1}; back through the samples; whole latents, for the softmax      groups of latents
 //   2  dy      product with dstats                                                                  tiles of H
@@ -10,67 +10,10 @@
 // No atomic adds of numbers: the order of every sum is fixed, so runs are equal bit for bit.
 #pragma once
 
+#include "backward_plan.h"
 #include "walk.h"
 
 namespace apv_fast::cuda {
-
-// Offsets in bytes, computed on the host.
-struct BackwardPlan {
-  int64_t shared_partial, shared_normed, shared_before, shared_given, shared_grad, shared_rest, shared_carry,
-      shared_scales, shared_sums, shared_y, shared_x, shared_probs, shared_latent, shared_stats, shared_rstd,
-      shared_means, shared_keep, shared_weights;
-  int64_t counter, stats, y, parts, x, zeroed, sums, weights;
-};
-
-template <class X>
-APV_HD BackwardPlan plan_backward(const Sizes& n, int blocks) {
-  const int64_t items = X::kItems * sizeof(float);
-  const int deter = slots(n.deter_tiles(), blocks), hidden = slots(n.hidden_tiles(), blocks);
-  const int64_t groups = int64_t{slots(n.groups(), blocks)} * X::kRows * n.group_width() * sizeof(float);
-  BackwardPlan p{};
-  Arena shared;
-  p.shared_partial = shared.take(X::kWarps * X::kSlabsAtOnce * items);
-  p.shared_normed = shared.take(deter * 3 * items);
-  p.shared_before = shared.take(deter * items);
-  p.shared_given = shared.take(deter * items);
-  p.shared_grad = shared.take(deter * 3 * items);
-  p.shared_rest = shared.take(deter * items);
-  p.shared_carry = shared.take(deter * items);
-  p.shared_scales = shared.take(deter * 6 * kTile * sizeof(float));
-  p.shared_sums = shared.take(deter * 6 * X::kWorkers * sizeof(float));
-  p.shared_y = shared.take(hidden * items);
-  p.shared_x = shared.take(hidden * items);
-  p.shared_probs = shared.take(groups);
-  p.shared_latent = shared.take(groups);
-  p.shared_stats = shared.take(n.C ? groups : 2 * groups);
-  p.shared_rstd = shared.take(X::kRows * sizeof(float));
-  p.shared_means = shared.take(X::kRows * sizeof(Pair));
-  p.shared_keep = shared.take(2 * X::kRows * sizeof(float));
-  p.shared_weights = shared.used;
-  Arena workspace;
-  p.counter = workspace.take(128);
-  p.stats = workspace.take(buffer_chunks(n.stats_steps(), X::kTiles) * sizeof(Quad));
-  p.y = workspace.take(buffer_chunks(n.hidden_steps(), X::kTiles) * sizeof(Quad));
-  p.parts = workspace.take(buffer_chunks(n.gate_steps(), X::kTiles) * sizeof(Quad));
-  p.x = workspace.take(buffer_chunks(n.hidden_steps(), X::kTiles) * sizeof(Quad));
-  p.zeroed = workspace.used;
-  p.sums = workspace.take(int64_t{X::kRows} * n.deter_tiles() * sizeof(Pair));
-  p.weights = workspace.used;
-  return p;
-}
-
-struct BackwardShares {
-  Share input, deter, obs, dist, stoch;  // deter and obs: the same tiles
-  Division rest;
-
-  APV_HD BackwardShares(const Sizes& n, const Division& division) : rest(division) {
-    input = rest.take(n.hidden_tiles(), n.gate_steps() * kLanes, false);
-    deter = rest.take(n.deter_tiles(), n.gate_steps() * kLanes, false);
-    obs = rest.take(n.deter_tiles(), n.hidden_steps() * kLanes, false);
-    dist = rest.take(n.hidden_tiles(), n.stats_steps() * kLanes, true);
-    stoch = rest.take(n.groups(), n.group_tiles() * n.hidden_steps() * kLanes, true);
-  }
-};
 
 template <class X>
 struct Backward : Walk<X> {
@@ -251,7 +194,8 @@ struct Backward : Walk<X> {
     }
   }
 
-  // Phase 2, and in phase 5: the gradient before ELU of the block's own hidden units, from its product with what is at `from`.
+  // Phase 2, and in phase 5: the gradient before ELU of the block's own hidden units, from its product with what is at
+  // `from`.
   APV_DEVICE void elu_product(const Share& share, int64_t from, int steps, const float* made, int64_t to, Half* grads,
                               int t) {
     float* partial = shared(plan.shared_partial);
@@ -356,8 +300,7 @@ struct Backward : Walk<X> {
         for (int gate = 0; gate < 3; ++gate) {
           const int i = (slot * 3 + gate) * X::kItems + item;
           const float x = shared(plan.shared_normed)[i], grad = shared(plan.shared_grad)[i];
-          const Half made =
-              narrow(shared(plan.shared_rstd)[row] * (grad - means[row].first - x * means[row].second));
+          const Half made = narrow(shared(plan.shared_rstd)[row] * (grad - means[row].first - x * means[row].second));
           *published(plan.parts, row, gate * n.deter_tiles() + tile, unit) = made;
           scan.dparts[(step_of(row, t) * 3 + gate) * n.D + d] = made;
         }
@@ -407,7 +350,8 @@ struct Backward : Walk<X> {
       const int tile = own.deter.tile(slot);
       each_item([&](int item, int row, int unit) {
         const int d = tile * kTile + unit;
-        if (row < n.B && d < n.D) scan.dstart[int64_t{row} * n.D + d] = shared(plan.shared_carry)[slot * X::kItems + item];
+        if (row < n.B && d < n.D)
+          scan.dstart[int64_t{row} * n.D + d] = shared(plan.shared_carry)[slot * X::kItems + item];
       });
       for (int i = thread(); i < 6 * kTile; i += X::kThreads) {
         const int which = i / kTile, d = tile * kTile + i % kTile;

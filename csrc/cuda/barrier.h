@@ -1,5 +1,5 @@
-// A barrier of the whole grid: everything that any thread wrote before arrive() is visible to every thread after wait().
-// Between the two a block may do what needs nothing from the others.
+// A barrier of the whole grid: everything that any thread wrote before arrive() is visible to every thread after
+// wait(). Between the two a block may do what needs nothing from the others.
 #pragma once
 
 #include "device.h"

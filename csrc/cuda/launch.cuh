@@ -30,7 +30,8 @@ inline std::string find_device(Device& device) {
   return {};
 }
 
-// Allows a kernel all the shared memory there is, for this plan and others, and asks whether all of its blocks run at the same time.
+// Allows a kernel all the shared memory there is, for this plan and others, and asks whether all of its blocks run at
+// the same time.
 template <class Kernel>
 std::string check_occupancy(Kernel kernel, const ApvScan& scan, const Device& device) {
   const int threads = 32 * kWarpsOnDevice, bytes = static_cast<int>(scan.shared_bytes);
@@ -67,7 +68,8 @@ std::string launch_on_device(const ApvScan& scan, Kernel kernel, void* stream) {
   const cudaStream_t on = static_cast<cudaStream_t>(stream);
   cudaError_t error = cudaMemsetAsync(scan.workspace, 0, plan.zeroed, on);
   if (error == cudaSuccess) {
-    error = cudaLaunchCooperativeKernel(kernel, dim3(scan.blocks), dim3(32 * kWarpsOnDevice), arguments, scan.shared_bytes, on);
+    error = cudaLaunchCooperativeKernel(kernel, dim3(scan.blocks), dim3(32 * kWarpsOnDevice), arguments,
+                                        scan.shared_bytes, on);
   }
   if (error == cudaSuccess) return {};
   cudaGetLastError();

@@ -1,20 +1,21 @@
 // Who owns what, and where it lies.
 //
 // A tile is eight outputs of one product: the width of a tensor-core operand. A block owns whole tiles for the whole
-// scan. Eight consecutive units of one row, in bfloat16, are one chunk of 16 bytes: what a tile gives to the next product,
-// and what one thread feeds to the tensor cores at once. Products run over their inner dimension in steps of 32, four
-// chunks; within a step its order is free as long as both operands agree, so that both are stored as the threads of a
-// warp read them: lane l holds the chunk l%4 of row (or column) l/4. No ldmatrix, no bank conflict, no partial sector.
+// scan. Eight consecutive units of one row, in bfloat16, are one chunk of 16 bytes: what a tile gives to the next
+// product, and what one thread feeds to the tensor cores at once. Products run over their inner dimension in steps of
+// 32, four chunks; within a step its order is free as long as both operands agree, so that both are stored as the
+// threads of a warp read them: lane l holds the chunk l%4 of row (or column) l/4. No ldmatrix, no bank conflict, no
+// partial sector.
 #pragma once
 
 #include "scan.h"
 
 namespace apv_fast::cuda {
 
-constexpr int kTile = 8;        // outputs
-constexpr int kStep = 32;       // of the inner dimension
-constexpr int kLanes = 32;      // and chunks: 8 rows × 4
-constexpr int kMaxRows = 64;    // of one launch
+constexpr int kTile = 8;      // outputs
+constexpr int kStep = 32;     // of the inner dimension
+constexpr int kLanes = 32;    // and chunks: 8 rows × 4
+constexpr int kMaxRows = 64;  // of one launch
 
 // What a test can ask the emulator to leave out: the wait after phase 1 to 5, or one of these.
 constexpr int kFaultStart = 6;

@@ -39,9 +39,12 @@ template <template <class> class Pass, int WARPS>
 typename Pass<Shape<WARPS, 1>>::Plan offsets_of(const ApvScan& scan, int blocks) {
   const Sizes n(scan);
   switch (row_tiles(scan.batch)) {
-    case 1: return Pass<Shape<WARPS, 1>>::plan(n, blocks);
-    case 2: return Pass<Shape<WARPS, 2>>::plan(n, blocks);
-    default: return Pass<Shape<WARPS, 4>>::plan(n, blocks);
+    case 1:
+      return Pass<Shape<WARPS, 1>>::plan(n, blocks);
+    case 2:
+      return Pass<Shape<WARPS, 2>>::plan(n, blocks);
+    default:
+      return Pass<Shape<WARPS, 4>>::plan(n, blocks);
   }
 }
 
@@ -55,8 +58,8 @@ std::string make_plan(ApvScan& scan, const Device& device) {
   blocks = min(blocks, device.blocks);
   const auto offsets = offsets_of<Pass, WARPS>(scan, blocks);
   if (offsets.shared_weights > device.shared_bytes) {
-    return "its state takes " + std::to_string(offsets.shared_weights) + " bytes of shared memory a block, and there are " +
-           std::to_string(device.shared_bytes);
+    return "its state takes " + std::to_string(offsets.shared_weights) +
+           " bytes of shared memory a block, and there are " + std::to_string(device.shared_bytes);
   }
   const int begin = static_cast<int>(offsets.shared_weights / static_cast<int64_t>(sizeof(Quad)));
   int end = begin;  // of what the block that holds most has, if everything is resident

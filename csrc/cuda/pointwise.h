@@ -1,5 +1,5 @@
-// The arithmetic between the products, for one number each: bfloat16, activations, gates and their backward, LayerNorm's
-// statistics, the latents' sample. The same code on the GPU and, in the tests, on the CPU.
+// The arithmetic between the products, for one number each: bfloat16, activations, gates and their backward,
+// LayerNorm's statistics, the latents' sample. The same code on the GPU and, in the tests, on the CPU.
 #pragma once
 
 #include <cmath>

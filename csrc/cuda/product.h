@@ -1,5 +1,5 @@
-// The product of a phase: rows from a buffer that all blocks wrote, weights of the block's own tile. The warps of a block
-// split the inner dimension and add up in shared memory.
+// The product of a phase: rows from a buffer that all blocks wrote, weights of the block's own tile. The warps of a
+// block split the inner dimension and add up in shared memory.
 #pragma once
 
 #include "weights.h"
@@ -13,11 +13,11 @@ struct Shape {
   static constexpr int kTiles = TILES;
   static constexpr int kThreads = 32 * WARPS;
   static constexpr int kRows = 16 * TILES;
-  static constexpr int kItems = kRows * kTile;               // rows × units of a tile; whole warps
+  static constexpr int kItems = kRows * kTile;                            // rows × units of a tile; whole warps
   static constexpr int kWorkers = kItems < kThreads ? kItems : kThreads;  // threads that have items; each one unit's
-  static constexpr int kTeam = kThreads / kRows;             // threads that share a row; a power of two, within a warp
-  static constexpr int kAhead = TILES >= 4 ? 2 : 4;          // steps whose loads are under way together
-  static constexpr int kSlabsAtOnce = TILES == 1 ? 4 : 2;    // of a tile wider than three slabs
+  static constexpr int kTeam = kThreads / kRows;           // threads that share a row; a power of two, within a warp
+  static constexpr int kAhead = TILES >= 4 ? 2 : 4;        // steps whose loads are under way together
+  static constexpr int kSlabsAtOnce = TILES == 1 ? 4 : 2;  // of a tile wider than three slabs
   static_assert(kTeam >= 1 && kTeam <= 32 && (kTeam & (kTeam - 1)) == 0);
 };
 
@@ -38,23 +38,23 @@ APV_DEVICE void multiply(Sums<X, SLABS>& sums, const Rows& rows, const Weights& 
   const int steps = rows.steps;
   for (int begin = warp(); begin < steps; begin += X::kWarps * X::kAhead) {
     Quad a[X::kAhead][X::kTiles][2];
-  APV_UNROLL
+    APV_UNROLL
     for (int i = 0; i < X::kAhead; ++i) {
       const int step = begin + i * X::kWarps;
-  APV_UNROLL
+      APV_UNROLL
       for (int m = 0; m < X::kTiles * 2; ++m) {
         const bool some = step < steps && m * 8 < rows.count;
         a[i][m / 2][m % 2] = load_fresh_if(some, rows.data + (step * X::kTiles * 2 + m) * kLanes + lane());
       }
     }
-  APV_UNROLL
+    APV_UNROLL
     for (int i = 0; i < X::kAhead; ++i) {
       const int step = begin + i * X::kWarps;
       if (step >= steps) break;
-  APV_UNROLL
+      APV_UNROLL
       for (int n = 0; n < SLABS; ++n) {
         const Quad b = read_weights<RESIDENT>(weights, (n * stride + first + step) * kLanes + lane());
-  APV_UNROLL
+        APV_UNROLL
         for (int m = 0; m < X::kTiles; ++m) {
           const Quad &low = a[i][m][0], &high = a[i][m][1];
           mma(sums.at[n][m], low.x, high.x, low.y, high.y, b.x, b.y);
@@ -67,7 +67,8 @@ APV_DEVICE void multiply(Sums<X, SLABS>& sums, const Rows& rows, const Weights& 
 
 // The whole product of one tile, as partial sums of each warp at partial[(warp·SLABS + slab)·kItems + row·8 + unit].
 template <class X, int SLABS>
-APV_DEVICE void product(float* partial, const Rows& rows, const Weights& weights, bool resident, int stride, int first) {
+APV_DEVICE void product(float* partial, const Rows& rows, const Weights& weights, bool resident, int stride,
+                        int first) {
   Sums<X, SLABS> sums = {};
   if (resident) {
     multiply<X, SLABS, true>(sums, rows, weights, stride, first);
@@ -77,10 +78,10 @@ APV_DEVICE void product(float* partial, const Rows& rows, const Weights& weights
   if (!fault(kFaultSumsRead)) sync_threads();  // the last product's sums have been read
   APV_UNROLL
   for (int n = 0; n < SLABS; ++n) {
-  APV_UNROLL
+    APV_UNROLL
     for (int m = 0; m < X::kTiles; ++m) {
       float* to = partial + (warp() * SLABS + n) * X::kItems + (m * 16 + lane() / 4) * kTile + lane() % 4 * 2;
-      const float(&s)[4] = sums.at[n][m];
+      const float (&s)[4] = sums.at[n][m];
       *reinterpret_cast<Pair*>(to) = {s[0], s[1]};
       *reinterpret_cast<Pair*>(to + 8 * kTile) = {s[2], s[3]};
     }

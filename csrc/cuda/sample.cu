@@ -1,9 +1,8 @@
 // The prior's samples: kernels and launches.
 
-#include "sample.h"
-
 #include "api.h"
 #include "launch.cuh"
+#include "sample.h"
 
 namespace apv_fast::cuda {
 

@@ -7,7 +7,7 @@ namespace apv_fast::cuda {
 
 template <int TILES>
 __global__ void __launch_bounds__(32 * kWarpsOnDevice, 1)
-forward_kernel(const __grid_constant__ ApvScan scan, const __grid_constant__ ForwardPlan plan) {
+    forward_kernel(const __grid_constant__ ApvScan scan, const __grid_constant__ ForwardPlan plan) {
   Forward<Shape<kWarpsOnDevice, TILES>>(scan, plan).run();
 }
 
@@ -15,9 +15,12 @@ namespace {
 
 auto kernel_for(const ApvScan& scan) {
   switch (row_tiles(scan.batch)) {
-    case 1: return forward_kernel<1>;
-    case 2: return forward_kernel<2>;
-    default: return forward_kernel<4>;
+    case 1:
+      return forward_kernel<1>;
+    case 2:
+      return forward_kernel<2>;
+    default:
+      return forward_kernel<4>;
   }
 }
 
@@ -27,7 +30,9 @@ auto kernel_for(const ApvScan& scan) {
 
 using namespace apv_fast::cuda;
 
-APV_EXPORT const char* apv_plan_forward(ApvScan* scan) { return keep_text(plan_on_device<ForwardPass>(*scan, kernel_for(*scan))); }
+APV_EXPORT const char* apv_plan_forward(ApvScan* scan) {
+  return keep_text(plan_on_device<ForwardPass>(*scan, kernel_for(*scan)));
+}
 
 APV_EXPORT const char* apv_forward(const ApvScan* scan, void* stream) {
   return keep_text(launch_on_device<ForwardPass>(*scan, kernel_for(*scan), stream));

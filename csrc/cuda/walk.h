@@ -13,7 +13,8 @@ struct Walk {
   const Sizes n;
   Barrier barrier;
 
-  APV_DEVICE Walk(const ApvScan& scan, int64_t counter) : scan(scan), n(scan), barrier{static_cast<uint32_t*>(bytes(counter)), 0} {}
+  APV_DEVICE Walk(const ApvScan& scan, int64_t counter)
+      : scan(scan), n(scan), barrier{static_cast<uint32_t*>(bytes(counter)), 0} {}
 
   // The workspace at an offset in bytes, and shared memory.
   APV_DEVICE void* bytes(int64_t offset) const { return static_cast<char*>(scan.workspace) + offset; }

@@ -59,9 +59,12 @@ APV_EXPORT const char* apv_plan_backward(ApvScan* scan) { return plan_pass<Backw
 APV_EXPORT const char* apv_forward(const ApvScan* scan, void*) {
   return launch<ForwardPass>(*scan, [](const ApvScan& s, const ForwardPlan& plan) {
     switch (row_tiles(s.batch)) {
-      case 1: return Forward<Shape<kWarps, 1>>(s, plan).run();
-      case 2: return Forward<Shape<kWarps, 2>>(s, plan).run();
-      default: return Forward<Shape<kWarps, 4>>(s, plan).run();
+      case 1:
+        return Forward<Shape<kWarps, 1>>(s, plan).run();
+      case 2:
+        return Forward<Shape<kWarps, 2>>(s, plan).run();
+      default:
+        return Forward<Shape<kWarps, 4>>(s, plan).run();
     }
   });
 }
@@ -69,9 +72,12 @@ APV_EXPORT const char* apv_forward(const ApvScan* scan, void*) {
 APV_EXPORT const char* apv_backward(const ApvScan* scan, void*) {
   return launch<BackwardPass>(*scan, [](const ApvScan& s, const BackwardPlan& plan) {
     switch (row_tiles(s.batch)) {
-      case 1: return Backward<Shape<kWarps, 1>>(s, plan).run();
-      case 2: return Backward<Shape<kWarps, 2>>(s, plan).run();
-      default: return Backward<Shape<kWarps, 4>>(s, plan).run();
+      case 1:
+        return Backward<Shape<kWarps, 1>>(s, plan).run();
+      case 2:
+        return Backward<Shape<kWarps, 2>>(s, plan).run();
+      default:
+        return Backward<Shape<kWarps, 4>>(s, plan).run();
     }
   });
 }

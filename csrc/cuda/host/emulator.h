@@ -1,9 +1,9 @@
 // A GPU in miniature, for tests: runs a kernel's source on the CPU, every CUDA thread as a fiber of its own.
 //
-// A fiber runs until it waits: for the other lanes of its warp (shuffles, mma), for its block, or for a counter. What runs
-// next depends on a seed: by default warps have fixed random ranks and the first that can run does, so that one block runs
-// as far ahead of the others as the barriers let it; "mixed" draws anew each time. So a missing barrier shows, and shared
-// memory begins as NaN. Not emulated: the order in which writes become visible, and time.
+// A fiber runs until it waits: for the other lanes of its warp (shuffles, mma), for its block, or for a counter. What
+// runs next depends on a seed: by default warps have fixed random ranks and the first that can run does, so that one
+// block runs as far ahead of the others as the barriers let it; "mixed" draws anew each time. So a missing barrier
+// shows, and shared memory begins as NaN. Not emulated: the order in which writes become visible, and time.
 #pragma once
 
 #include <ucontext.h>
