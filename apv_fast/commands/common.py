@@ -114,7 +114,7 @@ def needed_ops(config: PretrainConfig | FinetuneConfig) -> list[str]:
     ops = ["normalize_image", "rssm_observe", "rssm_imagine", "image_loss", "keras_adam"]
     ops.append("kl_balance" if config.model.discrete else "kl_balance_normal")
     if isinstance(config, FinetuneConfig):
-        ops += ["rssm_step", "lambda_return"]
+        ops += ["rssm_rollout", "rssm_step", "lambda_return"]
         ops += ["stacked_observe"] * config.stacked + ["video_bonus"] * config.bonus
     return ops
 

@@ -25,7 +25,7 @@ SEQUENCES = {"B": 16, "T": 25}
 PAPER = {"B": 50, "T": 50}
 HORIZON = {"horizon": 15}
 MODEL_OPS = ("rssm_observe", "kl_balance")
-TASK_OPS = ("stacked_observe", "rssm_step", "kl_balance", "knn_bonus", "lambda_return")
+TASK_OPS = ("stacked_observe", "rssm_rollout", "kl_balance", "knn_bonus", "lambda_return")
 
 
 def _model(dtype: torch.dtype, deter: int, hidden: int, cnn_depth: int) -> ModelConfig:
