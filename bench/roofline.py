@@ -50,6 +50,8 @@ QUESTIONS = (
     *_scans(),
     Question("rssm_imagine", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", FORWARD),
     Question("rssm_imagine", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", FORWARD_BACKWARD),
+    Question("rssm_rollout", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", FORWARD),
+    Question("rssm_rollout", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", FORWARD_BACKWARD),
     Question("knn_bonus", {"Q": 2300, "N": 4096, "d": 128, "k": 16}, "float32", FORWARD),
     Question("video_bonus", {"B": 50, "T": 50, "F": 2048, "N": 4096, "d": 128, "k": 16}, "float32", FORWARD),
     Question("lambda_return", {"H": 15, "N": 2500}, "float32", FORWARD_BACKWARD),

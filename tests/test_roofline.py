@@ -124,6 +124,8 @@ def test_imagination_at_600_teraflops() -> None:
     found = floor("rssm_imagine", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", "forward", slower)
     assert found is not None
     assert found.spent["bf16"] == pytest.approx(15 * 2 * 2500 * 8 * 1024**2 / 600e12)
+    whole = floor("rssm_rollout", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", "forward", slower)
+    assert whole is not None and 80 < 1e6 * whole.seconds / 15 < 125  # launches and the gather of rows included
 
 
 def test_convolutions() -> None:

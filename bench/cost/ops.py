@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 from bench.cost import updates
@@ -46,6 +47,14 @@ def _imagine(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list
         back = product("dx", scan.B, scan.H, scan.L, dtype)
         parts += [back, *imagination_step(scan)[1:]] * scan.T
     return parts
+
+
+def _rollout(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    """Imagination with the actor in the loop; its gradient goes through the model, and to the actor's weights."""
+    scan = Scan.of({"E": 0, **shape}, dtype)
+    actor = functools.partial(updates.head, "actor", scan.B, scan.L + scan.D, 2 * scan.A, dtype)
+    parts = [*imagination_step(scan), *actor()] * scan.T
+    return parts + [*imagination_step(scan), *actor(times=2)] * scan.T if backward else parts
 
 
 def _step(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
@@ -124,6 +133,7 @@ PARTS: dict[str, Parts] = {
     "rssm_observe": _observe,
     "stacked_observe": _stacked,
     "rssm_imagine": _imagine,
+    "rssm_rollout": _rollout,
     "rssm_step": _step,
     "knn_bonus": _knn_bonus,
     "video_bonus": _video_bonus,
