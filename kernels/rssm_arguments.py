@@ -102,7 +102,8 @@ class Shape(NamedTuple):
     MIN_STD: float
     NOISE: str  # "none", "given" or "seed"
     PRECISION: str  # of float32 products: "ieee" or "tf32"
-    BM: int  # rows a tile
+    BM: int  # rows a tile of products
+    ROWS: int  # rows a tile of pointwise phases, which are wider instead: fewer rows' statistics to merge a program
     UNITS: int  # GRU units a tile, each with its columns of r, c and g
     COLUMNS: int  # columns of x or y a tile
     GROUPS: int  # categorical variables (Gaussian: samples) a tile
@@ -113,7 +114,7 @@ class Shape(NamedTuple):
     SPLIT: int  # products split their sum in SPLIT slices, one or more a warp
     DEPTH: int  # terms of a slice loaded at once
     STAGES: int  # Triton's pipelining depth; it holds one buffer less
-    CELLS: int  # most cells of a product's accumulator, slices included
+    MANY_ROWS: int  # from here on, warps share a product's rows instead of its sum
 
     @property
     def unit_tiles(self) -> int:
@@ -129,8 +130,8 @@ class Device(NamedTuple):
     interpret: bool
 
 
-CELLS = 8192  # of a product's accumulator, slices included: 32 registers a thread
 WARPS = 8
+MANY_ROWS = 64
 RESERVED = 24 * 1024  # bytes of shared memory left to reductions and changes of layout
 
 
@@ -155,7 +156,7 @@ def make_shape(
     depth = max(8, 64 // itemsize)
     split = 1 if device.interpret else WARPS
     widest = max(4 * units, groups * classes)
-    stage = min(split, max(1, CELLS // (rows * widest))) * (rows + widest) * depth * itemsize
+    stage = (4 if rows >= MANY_ROWS else split) * (rows + widest) * depth * itemsize
     buffers = min(max((device.shared - RESERVED) // stage, 1), 3)
     if device.interpret:
         depth = max(16, power(max(3 * deter, deter + hidden, latent.stoch * classes)))
@@ -170,6 +171,7 @@ def make_shape(
         NOISE=noise,
         PRECISION=precision,
         BM=rows,
+        ROWS=rows if device.interpret else rows // 4,
         UNITS=units,
         COLUMNS=_spread(hidden, device),
         GROUPS=groups,
@@ -180,5 +182,5 @@ def make_shape(
         SPLIT=split,
         DEPTH=depth,
         STAGES=1 + buffers,
-        CELLS=CELLS,
+        MANY_ROWS=MANY_ROWS,
     )

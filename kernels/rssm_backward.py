@@ -52,14 +52,14 @@ def _stoch_grad(g, rows, row_mask, t, columns, inside, B, T, z: tl.constexpr, li
     return dz
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def sample_back_phase(pid, programs, t, B, T, g, z: tl.constexpr, link, upper: tl.constexpr):
     """1: dstats_t = of_stats_t + (dz through the sample)."""
     TILES: tl.constexpr = (z.S + z.GROUPS - 1) // z.GROUPS
     BM: tl.constexpr = z.BM
     BN: tl.constexpr = z.GROUPS * z.CLASSES
     for tile in range(pid, ((B + z.BM - 1) // z.BM) * TILES, programs):
-        rows, row_mask = rows_of(tile // TILES, B, z)
+        rows, row_mask = rows_of(tile // TILES, B, z.BM)
         at = rows * T + t
         columns, of, inside = latent_columns(tile % TILES, z)
         mask = row_mask[:, None] & inside[None, :]
@@ -87,12 +87,12 @@ def sample_back_phase(pid, programs, t, B, T, g, z: tl.constexpr, link, upper: t
         tl.store(out, rounded(dstats, g.dstats.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def look_back_phase(pid, programs, t, B, T, g, z: tl.constexpr):
     """2: dy_t = elu'(y_t)·W_distᵀ dstats_t."""
     TILES: tl.constexpr = (z.H + z.COLUMNS - 1) // z.COLUMNS
     for tile in range(pid, ((B + z.BM - 1) // z.BM) * TILES, programs):
-        rows, row_mask = rows_of(tile // TILES, B, z)
+        rows, row_mask = rows_of(tile // TILES, B, z.BM)
         columns = (tile % TILES) * z.COLUMNS + tl.arange(0, z.COLUMNS)
         inside = columns < z.H
         at = rows * T + t
@@ -102,13 +102,13 @@ def look_back_phase(pid, programs, t, B, T, g, z: tl.constexpr):
         tl.store(g.dy + cell, rounded(dy, g.dy.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def state_back_phase(pid, programs, t, B, T, g, z: tl.constexpr, link, upper: tl.constexpr):
     """3: dh_t = of_deter_t + W_obsᵀ dy_t + carry; through the gates to the normalised parts, with LayerNorm's sums."""
     TILES: tl.constexpr = (z.D + z.UNITS - 1) // z.UNITS
     BM: tl.constexpr = z.BM
     for tile in range(pid, ((B + z.BM - 1) // z.BM) * TILES, programs):
-        rows, row_mask = rows_of(tile // TILES, B, z)
+        rows, row_mask = rows_of(tile // TILES, B, z.BM)
         unit = (tile % TILES) * z.UNITS + tl.arange(0, z.UNITS)
         inside = unit < z.D
         mask = row_mask[:, None] & inside[None, :]
@@ -164,18 +164,18 @@ def state_back_phase(pid, programs, t, B, T, g, z: tl.constexpr, link, upper: tl
         tl.store(sums + TILES * B, second, row_mask)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def norm_back_phase(pid, programs, t, B, T, g, z: tl.constexpr):
     """4: dparts_t = LayerNorm'(dscaled)."""
-    BN: tl.constexpr = 2 * z.BACK
+    BN: tl.constexpr = 2 * z.BACK * (z.BM // z.ROWS)
     TILES: tl.constexpr = (3 * z.D + BN - 1) // BN
-    UNIT_TILES: tl.constexpr = (z.D + z.UNITS - 1) // z.UNITS
-    for tile in range(pid, ((B + z.BM - 1) // z.BM) * TILES, programs):
-        rows, row_mask = rows_of(tile // TILES, B, z)
+    SUMS: tl.constexpr = (z.D + z.UNITS - 1) // z.UNITS
+    for tile in range(pid, ((B + z.ROWS - 1) // z.ROWS) * TILES, programs):
+        rows, row_mask = rows_of(tile // TILES, B, z.ROWS)
         columns = (tile % TILES) * BN + tl.arange(0, BN)
         mask = row_mask[:, None] & (columns < 3 * z.D)[None, :]
         at = rows * T + t
-        first, second, _ = tile_sums(g.sums, rows, row_mask, B, UNIT_TILES)
+        first, second, _ = tile_sums(g.sums, rows, row_mask, B, SUMS)
         mean_1, mean_2 = tl.sum(first, 0) / (3 * z.D), tl.sum(second, 0) / (3 * z.D)
         mean = tl.load(g.norm + at * 2, row_mask, 0.0)
         rstd = tl.load(g.norm + at * 2 + 1, row_mask, 0.0)
@@ -186,13 +186,13 @@ def norm_back_phase(pid, programs, t, B, T, g, z: tl.constexpr):
         tl.store(g.dparts + cell, rounded(dparts, g.dparts.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def gru_back_phase(pid, programs, t, B, T, g, z: tl.constexpr):
     """5: [dx_t, carry] = W_gruᵀ dparts_t; dx_t ·= elu'(x_t); carry = keep_t·(carry + direct)."""
     K: tl.constexpr = 3 * z.D
     TILES: tl.constexpr = (z.H + z.D + z.BACK - 1) // z.BACK
     for tile in range(pid, ((B + z.BM - 1) // z.BM) * TILES, programs):
-        rows, row_mask = rows_of(tile // TILES, B, z)
+        rows, row_mask = rows_of(tile // TILES, B, z.BM)
         n = (tile % TILES) * z.BACK + tl.arange(0, z.BACK)
         at = rows * T + t
         both = product(g.dparts + at * K, row_mask, g.gru_weight + n.to(tl.int64) * K, n < z.H + z.D, K, z)

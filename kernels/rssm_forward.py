@@ -3,6 +3,10 @@
 A phase walks over its tiles with a stride of the number of programs, so it is right for any number of them, and reads
 only what earlier phases have written: between two phases lies a grid barrier (:mod:`apv_fast.kernels.grid`) or the end
 of a launch. All products have 16 to 64 rows; what a tile needs of the weights streams from L2.
+
+Phases are real functions. Inlined into the loop over time, what each computes from the thread's number alone was kept
+in registers through all the others (255 a thread, with spills, instead of 136), and a call is one more thing that no
+load can be moved across.
 """
 # Kernels are Triton, not Python.
 # mypy: allow-untyped-decorators, disable-error-code="no-untyped-def, assignment, misc, no-redef"
@@ -31,7 +35,7 @@ def _store_x(f, x, t, rows, columns, mask, T, z: tl.constexpr):
     tl.store(f.joined + rows[:, None] * (z.H + z.D) + columns[None, :], x, mask)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def input_phase(pid, programs, t, B, T, f, z: tl.constexpr):
     """1: x_t = elu(in_x_t + keep_t·W_stoch z_{t-1})."""
     if z.C > 0:
@@ -56,7 +60,7 @@ def input_phase(pid, programs, t, B, T, f, z: tl.constexpr):
         _store_x(f, x, t, rows, columns, mask, T, z)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def gru_phase(pid, programs, t, B, T, f, z: tl.constexpr):
     """2: parts_t = W_gru [x_t, keep_t·h_{t-1}] + b_gru, and each tile's mean and squared deviations.
 
@@ -65,7 +69,7 @@ def gru_phase(pid, programs, t, B, T, f, z: tl.constexpr):
     TILES: tl.constexpr = (z.D + z.UNITS - 1) // z.UNITS
     K: tl.constexpr = z.H + z.D
     for tile in range(pid, ((B + z.BM - 1) // z.BM) * TILES, programs):
-        rows, row_mask = rows_of(tile // TILES, B, z)
+        rows, row_mask = rows_of(tile // TILES, B, z.BM)
         n = tl.arange(0, 4 * z.UNITS)
         unit = (tile % TILES) * z.UNITS + n % z.UNITS
         columns = n // z.UNITS * z.D + unit
@@ -82,13 +86,15 @@ def gru_phase(pid, programs, t, B, T, f, z: tl.constexpr):
         tl.store(at + TILES * B, tl.sum(deviation * deviation, 1), row_mask)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def state_phase(pid, programs, t, B, T, f, z: tl.constexpr):
     """3: h_t = gates(LayerNorm(parts_t), keep_t·h_{t-1}); the tiles' statistics are merged by Chan's formula."""
-    TILES: tl.constexpr = (z.D + z.UNITS - 1) // z.UNITS
-    for tile in range(pid, ((B + z.BM - 1) // z.BM) * TILES, programs):
-        rows, row_mask = rows_of(tile // TILES, B, z)
-        means, squares, other = tile_sums(f.sums, rows, row_mask, B, TILES)
+    SUMS: tl.constexpr = (z.D + z.UNITS - 1) // z.UNITS
+    UNITS: tl.constexpr = z.UNITS * (z.BM // z.ROWS)
+    TILES: tl.constexpr = (z.D + UNITS - 1) // UNITS
+    for tile in range(pid, ((B + z.ROWS - 1) // z.ROWS) * TILES, programs):
+        rows, row_mask = rows_of(tile // TILES, B, z.ROWS)
+        means, squares, other = tile_sums(f.sums, rows, row_mask, B, SUMS)
         count = (3 * tl.minimum(tl.maximum(z.D - other * z.UNITS, 0), z.UNITS)).to(means.dtype)[:, None]
         mean = tl.sum(count * means, 0) / (3 * z.D)
         shift = means - mean[None, :]
@@ -98,7 +104,7 @@ def state_phase(pid, programs, t, B, T, f, z: tl.constexpr):
         tl.store(f.norm + at * 2, mean, first)
         tl.store(f.norm + at * 2 + 1, rstd, first)
 
-        unit = (tile % TILES) * z.UNITS + tl.arange(0, z.UNITS)
+        unit = (tile % TILES) * UNITS + tl.arange(0, UNITS)
         inside = unit < z.D
         mask = row_mask[:, None] & inside[None, :]
         gates = ()
@@ -123,12 +129,12 @@ def state_phase(pid, programs, t, B, T, f, z: tl.constexpr):
         tl.store(joined, tl.where(after[:, None], low, low * 0), mask)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def look_phase(pid, programs, t, B, T, f, z: tl.constexpr, link, lower: tl.constexpr):
     """4: y_t = elu(in_obs_t + W_obs h_t), and what ``link`` adds of a lower model's step t; ``lower`` is its shape."""
     TILES: tl.constexpr = (z.H + z.COLUMNS - 1) // z.COLUMNS
     for tile in range(pid, ((B + z.BM - 1) // z.BM) * TILES, programs):
-        rows, row_mask = rows_of(tile // TILES, B, z)
+        rows, row_mask = rows_of(tile // TILES, B, z.BM)
         columns = (tile % TILES) * z.COLUMNS + tl.arange(0, z.COLUMNS)
         inside = columns < z.H
         mask = row_mask[:, None] & inside[None, :]
@@ -185,7 +191,7 @@ def _sample_normal(f, rows, row_mask, tile, t, T, z: tl.constexpr):
     tl.store(f.sample + rows[:, None] * z.S + group[None, :], low, mask)
 
 
-@triton.jit
+@triton.jit(noinline=True)
 def sample_phase(pid, programs, t, B, T, f, z: tl.constexpr):
     """5: stats_t = W_dist y_t + b_dist; z_t = sample(stats_t). A tile has all classes of its variables.
 
@@ -194,7 +200,7 @@ def sample_phase(pid, programs, t, B, T, f, z: tl.constexpr):
     """
     TILES: tl.constexpr = (z.S + z.GROUPS - 1) // z.GROUPS
     for tile in range(pid, ((B + z.BM - 1) // z.BM) * TILES, programs):
-        rows, row_mask = rows_of(tile // TILES, B, z)
+        rows, row_mask = rows_of(tile // TILES, B, z.BM)
         columns, _, inside = latent_columns(tile % TILES, z)
         at = rows * T + t
         stats = product(f.y + at * z.H, row_mask, f.dist_weight + columns.to(tl.int64) * z.H, inside, z.H, z)

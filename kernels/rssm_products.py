@@ -1,8 +1,9 @@
 """Device functions that the phases of the RSSM scan are made of: products of a few rows, gathered sums, layouts.
 
-A product has 16 to 64 rows and a deep sum, so the sum is what warps share: operands are loaded as ``[SPLIT, rows,
-DEPTH]``, multiplied as a batch of SPLIT small products with an accumulator each, and added up once at the end. A warp's
-chain of dependent tensor-core instructions is then SPLIT times shorter.
+A product of 16 or 32 rows is nothing to share among eight warps but its deep sum: operands are loaded as ``[SPLIT,
+rows, DEPTH]``, multiplied as a batch of SPLIT small products with an accumulator each, and added up once at the end. A
+warp's chain of dependent tensor-core instructions is then SPLIT times shorter. (Triton gives the batch to the warps, so
+each warp then holds the whole result; with 64 rows that would be 64 registers a thread, and warps share the rows.)
 """
 # Kernels are Triton, not Python.
 # mypy: allow-untyped-decorators, disable-error-code="no-untyped-def"
@@ -16,9 +17,9 @@ from .tiles import INTERPRETED
 
 
 @triton.jit
-def rows_of(tile, B, z: tl.constexpr):
+def rows_of(tile, B, BM: tl.constexpr):
     """Row numbers ``[BM]`` of a row tile, as 64 bits so that no offset overflows, and which of them exist."""
-    rows = tl.arange(0, z.BM).to(tl.int64) + tile * z.BM
+    rows = tl.arange(0, BM).to(tl.int64) + tile * BM
     return rows, rows < B
 
 
@@ -28,11 +29,19 @@ def product(a_rows, a_mask, w_rows, w_mask, K: tl.constexpr, z: tl.constexpr):
 
     ``a`` may have been written by other programs of this launch: it is read past the L1 cache.
     """
+    if a_rows.shape[0] >= z.MANY_ROWS:
+        return _product_of_many(a_rows, a_mask, w_rows, w_mask, K, z)
+    else:
+        return _product_of_few(a_rows, a_mask, w_rows, w_mask, K, z)
+
+
+@triton.jit
+def _product_of_few(a_rows, a_mask, w_rows, w_mask, K: tl.constexpr, z: tl.constexpr):
+    """Of up to 32 rows: in SPLIT slices of the sum, a warp each."""
     BM: tl.constexpr = a_rows.shape[0]
     N: tl.constexpr = w_rows.shape[0]
     ACC: tl.constexpr = tl.float64 if a_rows.dtype.element_ty == tl.float64 else tl.float32
-    FIT: tl.constexpr = z.CELLS // (BM * N)
-    SPLIT: tl.constexpr = z.SPLIT if FIT >= z.SPLIT else (FIT if FIT >= 1 else 1)
+    SPLIT: tl.constexpr = z.SPLIT
     STEP: tl.constexpr = SPLIT * z.DEPTH
     k = (tl.arange(0, SPLIT) * z.DEPTH)[:, None, None] + tl.arange(0, z.DEPTH)[None, None, :]
     acc = tl.zeros([SPLIT, BM, N], ACC)
@@ -49,6 +58,30 @@ def product(a_rows, a_mask, w_rows, w_mask, K: tl.constexpr, z: tl.constexpr):
             w = w.to(ACC)
         acc = tl.dot(a, tl.permute(w, (0, 2, 1)), acc, input_precision=z.PRECISION, out_dtype=ACC)
     return tl.sum(acc, 0)
+
+
+@triton.jit
+def _product_of_many(a_rows, a_mask, w_rows, w_mask, K: tl.constexpr, z: tl.constexpr):
+    """Of 64 rows and more, which are enough for all warps to have rows of their own (and for wgmma on Hopper)."""
+    BM: tl.constexpr = a_rows.shape[0]
+    N: tl.constexpr = w_rows.shape[0]
+    ACC: tl.constexpr = tl.float64 if a_rows.dtype.element_ty == tl.float64 else tl.float32
+    STEP: tl.constexpr = 4 * z.DEPTH
+    k = tl.arange(0, STEP)[None, :]
+    acc = tl.zeros([BM, N], ACC)
+    for start in tl.range(0, K, STEP, num_stages=z.STAGES):
+        term = start + k
+        if K % STEP == 0:
+            a = tl.load(a_rows[:, None] + term, a_mask[:, None], 0.0, cache_modifier=".cg")
+            w = tl.load(w_rows[:, None] + term, w_mask[:, None], 0.0)
+        else:
+            a = tl.load(a_rows[:, None] + term, a_mask[:, None] & (term < K), 0.0, cache_modifier=".cg")
+            w = tl.load(w_rows[:, None] + term, w_mask[:, None] & (term < K), 0.0)
+        if INTERPRETED:  # its products of bfloat16 are wrong
+            a = a.to(ACC)
+            w = w.to(ACC)
+        acc = tl.dot(a, tl.trans(w), acc, input_precision=z.PRECISION, out_dtype=ACC)
+    return acc
 
 
 @triton.jit

@@ -1,10 +1,10 @@
 """``stacked_observe`` in Triton: both models' recurrences in one launch, as a wavefront that shares its barriers.
 
-Round r of the forward pass is step r of the lower model and step r - 1 of the upper one, phase by phase: T + 1 rounds of
-five barriers instead of 2T. The upper model's phase 4 reads the lower one's h and sample of its own step straight from
-the lower one's scratch: h_{r-1} is still there beside h_r, since it is kept by the parity of the step, and the sample is
-only replaced in phase 5. Backward, round r is the upper model's step T - 1 - r and the lower one's step T - r, which
-reads the dy that the upper one left a round ago.
+Round r of the forward pass is step r of the lower model and step r - 1 of the upper one, phase by phase: T + 1 rounds
+of five barriers instead of 2T. The upper model's phase 4 reads the lower one's h and sample of its own step straight
+from the lower one's scratch: h_{r-1} is still there beside h_r, since it is kept by the parity of the step, and the
+sample is only replaced in phase 5. Backward, round r is the upper model's step T - 1 - r and the lower one's step
+T - r, which reads the dy that the upper one left a round ago.
 
 The lower model's tiles go to the first programs and the upper one's to the last, so that phases with few tiles overlap.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from apv_fast.scan.core import ScanGrads, ScanInputs, Trace, TraceGrads
+from apv_fast.scan.core import Core, ScanGrads, ScanInputs, Trace, TraceGrads
 from apv_fast.scan.stacked import Link, Model, define_stacked
 
 from . import rssm_scan
@@ -87,7 +87,7 @@ def _shapes(lower: Model, upper: Model) -> tuple[Device, Shape, Shape]:
 class Wavefront:
     """:class:`apv_fast.scan.stacked.StackedCore` in Triton."""
 
-    core = TritonCore()
+    core: Core = TritonCore()
 
     def forward(
         self, lower: Model, upper: Model, link: Link, inputs: tuple[ScanInputs, ScanInputs]

@@ -56,7 +56,7 @@ def make_problem(batch: int, length: int, deter: int, hidden: int, stoch: int, d
 
 def small_tiles(*arguments: Any) -> Shape:
     """Two or more tiles of everything, products in two slices and two rounds."""
-    small = dict(BM=2, UNITS=4, COLUMNS=4, GROUPS=2, BACK=8, GATHER_ROWS=2, GATHER_COLUMNS=8, SPLIT=2, DEPTH=2)
+    small = dict(BM=2, ROWS=1, UNITS=2, COLUMNS=4, GROUPS=2, BACK=8, GATHER_ROWS=2, GATHER_COLUMNS=8, SPLIT=2, DEPTH=2)
     return make_shape(*arguments)._replace(**small)
 
 
