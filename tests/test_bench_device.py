@@ -540,7 +540,8 @@ def test_table_is_short_whatever_happened() -> None:
     whole = report(rows=rows, problems=many, left_out=many, not_run=many, tests=tests | {"seconds": 9.0})
     text = table.render(whole, MACHINES["h100"])
     assert len(text.splitlines()) < 60 and len(text) < 12_000
-    assert "99 failed" in text and "see the JSON file" in text
+    assert "99 failed" in text and text.splitlines()[-1].endswith("see the JSON file")
+    assert "observe B=16 forward over eager" in text and "op0" in text  # targets and the first results are there
 
 
 def test_ledger_counts_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def _others(found: Group, best: Row) -> str:
 
 
 def target_lines(rows: Sequence[Row]) -> list[str]:
-    """The targets, two a line to save room."""
+    """The targets of issue 3, which are for an H100, two a line to save room."""
     marks = {True: "met", False: "NOT MET", None: "-"}
     cells = [[v.what, v.wanted, v.measured, marks[v.met]] for v in verdicts(rows)]
     half = (len(cells) + 1) // 2
@@ -102,11 +102,11 @@ def render(report: Mapping[str, Any], machine: Machine) -> str:
     lines.append(f"build: {built.get('seconds', 0):.0f} s, {built.get('nvcc') or 'no nvcc'}{_error(built)}"[:WIDTH])
     lines += test_lines(report["tests"])
     lines += ceiling_lines(report["ceilings"])
-    lines += ["", *result_lines(report["rows"], machine), "", *target_lines(report["rows"]), ""]
     lines += _some([f"BROKEN {what}: {how}" for what, how in report["problems"].items()])
     lines += _some([f"no row: {what}: {why}" for what, why in report["left_out"].items()])
     lines += _some([f"not run: {what}: {why}" for what, why in report["not_run"].items()])
-    return fit(lines)
+    # Results come last, the most important first: if the table is too long, it loses the least.
+    return fit([*lines, "", *target_lines(report["rows"]), "", *result_lines(report["rows"], machine)])
 
 
 def fit(lines: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ def load() -> list[Contest]:
 
 def _rank(contest: Contest) -> tuple[int, int]:
     """What the targets speak of first; full precision, which is there for comparison, last."""
-    ops = ("rssm_observe", "pretrain_update", "finetune_update", "stacked_observe", "knn_bonus", "rssm_imagine")
+    ops = ("rssm_observe", "pretrain_update", "finetune_update", "stacked_observe", "knn_bonus", "rssm_rollout")
     dtypes = {"bfloat16": 0, "float32": 0 if contest.op not in ops or contest.op == "knn_bonus" else 2, "tf32": 1}
     return dtypes[contest.dtype], ops.index(contest.op) if contest.op in ops else len(ops)
 
