@@ -23,7 +23,7 @@ from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import Latent
 from bench import device, timing
 from bench.cost.machine import MACHINES
-from bench.gpu import barrier, build, contests, hoisted, pointwise, scans, suite, table, targets, updates, work
+from bench.gpu import barrier, build, contests, hoisted, plugin, pointwise, scans, suite, table, targets, updates, work
 from bench.gpu.checkout import ROOT, environment
 from bench.gpu.contests import Contest, Passes
 from bench.gpu.jobs import Job, Outcome, Worker, run_to_the_end
@@ -212,6 +212,26 @@ def test_results_of_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "no_such_module" in whys["test_wrong.py"]
     assert found["unfinished"] == []
     assert found["skips"] == {"no reason": 1, "gymnasium_is_not_here is not installed": 1}
+
+
+def test_what_matters_most_comes_first() -> None:
+    class Item:
+        def __init__(self, path: str, name: str) -> None:
+            self.path, self.name = Path(path), name
+
+    names = ["test_opcheck[observe-triton]", "test_values[ones-triton]", "test_values[odd-triton]"]
+    items: list[Any] = [Item("tests/test_rssm.py", name) for name in names]
+    items += [Item("tests/test_kl_balance.py", "test_values[triton]"), Item("tests/test_gpu.py", "test_full_size[x]")]
+    items += [Item("tests/test_gpu.py", "test_barrier_orders[x]")]
+    plugin.pytest_collection_modifyitems(items)
+    found = [f"{item.path.name} {item.name}" for item in items]
+    assert found[:2] == ["test_gpu.py test_barrier_orders[x]", "test_gpu.py test_full_size[x]"]
+    assert found[2:] == [
+        "test_rssm.py test_values[odd-triton]",
+        "test_kl_balance.py test_values[triton]",
+        "test_rssm.py test_values[ones-triton]",
+        "test_rssm.py test_opcheck[observe-triton]",
+    ]
 
 
 def test_results_until_the_time_was_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -499,6 +519,7 @@ def test_targets_are_held_against_the_fastest_of_ours() -> None:
     paper = {"B": 50, "T": 50}
     rows += [row("finetune_update", "auto", 30.0, peak_mb=500.0, shape=paper)]
     rows += [row("finetune_update", "reference", 300.0, peak_mb=1000.0, shape=paper)]
+    rows += [row("pretrain_update", "auto, without a graph", 3.0)]  # where a graph cannot be recorded
     found = {v.what: (v.measured, v.met) for v in targets.verdicts(rows)}
     assert found["observe B=16 forward"] == ("0.500 ms", True)
     assert found["observe B=16 forward over eager"] == ("19.80 x", False)
@@ -508,6 +529,7 @@ def test_targets_are_held_against_the_fastest_of_ours() -> None:
     assert found["fine-tuning update B50 T50"] == ("30.000 ms", False)
     assert found["fine-tuning update over eager"] == ("10.00 x", True)
     assert found["fine-tuning peak memory of eager's"] == ("50% (500 MB)", True)
+    assert found["pre-training update B16 T25"] == ("3.000 ms", True)
     assert found["pre-training peak memory of eager's"] == ("not measured", None)
 
 

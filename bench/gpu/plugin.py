@@ -15,8 +15,12 @@ import pytest
 
 VARIABLE = "APV_FAST_TEST_REPORT"
 OURS = ("apv_fast", "bench", "tests")
-FIRST = "test_gpu.py"  # full sizes and the barrier
-LAST = ("any_shape", "opcheck", "compiles", "gradcheck", "fake")  # many shapes to compile, or not about the kernels
+# In this order, since every size is a kernel to compile and the time may be up before the last: the barrier and full
+# sizes, then of the shared bodies the sizes that differ most, all else, and what is not about the kernels.
+FIRST = "test_gpu.py"
+EARLY = ("barrier", "wrong_order", "small")
+TELLING = ("odd", "gaussian", "wide")
+LAST = ("any_shape", "opcheck", "compiles", "gradcheck", "fake")
 
 
 def _write(**line: Any) -> None:
@@ -30,10 +34,17 @@ def _in_worker() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What matters most comes first, since the time may be up before the last."""
+    """What matters most comes first."""
 
-    def rank(item: pytest.Item) -> tuple[bool, bool]:
-        return any(word in item.name for word in LAST), item.path.name != FIRST
+    def rank(item: pytest.Item) -> int:
+        def has(words: tuple[str, ...]) -> bool:
+            return any(word in item.name for word in words)
+
+        if item.path.name == FIRST:
+            return 0 if has(EARLY) else 1
+        if has(LAST):
+            return 4
+        return 2 if has(TELLING) or "rssm" not in item.path.name else 3
 
     items.sort(key=rank)
 

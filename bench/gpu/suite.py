@@ -37,7 +37,7 @@ def command(expression: str, *, processes: int) -> list[str]:
         "cache_dir=build/.pytest_cache",
     ]
     if importlib.util.find_spec("xdist") and processes > 1:
-        parts += ["-n", str(processes), "--dist", "worksteal"]
+        parts += ["-n", str(processes), "--dist", "load", "--maxschedchunk", "1"]  # keeps the order
     if importlib.util.find_spec("pytest_timeout"):
         # By a thread: a signal's handler would wait for the call into CUDA that hangs.
         parts += ["--timeout", str(TEST_SECONDS), "--timeout-method", "thread"]

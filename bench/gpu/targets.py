@@ -8,7 +8,8 @@ from typing import Any
 
 FORWARD, FORWARD_BACKWARD = "forward", "forward_backward"
 REFERENCE, COMPILED_GRAPH, TWO_SCANS = "reference", "torch.compile in a graph", "two scans, "
-OURS = ("cuda", "triton", "auto")  # what a claim may be about, and how production runs an update
+# What a claim may be about: our backends for ops, and the ways in which production runs an update.
+OURS = ("cuda", "triton", "auto", "auto, without a graph")
 
 Row = dict[str, Any]
 
