@@ -4,7 +4,8 @@
 under pytest-benchmark. A case is one function in ``bench/cases/``; a new backend needs nothing here, its rows come from
 the table in ``apv_fast.backend``.
 
-``python -m bench.device`` proves and measures everything on a GPU, ``python -m bench.roofline`` prints what it must cost.
+``python -m bench.device`` proves and measures everything on a GPU; ``python -m bench.roofline`` prints what it must
+cost.
 
 Limits: figures are of this machine while it did this; compare within one run, where the contestants take turns.
 """
