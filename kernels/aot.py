@@ -30,7 +30,7 @@ from apv_fast.structure import Latent
 
 from . import interpreting
 from .aot_imagination import imagination
-from .rssm_arguments import WARPS, Backward, Forward, make_shape
+from .rssm_arguments import STACKED_REGISTERS, WARPS, Backward, Forward, LinkBackward, LinkForward, make_shape
 from .rssm_arguments import Device as Chip
 
 
@@ -114,49 +114,55 @@ def _kl_balance() -> Iterator[Kernel]:
     )
 
 
-def _image_loss() -> Iterator[Kernel]:
-    """2500 images of 64 x 64 x 3 without gaps, means in float32 and bfloat16; and means with channels first."""
-    target = "apv_fast.kernels.image_loss"
-    sizes = {"H": 64, "W": 64, "C": 3, "IMAGE_FLAT": True, "ACC": "fp32", "BLOCK": 2048}
-    image, count = {"image": "*u8"}, {"count": "i32"}
-    for dtype, flat in (("fp32", True), ("bf16", True), ("bf16", False)):
-        name = f"{dtype}{'' if flat else '.channels_first'}"
-        mean = {"mean": f"*{dtype}"}
-        forward = mean | image | {"partial": "*fp32"} | count
-        backward = {"grad": "*fp32"} | mean | image | {"grad_mean": f"*{dtype}"} | count | {"images": "i32"}
-        strides = {tensor: {f"{tensor}_{axis}": "i32" for axis in "nhwc"} for tensor in ("mean", "image", "grad")}
-        both = strides["mean"] | strides["image"]
-        loss = {"MEAN_FLAT": flat}
-        yield Kernel(
-            name=f"image_loss.forward.{name}",
-            target=f"{target}:forward_kernel",
-            signature=forward | both,
-            constants=sizes | loss | {"STEPS": 8},
-            aligned=frozenset(forward),
-        )
-        yield Kernel(
-            name=f"image_loss.backward.{name}",
-            target=f"{target}:backward_kernel",
-            signature=backward | both | strides["grad"],
-            constants=sizes | loss | {"GRAD_FLAT": flat},
-            aligned=frozenset(backward) - {"images"},
-        )
-        if flat:
-            normalize = image | {"out": f"*{dtype}"} | count
+def _rssm_types(kind: type[tuple[Any, ...]], dtype: str) -> tuple[str | None, ...]:
+    """Types of the fields of Forward and Backward for weights of ``dtype``, one-hot latents, noise from a seed."""
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    states = ("start", "deter", "stoch", "stats", "parts", "norm", "sums", "carry", "dnorm", "dscaled", "direct")
+    types = dict.fromkeys(states, f"*{wide}") | {"keep": "*u8", "noise": "*i64", "sample": "*i32"}
+    types |= {f"of_{name}": f"*{wide}" for name in ("deter", "stoch", "stats")}
+    return kind(*(types.get(name, f"*{dtype}") for name in kind._fields))  # type: ignore[attr-defined]
+
+
+def _rssm() -> Iterator[Kernel]:
+    """Full size, 16 and 50 sequences, tiles for an H100's 132 multiprocessors and an A100's shared memory."""
+    device, latent = Chip(132, 163 * 1024, False), Latent(32, 32)
+    cooperative = {"num_warps": WARPS, "launch_cooperative_grid": True}
+    single, stacked = "apv_fast.kernels.rssm_scan", "apv_fast.kernels.stacked_scan"
+    for name, batch in (("bf16", 16), ("bf16", 50), ("tf32", 50), ("fp32", 50)):
+        dtype, precision = ("bf16" if name == "bf16" else "fp32"), ("tf32" if name == "tf32" else "ieee")
+        z = make_shape(1024, 1024, latent, batch, 2 if dtype == "bf16" else 4, "seed", precision, device)
+        for direction, kind, link in (("forward", Forward, LinkForward), ("backward", Backward, LinkBackward)):
+            argument, types = "f" if direction == "forward" else "g", _rssm_types(kind, dtype)
+            sizes = {"B": "i32", "T": "i32"}
             yield Kernel(
-                name=f"normalize_image.{dtype}",
-                target=f"{target}:normalize_kernel",
-                signature=normalize | strides["image"],
-                constants=sizes,
-                aligned=frozenset(normalize),
+                name=f"rssm.{direction}.{name}.B{batch}",
+                target=f"{single}:{direction}_kernel",
+                signature={"counter": "*i32"} | sizes | {argument: types},
+                constants={"z": z},
+                aligned=frozenset({"counter", argument}),
+                options=cooperative,
             )
-    yield Kernel(
-        name="image_loss.finish",
-        target=f"{target}:finish_kernel",
-        signature={"partial": "*fp32", "loss": "*fp32", "programs": "i32", "images": "i32"},
-        constants={"CONSTANT": 11291.7, "ACC": "fp32", "BLOCK": 1024},
-        aligned=frozenset({"partial", "loss"}),
-    )
+            if name != "bf16":
+                continue
+            yield Kernel(
+                name=f"rssm.stacked.{direction}.{name}.B{batch}",
+                target=f"{stacked}:{direction}_kernel",
+                signature={"counter": "*i32"}
+                | sizes
+                | {"lower": types, "upper": types, "link": _rssm_types(link, dtype)},
+                constants={"zl": z, "zu": z},
+                aligned=frozenset({"counter", "lower", "upper", "link"}),
+                options=cooperative | ({"maxnreg": STACKED_REGISTERS} if direction == "forward" else {}),
+            )
+            for phase in range(1, 6) if batch == 16 else ():
+                yield Kernel(
+                    name=f"rssm.{direction}.phase{phase}.{name}",
+                    target=f"{single}:{direction}_phase_kernel",
+                    signature={"t": "i32"} | sizes | {argument: types},
+                    constants={"z": z, "PHASE": phase},
+                    aligned=frozenset({argument}),
+                    options={"num_warps": WARPS},
+                )
 
 
 def _knn_bonus() -> Iterator[Kernel]:
@@ -202,41 +208,49 @@ def _knn_bonus() -> Iterator[Kernel]:
     )
 
 
-def _rssm_types(kind: type[tuple[Any, ...]], dtype: str) -> tuple[str | None, ...]:
-    """Types of the fields of Forward and Backward for weights of ``dtype``, one-hot latents, noise from a seed."""
-    wide = "fp64" if dtype == "fp64" else "fp32"
-    states = ("start", "deter", "stoch", "stats", "parts", "norm", "sums", "carry", "dnorm", "dscaled", "direct")
-    types = dict.fromkeys(states, f"*{wide}") | {"keep": "*u8", "noise": "*i64", "sample": "*i32"}
-    types |= {f"of_{name}": f"*{wide}" for name in ("deter", "stoch", "stats")}
-    return kind(*(types.get(name, f"*{dtype}") for name in kind._fields))  # type: ignore[attr-defined]
-
-
-def _rssm() -> Iterator[Kernel]:
-    """Full size, 16 and 50 sequences, tiles for an H100's 132 multiprocessors and an A100's shared memory."""
-    target, device, latent = "apv_fast.kernels.rssm_scan", Chip(132, 163 * 1024, False), Latent(32, 32)
-    arguments = {"forward": ("f", Forward), "backward": ("g", Backward)}
-    for (name, dtype), batch in itertools.product((("bf16", "bf16"), ("tf32", "fp32"), ("fp32", "fp32")), (16, 50)):
-        precision = "tf32" if name == "tf32" else "ieee"
-        z = make_shape(1024, 1024, latent, batch, 2 if dtype == "bf16" else 4, "seed", precision, device)
-        for direction, (argument, kind) in arguments.items():
-            types = {"B": "i32", "T": "i32", argument: _rssm_types(kind, dtype)}
+def _image_loss() -> Iterator[Kernel]:
+    """2500 images of 64 x 64 x 3 without gaps, means in float32 and bfloat16; and means with channels first."""
+    target = "apv_fast.kernels.image_loss"
+    sizes = {"H": 64, "W": 64, "C": 3, "IMAGE_FLAT": True, "ACC": "fp32", "BLOCK": 2048}
+    image, count = {"image": "*u8"}, {"count": "i32"}
+    for dtype, flat in (("fp32", True), ("bf16", True), ("bf16", False)):
+        name = f"{dtype}{'' if flat else '.channels_first'}"
+        mean = {"mean": f"*{dtype}"}
+        forward = mean | image | {"partial": "*fp32"} | count
+        backward = {"grad": "*fp32"} | mean | image | {"grad_mean": f"*{dtype}"} | count | {"images": "i32"}
+        strides = {tensor: {f"{tensor}_{axis}": "i32" for axis in "nhwc"} for tensor in ("mean", "image", "grad")}
+        both = strides["mean"] | strides["image"]
+        loss = {"MEAN_FLAT": flat}
+        yield Kernel(
+            name=f"image_loss.forward.{name}",
+            target=f"{target}:forward_kernel",
+            signature=forward | both,
+            constants=sizes | loss | {"STEPS": 8},
+            aligned=frozenset(forward),
+        )
+        yield Kernel(
+            name=f"image_loss.backward.{name}",
+            target=f"{target}:backward_kernel",
+            signature=backward | both | strides["grad"],
+            constants=sizes | loss | {"GRAD_FLAT": flat},
+            aligned=frozenset(backward) - {"images"},
+        )
+        if flat:
+            normalize = image | {"out": f"*{dtype}"} | count
             yield Kernel(
-                name=f"rssm.{direction}.{name}.B{batch}",
-                target=f"{target}:{direction}_kernel",
-                signature={"counter": "*i32"} | types,
-                constants={"z": z},
-                aligned=frozenset({"counter", argument}),
-                options={"num_warps": WARPS, "launch_cooperative_grid": True},
+                name=f"normalize_image.{dtype}",
+                target=f"{target}:normalize_kernel",
+                signature=normalize | strides["image"],
+                constants=sizes,
+                aligned=frozenset(normalize),
             )
-            for phase in range(1, 6) if batch == 16 and name == "bf16" else ():
-                yield Kernel(
-                    name=f"rssm.{direction}.phase{phase}.{name}",
-                    target=f"{target}:{direction}_phase_kernel",
-                    signature={"t": "i32"} | types,
-                    constants={"z": z, "PHASE": phase},
-                    aligned=frozenset({argument}),
-                    options={"num_warps": WARPS},
-                )
+    yield Kernel(
+        name="image_loss.finish",
+        target=f"{target}:finish_kernel",
+        signature={"partial": "*fp32", "loss": "*fp32", "programs": "i32", "images": "i32"},
+        constants={"CONSTANT": 11291.7, "ACC": "fp32", "BLOCK": 1024},
+        aligned=frozenset({"partial", "loss"}),
+    )
 
 
 def _adam() -> Iterator[Kernel]:
@@ -282,10 +296,10 @@ def _adam() -> Iterator[Kernel]:
 KERNELS: tuple[Kernel, ...] = (
     *_lambda_return(),
     *_kl_balance(),
-    *_rssm(),
-    *_knn_bonus(),
     *_image_loss(),
     *_adam(),
+    *_knn_bonus(),
+    *_rssm(),
     *(Kernel(**row) for row in imagination()),
 )
 

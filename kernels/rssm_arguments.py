@@ -131,6 +131,7 @@ class Device(NamedTuple):
 
 
 WARPS = 8
+STACKED_REGISTERS = 168  # the forward wavefront's; ptxas, left alone, chooses 128 and spills
 MANY_ROWS = 64
 RESERVED = 24 * 1024  # bytes of shared memory left to reductions and changes of layout
 

@@ -172,12 +172,24 @@ def scan_grads(made: Backward) -> ScanGrads:
     return ScanGrads(made.dx, made.dparts, made.dy, made.dstats, made.carry, weight, bias)
 
 
-def launch(whole: Any, phase: Any, rounds: list[int], like: Tensor, arguments: tuple[Any, ...], programs: int) -> None:
-    """Run a recurrence: ``whole`` in one cooperative launch, or ``phase`` once a phase of each of ``rounds``."""
+def launch(
+    whole: Any,
+    phase: Any,
+    rounds: list[int],
+    like: Tensor,
+    arguments: tuple[Any, ...],
+    programs: int,
+    registers: int | None = None,
+) -> None:
+    """Run a recurrence: ``whole`` in one cooperative launch, or ``phase`` once a phase of each of ``rounds``.
+
+    ``registers`` is the most that a thread of ``whole`` may have.
+    """
     with on(like):
         if scan_driver(like.device)[0] == "persistent":
             counter = torch.zeros(1, dtype=torch.int32, device=like.device)
-            whole[(programs,)](counter, *arguments, num_warps=WARPS, launch_cooperative_grid=True)
+            options = {"num_warps": WARPS, "launch_cooperative_grid": True, "maxnreg": registers}
+            whole[(programs,)](counter, *arguments, **options)
             return
         for t in rounds:
             for number in range(1, PHASES.value + 1):

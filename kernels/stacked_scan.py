@@ -21,7 +21,7 @@ from apv_fast.scan.stacked import Link, Model, define_stacked
 
 from . import rssm_scan
 from .grid import grid_barrier
-from .rssm_arguments import Device, LinkBackward, LinkForward, Shape
+from .rssm_arguments import STACKED_REGISTERS, Device, LinkBackward, LinkForward, Shape
 from .rssm_backward import backward_phase
 from .rssm_forward import forward_phase
 from .rssm_scan import PHASES, TritonCore, packed, scan_grads
@@ -104,7 +104,8 @@ class Wavefront:
             arguments = (batch, length, fl, fu, seen, zl, zu)
             rounds = list(range(length + 1))
             like = lower.start.deter
-            rssm_scan.launch(forward_kernel, forward_phase_kernel, rounds, like, arguments, device.programs)
+            kernels = forward_kernel, forward_phase_kernel
+            rssm_scan.launch(*kernels, rounds, like, arguments, device.programs, STACKED_REGISTERS)
         return below, above
 
     def backward(

@@ -24,6 +24,7 @@ for kernel in aot.KERNELS:
     accesses = re.findall(r"\\b(ld|st)\\.global", report.ptx)
     row = {key: value for key, value in vars(report).items() if key != "ptx"} | {"accesses": accesses}
     row["wgmma"] = report.ptx.count("wgmma.mma_async")
+    row |= {name: report.ptx.count(name) for name in ("mma.sync", "cp.async.cg", "ld.global.nc", "ld.acquire.gpu")}
     print(json.dumps(row))
 """
 
@@ -79,6 +80,22 @@ IMAGINATION = [
 def test_imagination_uses_hoppers_tensor_cores(compiled: Callable[[int], dict[str, dict[str, Any]]], name: str) -> None:
     """Warpgroup products, which Triton gives up where an operand's layout does not suit them."""
     assert compiled(90)[name]["wgmma"] > 0
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", [kernel.name for kernel in aot.KERNELS if kernel.name.startswith("rssm.")])
+def test_rssm_scan_fits_and_uses_tensor_cores(
+    compiled: Callable[[int], dict[str, dict[str, Any]]], name: str, arch: int
+) -> None:
+    """Within an A100's shared memory; nothing that programs exchange is read through the cache for constants."""
+    report = compiled(arch)[name]
+    assert report["shared"] <= 163 * 1024
+    assert report["ld.global.nc"] == 0
+    pointwise = name in ("rssm.forward.phase1.bf16", "rssm.forward.phase3.bf16", "rssm.backward.phase4.bf16")
+    assert (report["mma.sync"] + report["wgmma"] > 0) == (not pointwise and ".fp32." not in name)
+    assert (report["wgmma"] > 0) == (arch == 90 and name.endswith(("bf16.B50", "tf32.B50")))
+    assert (report["cp.async.cg"] > 0) == (not pointwise)
+    assert report["ld.acquire.gpu"] == (0 if ".phase" in name else 5)  # a barrier after each phase
 
 
 def test_names_are_unique() -> None:
