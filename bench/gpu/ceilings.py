@@ -34,7 +34,7 @@ def events(work: Callable[[], object], runs: int = 10, warm_up: int = 3) -> floa
 
 
 def device() -> dict[str, float | str]:
-    """Name, multiprocessors, L2, memory, driver and clocks."""
+    """Name, multiprocessors, L2, memory, driver, clocks, and how the Triton scan would run."""
     properties = torch.cuda.get_device_properties(0)
     query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
     found = ""
@@ -49,14 +49,18 @@ def device() -> dict[str, float | str]:
         "sms": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
         "memory_gb": round(properties.total_memory / 1e9, 1),
-        "cooperative_launch": float(_cooperative()),
-        query: found,
+        "scan driver": _scan_driver(),
+        f"nvidia-smi {query}": found,
     }
 
 
-def _cooperative() -> bool:
-    """Whether the driver launches cooperative kernels; asked of the CUDA runtime where torch does not say."""
-    return bool(getattr(torch.cuda.get_device_properties(0), "cooperative_launch", True))
+def _scan_driver() -> str:
+    try:
+        from apv_fast.kernels.grid import scan_driver
+
+        return ": ".join(scan_driver(torch.device(DEVICE)))
+    except (ImportError, RuntimeError) as error:  # a fact among others, which must not cost the others
+        return f"{type(error).__name__}: {error}"
 
 
 def copy() -> Figures:
