@@ -196,12 +196,15 @@ class Run:
             say(f"{name}: {outcome.seconds:.0f} s{', ' + outcome.error if outcome.error else ''}")
             for contestant, how in broken.items():
                 self.ledger.broke(f"{name}: {contestant}", how)
-            if outcome.error:
+            if outcome.error and self.ledger.left(until) < 1:
+                self.ledger.skip(name, "the time was up while it ran")
+            elif outcome.error:
                 self.ledger.broke(name, outcome.error)
             else:
                 self.report["rows"] += outcome.result["rows"]
-                left_out = outcome.result["left_out"].items()
-                self.report["left_out"] |= {f"{name}: {who}": why for who, why in left_out}
+                self.report["left_out"] |= {f"{name}: {who}": why for who, why in outcome.result["left_out"].items()}
+                for who, why in outcome.result["failed"].items():
+                    self.ledger.broke(f"{name}: {who}", why)
 
     def finish(self) -> dict[str, Any]:
         """The report, complete."""

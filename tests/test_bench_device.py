@@ -19,7 +19,7 @@ import torch
 
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
 from apv_fast import ops
-from apv_fast.backend import IMPLEMENTATIONS, probe
+from apv_fast.backend import IMPLEMENTATIONS, BackendError, probe
 from apv_fast.ops import Latent
 from bench import device, timing
 from bench.cost.machine import MACHINES
@@ -408,10 +408,17 @@ def test_a_contestant_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
         def fails() -> Passes:
             raise ValueError("not here")
 
-        return {"fine": lambda: {"forward": lambda: None}, "fails": fails, "hung before": fails}
+        def refuses() -> Passes:
+            raise BackendError("not this dtype")
 
+        ours = {"triton, a launch a phase": fails, "cuda": refuses, "two scans, triton": fails, "auto": fails}
+        return {"fine": lambda: {"forward": lambda: None}, "fails": fails, "hung before": fails} | ours
+
+    monkeypatch.setattr(contests, "OURS", ("cuda", "triton"))
     found = compete("rssm_observe", players, TINY, without=["hung before"])
-    assert found["left_out"] == {"fails": "ValueError: not here"}
+    assert found["left_out"] == {"fails": "ValueError: not here", "cuda": "BackendError: not this dtype"}
+    failed = ("triton, a launch a phase", "two scans, triton", "auto")
+    assert found["failed"] == dict.fromkeys(failed, "ValueError: not here")
     assert [row["backend"] for row in found["rows"]] == ["fine"]
     assert found["rows"][0]["baseline_ratio"] is None
     with pytest.raises(RuntimeError, match="CUDA error"):  # ends the process, not only the contestant
@@ -639,8 +646,10 @@ class FakeWorker:
             return Outcome(job.name, results[job.kind])
         if job.name.endswith("b"):
             return Outcome(job.name, error="took more than 9 s")
+        if job.name.endswith("c"):
+            return Outcome(job.name, {"rows": [], "left_out": {}, "failed": {"triton": "ValueError: wrong"}})
         made = [row("rssm_observe", "triton", 0.5, "forward"), row("rssm_observe", "reference", 5.0, "forward")]
-        return Outcome(job.name, {"rows": made, "left_out": {"cuda": "not built"}})
+        return Outcome(job.name, {"rows": made, "left_out": {"cuda": "not built"}, "failed": {}})
 
 
 def passing(report: Path, log: Path, seconds: float) -> dict[str, Any]:
@@ -667,6 +676,19 @@ def test_whole_run(no_work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     from bench import roofline
 
     assert roofline.main(["--measured", str(path)]) == 0  # reads what this wrote
+
+
+def test_a_backend_that_should_have_run_is_a_problem(no_work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "gpu_name", lambda: "GPU")
+    monkeypatch.setattr(device, "Worker", FakeWorker)
+    path = no_work / "found.json"
+    assert device.main(["--sections", "contests", "--only", "knn", "--json", str(path)]) == 1
+    assert json.loads(path.read_text())["problems"] == {"knn_bonus c: triton": "ValueError: wrong"}
+    # A contest that the end of the time cut off has not failed.
+    monkeypatch.setattr(device, "MINIMUM", -1.0)
+    arguments = ["--sections", "contests", "--only", "observe b", "--seconds", "0", "--json", str(path)]
+    assert device.main(arguments) == 0
+    assert json.loads(path.read_text())["not_run"]["rssm_observe b"] == "the time was up while it ran"
 
 
 def test_sections_and_time(

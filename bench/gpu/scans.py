@@ -17,6 +17,7 @@ from bench.gpu.contests import (
     DEVICE,
     PHASES,
     REFERENCE_GRAPH,
+    TWO_SCANS,
     Contest,
     Passes,
     Players,
@@ -31,7 +32,6 @@ from bench.registry import REFERENCE
 FULL = {"deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}
 EMBED, ACTIONS = 1536, 4
 LSTM = "cuDNN LSTM float16"  # hidden 1024: a yardstick, less work than a posterior step
-TWO_SCANS = "two scans, "  # and the backend
 
 
 class Model:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from apv_fast.backend import BackendError
 from bench.gpu import barrier, ceilings, pointwise
-from bench.gpu.contests import CONTESTS, DEVICE, WARM, Contest, Passes, Work
+from bench.gpu.contests import CONTESTS, DEVICE, WARM, Contest, Passes, Work, is_ours
 from bench.gpu.worker import is_broken, message
 from bench.registry import REFERENCE
 from bench.report import summarize
@@ -57,7 +58,8 @@ def compete(contest: Contest, arguments: Mapping[str, Any], stage: Stage) -> dic
     """Prepare every contestant that can be, then time all of them in turns.
 
     Returns:
-        "rows", and "left_out": contestant -> why it has none.
+        "rows"; contestant -> why it has none: "left_out" if it is a rival, or a backend that says it cannot run this,
+        "failed" if it should have.
     """
     torch.manual_seed(0)
     torch.compiler.reset()
@@ -66,7 +68,7 @@ def compete(contest: Contest, arguments: Mapping[str, Any], stage: Stage) -> dic
     stage("the inputs")
     ready: dict[str, Passes] = {}
     peaks: dict[str, float] = {}
-    left_out: dict[str, str] = {}
+    missing: dict[str, dict[str, str]] = {"left_out": {}, "failed": {}}
     for name, prepare in contest.players(contest).items():
         if name in arguments["without"]:
             continue
@@ -76,9 +78,10 @@ def compete(contest: Contest, arguments: Mapping[str, Any], stage: Stage) -> dic
         except Exception as error:  # a contestant may need what is not here
             if is_broken(error):
                 raise
-            left_out[name] = message(error)
+            fault = is_ours(name) and not isinstance(error, BackendError)
+            missing["failed" if fault else "left_out"][name] = message(error)
     stage("")
-    return {"rows": _rows(contest, ready, peaks, arguments["pass_seconds"]), "left_out": left_out}
+    return {"rows": _rows(contest, ready, peaks, arguments["pass_seconds"]), **missing}
 
 
 def _prepared(prepare: Callable[[], Passes]) -> tuple[Passes, float]:
