@@ -78,7 +78,8 @@ class CudaCore:
     ) -> ScanGrads:
         """See :class:`apv_fast.scan.core.Core`."""
         given = [x if x is None else x.contiguous() for x in grads]
-        norm = [start.deter.new_empty(len(weights.norm_weight)) for _ in range(2)]
+        empty = start.deter.new_empty if len(start.deter) else start.deter.new_zeros  # no rows: no launch
+        norm = [empty(len(weights.norm_weight)) for _ in range(2)]
         made = ScanGrads(
             torch.empty_like(trace.x),
             trace.x.new_empty(trace.parts.shape),

@@ -196,12 +196,14 @@ struct Backward : Walk<X> {
 
   // Phase 2, and in phase 5: the gradient before ELU of the block's own hidden units, from its product with what is at
   // `from`.
+  template <int AHEAD>
   APV_DEVICE void elu_product(const Share& share, int64_t from, int steps, const float* made, int64_t to, Half* grads,
                               int t) {
     float* partial = shared(plan.shared_partial);
     for (int slot = 0; slot < share.count; ++slot) {
       const int tile = share.tile(slot);
-      product<X, 1>(partial, rows(from, steps), weights_of(share, slot, weights()), slot < share.resident, steps, 0);
+      product<X, 1, AHEAD>(partial, rows(from, steps), weights_of(share, slot, weights()), slot < share.resident, steps,
+                           0);
       each_item([&](int item, int row, int unit) {
         const int h = tile * kTile + unit;
         if (row >= n.B || h >= n.H) return;
@@ -213,11 +215,11 @@ struct Backward : Walk<X> {
   }
 
   APV_DEVICE void hidden_grad(int t) {
-    elu_product(own.dist, plan.stats, n.stats_steps(), shared(plan.shared_y), plan.y, scan.dy, t);
+    elu_product<X::kAhead>(own.dist, plan.stats, n.stats_steps(), shared(plan.shared_y), plan.y, scan.dy, t);
   }
 
   APV_DEVICE void input_grad(int t) {
-    elu_product(own.input, plan.parts, n.gate_steps(), shared(plan.shared_x), plan.x, scan.dx, t);
+    elu_product<X::kAheadLong>(own.input, plan.parts, n.gate_steps(), shared(plan.shared_x), plan.x, scan.dx, t);
   }
 
   // For phase 3 of step t.
@@ -310,7 +312,7 @@ struct Backward : Walk<X> {
 
   // Of the gradients of a row's normalised parts, plain and with the parts; each block for itself, in the same order.
   APV_DEVICE void row_means() {
-    constexpr int kBatch = 8;
+    constexpr int kBatch = X::kBatch;
     const int row = thread() / X::kTeam, member = thread() % X::kTeam, tiles = n.deter_tiles();
     const Pair* all = pairs(plan.sums) + min(row, n.B - 1) * tiles;
     Pair sum = {};
@@ -335,8 +337,8 @@ struct Backward : Walk<X> {
   APV_DEVICE void carry_grad(int t) {
     float* partial = shared(plan.shared_partial);
     for (int slot = 0; slot < own.deter.count; ++slot) {
-      product<X, 1>(partial, rows(plan.parts, n.gate_steps()), weights_of(own.deter, slot, weights()),
-                    slot < own.deter.resident, n.gate_steps(), 0);
+      product<X, 1, X::kAheadLong>(partial, rows(plan.parts, n.gate_steps()), weights_of(own.deter, slot, weights()),
+                                   slot < own.deter.resident, n.gate_steps(), 0);
       each_item([&](int item, int row, int) {
         const int i = slot * X::kItems + item;
         const float carry = total<X, 1>(partial, 0, item) + shared(plan.shared_rest)[i];

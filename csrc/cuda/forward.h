@@ -195,6 +195,7 @@ struct Forward : Walk<X> {
     constexpr int kBatch = 4;
     const int tiles = n.C ? n.class_tiles() : 0;
     float* latent = shared(plan.shared_latent);
+    APV_UNROLL_2
     for (int i = thread(); i < n.B * n.S; i += X::kThreads) {
       const int row = i / n.S, s = i % n.S;
       if (!n.C) {
@@ -294,7 +295,7 @@ struct Forward : Walk<X> {
 
   // LayerNorm's mean and 1/std of every row, from every tile's; each block makes them for itself, in the same order.
   APV_DEVICE void normalise(int t) {
-    constexpr int kBatch = 8;
+    constexpr int kBatch = X::kBatch;
     const int row = thread() / X::kTeam, member = thread() % X::kTeam, tiles = n.deter_tiles();
     const Pair* all = pairs(plan.moments) + min(row, n.B - 1) * tiles;
     const float pivot = load_fresh(all).first;

@@ -15,8 +15,11 @@ struct Shape {
   static constexpr int kRows = 16 * TILES;
   static constexpr int kItems = kRows * kTile;                            // rows × units of a tile; whole warps
   static constexpr int kWorkers = kItems < kThreads ? kItems : kThreads;  // threads that have items; each one unit's
-  static constexpr int kTeam = kThreads / kRows;           // threads that share a row; a power of two, within a warp
-  static constexpr int kAhead = TILES >= 4 ? 2 : 4;        // steps whose loads are under way together
+  static constexpr int kTeam = kThreads / kRows;  // threads that share a row; a power of two, within a warp
+  // Steps whose loads are under way together, in a product of one slab, of several, or over all gates; more would
+  // spill.
+  static constexpr int kAhead = 4, kAheadWide = TILES >= 4 ? 2 : 4, kAheadLong = 12 / TILES;
+  static constexpr int kBatch = TILES == 1 ? 8 : 16;       // tiles' sums that a thread loads together
   static constexpr int kSlabsAtOnce = TILES == 1 ? 4 : 2;  // of a tile wider than three slabs
   static_assert(kTeam >= 1 && kTeam <= 32 && (kTeam & (kTeam - 1)) == 0);
 };
@@ -33,13 +36,13 @@ struct Rows {
 };
 
 // Adds rows·weights; the weights' slabs have `stride` steps, of which these begin at `first`.
-template <class X, int SLABS, bool RESIDENT>
+template <class X, int SLABS, int AHEAD, bool RESIDENT>
 APV_DEVICE void multiply(Sums<X, SLABS>& sums, const Rows& rows, const Weights& weights, int stride, int first) {
   const int steps = rows.steps;
-  for (int begin = warp(); begin < steps; begin += X::kWarps * X::kAhead) {
-    Quad a[X::kAhead][X::kTiles][2];
+  for (int begin = warp(); begin < steps; begin += X::kWarps * AHEAD) {
+    Quad a[AHEAD][X::kTiles][2];
     APV_UNROLL
-    for (int i = 0; i < X::kAhead; ++i) {
+    for (int i = 0; i < AHEAD; ++i) {
       const int step = begin + i * X::kWarps;
       APV_UNROLL
       for (int m = 0; m < X::kTiles * 2; ++m) {
@@ -48,7 +51,7 @@ APV_DEVICE void multiply(Sums<X, SLABS>& sums, const Rows& rows, const Weights& 
       }
     }
     APV_UNROLL
-    for (int i = 0; i < X::kAhead; ++i) {
+    for (int i = 0; i < AHEAD; ++i) {
       const int step = begin + i * X::kWarps;
       if (step >= steps) break;
       APV_UNROLL
@@ -66,14 +69,14 @@ APV_DEVICE void multiply(Sums<X, SLABS>& sums, const Rows& rows, const Weights& 
 }
 
 // The whole product of one tile, as partial sums of each warp at partial[(warp·SLABS + slab)·kItems + row·8 + unit].
-template <class X, int SLABS>
+template <class X, int SLABS, int AHEAD = SLABS == 1 ? X::kAhead : X::kAheadWide>
 APV_DEVICE void product(float* partial, const Rows& rows, const Weights& weights, bool resident, int stride,
                         int first) {
   Sums<X, SLABS> sums = {};
   if (resident) {
-    multiply<X, SLABS, true>(sums, rows, weights, stride, first);
+    multiply<X, SLABS, AHEAD, true>(sums, rows, weights, stride, first);
   } else {
-    multiply<X, SLABS, false>(sums, rows, weights, stride, first);
+    multiply<X, SLABS, AHEAD, false>(sums, rows, weights, stride, first);
   }
   if (!fault(kFaultSumsRead)) sync_threads();  // the last product's sums have been read
   APV_UNROLL
