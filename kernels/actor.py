@@ -23,7 +23,7 @@ from apv_fast.structure import ActorParams, Latent
 
 from . import truncated_normal
 from .dense import dense
-from .imagine import Start, Steps, packed
+from .imagine import Start, Steps, packed, states_before
 from .latent import noise_of_step, sample_backward_into, sample_into
 
 
@@ -99,10 +99,8 @@ class Actor:
             below = torch.empty_like(hidden)
             dense(below, [(d_out, packed(after).t())], gate=hidden)
             d_out, after = below, self.weights[i]
-        features = [
-            torch.cat([first[None], rest[:-1]]).to(dtype)
-            for first, rest in zip(start[::-1], (stoch, deter), strict=True)
-        ]
+        pairs = zip(start[::-1], (stoch, deter), strict=True)
+        features = [states_before(*pair, dtype) for pair in pairs]
         made = [torch.cat([d_out.T @ flat(x) for x in features], 1), d_out.sum(0), *made]
         *trunk, weight, bias = made
         if self.discrete:
