@@ -14,11 +14,12 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton")
 import triton.language as tl
-from apv_fast.kernels import grid, interpreting, rssm_scan
+from apv_fast.kernels import grid, interpreting, rssm_scan, stacked_scan
 from apv_fast.kernels.rssm_arguments import Device, Shape, make_shape
 
 from apv_fast.backend import BackendError
 from apv_fast.scan.core import PlainCore, ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
+from apv_fast.scan.stacked import Link, Model, TwoScans
 from apv_fast.structure import Latent
 from tests import cooperative
 
@@ -89,10 +90,24 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_cooperatively(monkeypatch: pytest.MonkeyPatch, programs: int, seed: int) -> None:
     """From here on, recurrences run with several programs alive, in the order of ``seed``."""
 
-    def launch(whole: Any, phase: Any, rounds: Any, like: Tensor, arguments: tuple[Any, ...], _: int) -> None:
+    def launch(whole: Any, phase: Any, rounds: Any, like: Tensor, arguments: tuple[Any, ...], *_: int) -> None:
         cooperative.launch(whole, programs, torch.zeros(1, dtype=torch.int32), *arguments, seed=seed)
 
     monkeypatch.setattr(rssm_scan, "launch", launch)
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch, module: Any, phase: int) -> None:
+    """From here on, programs of ``module`` arrive at the barrier after ``phase``, but do not wait there."""
+    whole = module.grid_barrier
+
+    def hasty(counter: Any, arrivals: Any) -> None:
+        number = int(arrivals.handle.data.item()) // PROGRAMS
+        if (number - 1) % PHASES == phase - 1:
+            tl.store(counter, tl.load(counter) + 1)
+        else:
+            whole(counter, arrivals)
+
+    monkeypatch.setattr(module, "grid_barrier", hasty)
 
 
 @functools.cache
@@ -141,25 +156,14 @@ def test_any_order_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch, direction: str, phase: int) -> None:
     """Programs that do not wait after one phase get it wrong in one of a few orders."""
-    whole = rssm_scan.grid_barrier
-
-    def hasty(counter: Any, arrivals: Any) -> None:
-        number = int(arrivals.handle.data.item()) // PROGRAMS
-        if (number - 1) % PHASES == phase - 1:
-            tl.store(counter, tl.load(counter) + 1)  # arrives, and goes on
-        else:
-            whole(counter, arrivals)
-
-    monkeypatch.setattr(rssm_scan, "grid_barrier", hasty)
+    hurry(monkeypatch, rssm_scan, phase)
     problem, trace, grads = expected("categorical")
-    caught = False
-    for seed in range(4):
+
+    def bad(seed: int) -> list[int]:
         run_cooperatively(monkeypatch, PROGRAMS, seed)
-        bad = wrong(forward(problem), trace) if direction == "forward" else wrong(backward(problem, trace), grads)
-        caught = bool(bad)
-        if caught:
-            break
-    assert caught
+        return wrong(forward(problem), trace) if direction == "forward" else wrong(backward(problem, trace), grads)
+
+    assert any(bad(seed) for seed in range(4))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -170,6 +174,78 @@ def test_a_launch_a_phase(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     problem, trace, grads = expected(name)
     assert not wrong(forward(problem), trace)
     assert not wrong(backward(problem, trace), grads)
+
+
+@pytest.mark.parametrize("discrete", [3, 0], ids=["categorical", "gaussian"])
+def test_many_rows(monkeypatch: pytest.MonkeyPatch, discrete: int) -> None:
+    """Enough that warps share the rows of a product, not its sum."""
+    monkeypatch.setattr(
+        rssm_scan, "make_shape", lambda *arguments: make_shape(*arguments)._replace(BM=64, ROWS=16, DEPTH=2)
+    )
+    problem = make_problem(67, 2, 5, 6, 2, discrete)
+    weights, inputs, start, grads, latent = problem
+    trace = PlainCore().forward(weights, inputs, start, latent)
+    assert not wrong(forward(problem), trace)
+    assert not wrong(backward(problem, trace), PlainCore().backward(weights, start, trace, grads, latent))
+
+
+class Stack:
+    """A lower and an upper model of different sizes, and what two scans make of them."""
+
+    def __init__(self, lower: tuple[int, ...], upper: tuple[int, ...]) -> None:
+        below, above = make_problem(*lower), make_problem(*upper)
+        self.models = Model(below[0], below[2], below[4]), Model(above[0], above[2], above[4])
+        self.inputs, self.grads = (below[1], above[1]), (below[3], above[3])
+        generator = torch.Generator().manual_seed(1)
+        hidden, widths = upper[3], (lower[4] * (lower[5] or 1), lower[2])
+        stoch, deter = (torch.randn(hidden, n, generator=generator, dtype=torch.float64) / n**0.5 for n in widths)
+        self.link = Link(stoch, deter)
+        plain = TwoScans(PlainCore())
+        self.traces = plain.forward(*self.models, self.link, self.inputs)
+        self.made = plain.backward(*self.models, self.link, self.traces, self.grads)
+
+    def wrong(self, direction: str) -> list[int]:
+        """Numbers of the tensors that the wavefront gets wrong, of both models."""
+        core = stacked_scan.Wavefront()
+        if direction == "forward":
+            got = core.forward(*self.models, self.link, self.inputs)
+            return [i for pair in zip(got, self.traces, strict=True) for i in wrong(*pair)]
+        made = core.backward(*self.models, self.link, self.traces, self.grads)
+        return [i for pair in zip(made, self.made, strict=True) for i in wrong(*pair)]
+
+
+@functools.cache
+def stack(name: str) -> Stack:
+    lower, upper = {
+        "categorical": ((3, 2, 5, 6, 3, 3), (3, 2, 4, 5, 2, 4)),
+        "gaussian": ((3, 2, 5, 6, 3, 0), (3, 2, 4, 5, 2, 0)),
+    }[name]
+    return Stack(lower, upper)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("name", ["categorical", "gaussian"])
+def test_the_wavefront_is_two_scans(monkeypatch: pytest.MonkeyPatch, name: str, direction: str) -> None:
+    run_cooperatively(monkeypatch, PROGRAMS, seed=5)
+    assert not stack(name).wrong(direction)
+
+
+def test_the_wavefront_a_launch_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(grid.ENVIRONMENT_VARIABLE, "phases")
+    monkeypatch.setattr(rssm_scan, "device_of", lambda index: Device(PROGRAMS, 2**20, True))
+    assert not stack("categorical").wrong("forward") + stack("categorical").wrong("backward")
+
+
+@pytest.mark.parametrize("phase", range(1, PHASES + 1))
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_every_barrier_of_the_wavefront_is_needed(monkeypatch: pytest.MonkeyPatch, direction: str, phase: int) -> None:
+    hurry(monkeypatch, stacked_scan, phase)
+
+    def bad(seed: int) -> list[int]:
+        run_cooperatively(monkeypatch, PROGRAMS, seed)
+        return stack("categorical").wrong(direction)
+
+    assert any(bad(seed) for seed in range(4))
 
 
 @triton.jit
