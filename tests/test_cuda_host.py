@@ -195,6 +195,13 @@ def test_a_seed_stands_for_its_noise(emulate: Callable[..., CudaCore], sizes: tu
     assert_close(seeded, results(core, (weights, inputs, start._replace(noise=noise), grads, latent)))
 
 
+def test_no_rows(emulate: Callable[..., CudaCore]) -> None:
+    case = problem((0, 2, 8, 9, 2, 3))
+    got, expected = results(emulate(), case), results(PlainCore(), case)
+    assert all(torch.equal(got[name], want) for name, want in expected.items())
+    assert emulate().sample(torch.empty(0, 2, 6), None, case[-1]).shape == (0, 2, 6)
+
+
 @pytest.mark.parametrize("shared", [0, 1, 2, 4], ids=lambda kibibytes: f"{kibibytes} KiB")
 def test_weights_that_do_not_fit(emulate: Callable[..., CudaCore], shared: int) -> None:
     """With so much shared memory besides the state, some or all tiles are read from the workspace; nothing changes."""

@@ -114,7 +114,9 @@ class CudaCore:
     def _sample(self, stats: Tensor, noise: Tensor | None, latent: Latent, **tensors: Tensor) -> None:
         stats, (seed, given) = stats.contiguous(), _noise(noise)
         addresses = {name: _address(x) for name, x in (tensors | {"stats": stats}).items()}
-        rows = stats.numel() // stats.shape[-1]
+        rows = stats.shape[:-1].numel()
+        if rows == 0:
+            return
         sample = Sample(rows, *latent, seed=_address(seed), noise=_address(given), **addresses)
         with _on(stats):
             if reason := self.library().sample(sample, "grad" in tensors, _stream(stats)):
