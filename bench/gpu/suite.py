@@ -19,6 +19,7 @@ from bench.gpu.checkout import ROOT, environment
 from bench.gpu.plugin import VARIABLE
 
 PROCESSES = 12  # most of the time goes to compiling kernels, which the CPU does
+THREADS = "2"  # of each, on the CPU
 TEST_SECONDS = 240  # after which a test is taken to hang; some compile a kernel for each of many shapes
 SANITIZED = "sanitize"  # tests under compute-sanitizer: marked so, small shapes
 TESTS = ("tests",)
@@ -65,12 +66,12 @@ def sanitize(report: Path, log: Path, seconds: float) -> dict[str, Any]:
 def _finish(command: list[str], report: Path, log: Path, seconds: float) -> dict[str, Any]:
     start = time.monotonic()
     stopped, status = False, -1
+    env = environment(**{VARIABLE: str(report), "OMP_NUM_THREADS": THREADS})
     with log.open("ab") as output:
         try:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=environment(**{VARIABLE: str(report)}), stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
         except OSError as error:
             return summary([]) | {"error": str(error), "status": -1, "stopped": False, "seconds": 0.0}
         try:
