@@ -240,7 +240,7 @@ def test_results_until_the_time_was_up(tmp_path: Path, monkeypatch: pytest.Monke
     lines += [{"test": "f.py", "outcome": "skipped", "seconds": 0.0, "why": "x is not installed"}]
     lines += [{"test": "g.py::a", "outcome": "passed", "seconds": 1.0, "why": ""}]
     written = tmp_path / "written"
-    written.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"test": "cut o')
     report = tmp_path / "report"
     monkeypatch.setattr(
         suite, "command", lambda expression, processes: ["sh", "-c", f"cp {written} {report}; sleep 60"]

@@ -78,16 +78,25 @@ def _finish(command: list[str], report: Path, log: Path, seconds: float) -> dict
             status = process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
             stopped = True
+        finally:  # also when this process is interrupted
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    lines = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
-    result = summary(lines) | {"stopped": stopped, "status": status}
+    result = summary(read(report)) | {"stopped": stopped, "status": status}
     # 0: passed, 1: some failed, 5: nothing was selected; all else never came to run the tests
     if not stopped and status not in (0, 1, 5) and not result["failures"]:
         last = log.read_text(errors="replace").strip().splitlines()[-3:]
         result["error"] = f"pytest's exit status is {status}: {' | '.join(last)}"[:600]
     return result | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def read(report: Path) -> list[dict[str, Any]]:
+    """The lines of a report; the last may be cut off where its writer was killed."""
+    found = []
+    for line in report.read_text().splitlines() if report.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def summary(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
