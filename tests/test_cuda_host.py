@@ -151,7 +151,8 @@ def problem(sizes: tuple[int, ...], noise: str = "given", seed: int = 0) -> Prob
         randn(batch, deter).tanh(),
         {"seed": torch.tensor(-(2**45) + 7), "given": given, "mode": None}[noise],
     )
-    grads = TraceGrads(randn(batch, length, deter), randn(batch, length, mixed), randn(batch, length, stats))
+    # Small ones of the statistics, beside which what comes through the samples is large.
+    grads = TraceGrads(randn(batch, length, deter), randn(batch, length, mixed), 0.02 * randn(batch, length, stats))
     return weights, inputs, start, grads, Latent(stoch, discrete)
 
 
