@@ -350,7 +350,7 @@ def _signature(kernel: Kernel, names: list[str]) -> tuple[dict[str, Any], dict[A
 
 
 def _assemble(ptx: str) -> tuple[int, int, int]:
-    """Registers, spill stores and spill loads that ``ptxas -v`` reports for ``ptx``."""
+    """Registers, spill stores and spill loads that ``ptxas -v`` reports for ``ptx``, of all its functions together."""
     import triton
 
     target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
@@ -361,10 +361,11 @@ def _assemble(ptx: str) -> tuple[int, int, int]:
         path.write_text(ptx)
         command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target[1]}", str(path), "-o", f"{path}.cubin"]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    match = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", log, re.DOTALL)
-    if match is None:
+    registers = re.search(r"Used (\d+) registers", log)  # of the kernel, what it calls included
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if registers is None or not spills:
         raise RuntimeError(f"ptxas -v printed no register count: {log.strip() or 'nothing'}")
-    return int(match[3]), int(match[1]), int(match[2])
+    return int(registers[1]), sum(int(stores) for stores, _ in spills), sum(int(loads) for _, loads in spills)
 
 
 def main(arguments: list[str] | None = None) -> int:

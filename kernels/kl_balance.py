@@ -214,7 +214,12 @@ def _strides(statistics: list[Tensor]) -> list[int]:
     return [stride for tensor in statistics for stride in tensor.stride()]
 
 
-@torch.library.custom_op("apv_fast::kl_triton", mutates_args=())
+@torch.library.custom_op(
+    "apv_fast::kl_triton",
+    mutates_args=(),
+    schema="(Tensor[] statistics, float p_weight, float q_weight, float free, bool per_step) "
+    "-> (Tensor, Tensor, Tensor)",
+)
 def _forward(
     statistics: list[Tensor], p_weight: float, q_weight: float, free: float, per_step: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,7 +240,12 @@ def _forward(
     return loss, value, mean
 
 
-@torch.library.custom_op("apv_fast::kl_triton_backward", mutates_args=())
+@torch.library.custom_op(
+    "apv_fast::kl_triton_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor[] statistics, Tensor value, Tensor mean, float p_weight, float q_weight, float free, "
+    "bool per_step) -> Tensor[]",
+)
 def _backward(
     grad: Tensor,
     statistics: list[Tensor],

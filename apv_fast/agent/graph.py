@@ -46,6 +46,10 @@ class Recorder(Protocol):
         ...
 
 
+# Captures that failed. torch's allocator may go on asking such a graph whether a stream is its own.
+_abandoned: list[torch.cuda.CUDAGraph] = []
+
+
 class CudaRecorder:
     """Records CUDA graphs on a stream of its own."""
 
@@ -72,6 +76,9 @@ class CudaRecorder:
                 # On the stream of the warm-up: what autograd remembers of it then belongs to the capture.
                 with torch.cuda.graph(graph, stream=self.stream):
                     work()
+            except BaseException:
+                _abandoned.append(graph)
+                raise
             finally:
                 torch.cuda.set_stream(current)  # a capture that fails does not do this itself
         return graph.replay
