@@ -30,6 +30,7 @@ from bench.gpu import build, suite, table
 from bench.gpu.checkout import ROOT, environment
 from bench.gpu.jobs import Job, Worker, run_to_the_end
 from bench.gpu.ledger import Ledger
+from bench.gpu.targets import is_ours
 
 SECONDS = 510.0  # of the nine minutes, 30 are left for what cannot be stopped at once
 # When each section must have ended, as a share of the time; what one does not use goes to the next.
@@ -195,7 +196,7 @@ class Run:
             outcome, broken = run_to_the_end(worker, job, until=until)
             say(f"{name}: {outcome.seconds:.0f} s{', ' + outcome.error if outcome.error else ''}")
             for contestant, how in broken.items():
-                self.ledger.broke(f"{name}: {contestant}", how)
+                self._lost(f"{name}: {contestant}", how, fault=is_ours(contestant))
             if outcome.error and self.ledger.left(until) < 1:
                 self.ledger.skip(name, "the time was up while it ran")
             elif outcome.error:
@@ -205,6 +206,13 @@ class Run:
                 self.report["left_out"] |= {f"{name}: {who}": why for who, why in outcome.result["left_out"].items()}
                 for who, why in outcome.result["failed"].items():
                     self.ledger.broke(f"{name}: {who}", why)
+
+    def _lost(self, what: str, how: str, *, fault: bool) -> None:
+        """A contestant that hung or died: a problem if it is ours, else only a row that is missing."""
+        if fault:
+            self.ledger.broke(what, how)
+        else:
+            self.report["left_out"][what] = how
 
     def finish(self) -> dict[str, Any]:
         """The report, complete."""

@@ -26,6 +26,7 @@ from bench.cost.machine import MACHINES
 from bench.gpu import barrier, build, contests, hoisted, plugin, pointwise, scans, suite, table, targets, updates, work
 from bench.gpu.checkout import ROOT, environment
 from bench.gpu.contests import Contest, Passes
+from bench.gpu.graphs import CaptureError
 from bench.gpu.jobs import Job, Outcome, Worker, run_to_the_end
 from bench.gpu.ledger import Ledger
 from bench.registry import COMPILED
@@ -403,7 +404,7 @@ def test_contests_of_scans(op: str, players: Callable[[Contest], Any]) -> None:
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_a_contestant_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contestant_that_fails_is_left_out() -> None:
     def players(contest: Contest) -> dict[str, Callable[[], Passes]]:
         def fails() -> Passes:
             raise ValueError("not here")
@@ -414,18 +415,27 @@ def test_a_contestant_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
         ours = {"triton, a launch a phase": fails, "cuda": refuses, "two scans, triton": fails, "auto": fails}
         return {"fine": lambda: {"forward": lambda: None}, "fails": fails, "hung before": fails} | ours
 
-    monkeypatch.setattr(contests, "OURS", ("cuda", "triton"))
     found = compete("rssm_observe", players, TINY, without=["hung before"])
     assert found["left_out"] == {"fails": "ValueError: not here", "cuda": "BackendError: not this dtype"}
     failed = ("triton, a launch a phase", "two scans, triton", "auto")
     assert found["failed"] == dict.fromkeys(failed, "ValueError: not here")
     assert [row["backend"] for row in found["rows"]] == ["fine"]
     assert found["rows"][0]["baseline_ratio"] is None
-    with pytest.raises(RuntimeError, match="CUDA error"):  # ends the process, not only the contestant
 
-        def broken() -> Passes:
-            raise RuntimeError("CUDA error: unspecified launch failure")
 
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: unspecified launch failure"), CaptureError("a host sync")],
+    ids=["CUDA", "graph"],
+)
+def test_an_error_that_ends_the_process(error: Exception) -> None:
+    """And not only the contestant."""
+
+    def broken() -> Passes:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
         compete("rssm_observe", lambda contest: {"broken": broken}, TINY)
 
 
@@ -622,6 +632,9 @@ def test_pytorch_that_does_not_work(no_work: Path, monkeypatch: pytest.MonkeyPat
     assert "BROKEN PyTorch: ImportError: libcudart is missing" in capsys.readouterr().out
 
 
+EMPTY: dict[str, Any] = {"rows": [], "left_out": {}, "failed": {}}
+
+
 class FakeWorker:
     """Answers like a GPU whose second contest breaks."""
 
@@ -684,6 +697,13 @@ def test_a_backend_that_should_have_run_is_a_problem(no_work: Path, monkeypatch:
     path = no_work / "found.json"
     assert device.main(["--sections", "contests", "--only", "knn", "--json", str(path)]) == 1
     assert json.loads(path.read_text())["problems"] == {"knn_bonus c: triton": "ValueError: wrong"}
+    lost = {"triton": "hung", "reference in a graph": "CaptureError: a host sync"}
+    monkeypatch.setattr(device, "run_to_the_end", lambda worker, job, until: (Outcome("a", EMPTY), lost))
+    assert device.main(["--sections", "contests", "--only", "knn", "--json", str(path)]) == 1
+    content = json.loads(path.read_text())
+    assert content["problems"] == {"knn_bonus c: triton": "hung"}  # a rival's is none
+    assert content["left_out"] == {"knn_bonus c: reference in a graph": "CaptureError: a host sync"}
+    monkeypatch.setattr(device, "run_to_the_end", run_to_the_end)
     # A contest that the end of the time cut off has not failed.
     monkeypatch.setattr(device, "MINIMUM", -1.0)
     arguments = ["--sections", "contests", "--only", "observe b", "--seconds", "0", "--json", str(path)]

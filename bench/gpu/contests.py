@@ -25,7 +25,6 @@ OURS = tuple(name for name in AUTO_ORDER["cuda"] if name != REFERENCE)
 GRAPH = " in a graph"
 REFERENCE_GRAPH, COMPILED_GRAPH = REFERENCE + GRAPH, COMPILED + GRAPH
 PHASES = "triton, a launch a phase"
-TWO_SCANS = "two scans, "  # and the backend
 COLD, WARM = "cold", "warm"
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 
@@ -75,11 +74,6 @@ def contest(
         return players
 
     return register
-
-
-def is_ours(name: str) -> bool:
-    """Whether a contestant is our work, whose failure is a fault, and not a rival."""
-    return name.partition(",")[0] in (*OURS, "auto", TWO_SCANS.strip(", "))
 
 
 def backends_of(*ops: str) -> list[str]:

@@ -17,7 +17,6 @@ from bench.gpu.contests import (
     DEVICE,
     PHASES,
     REFERENCE_GRAPH,
-    TWO_SCANS,
     Contest,
     Passes,
     Players,
@@ -27,6 +26,7 @@ from bench.gpu.contests import (
     differentiable,
     setting,
 )
+from bench.gpu.targets import TWO_SCANS
 from bench.registry import REFERENCE
 
 FULL = {"deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}

@@ -14,6 +14,11 @@ OURS = ("cuda", "triton", "auto", "auto, without a graph")
 Row = dict[str, Any]
 
 
+def is_ours(contestant: str) -> bool:
+    """Whether a contestant is our work, whose failure is a fault, and not a rival's."""
+    return contestant.partition(",")[0] in (*OURS, TWO_SCANS.strip(", "))
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One target beside its measurement."""

@@ -12,7 +12,8 @@ import torch
 
 from apv_fast.backend import BackendError
 from bench.gpu import barrier, ceilings, pointwise
-from bench.gpu.contests import CONTESTS, DEVICE, WARM, Contest, Passes, Work, is_ours
+from bench.gpu.contests import CONTESTS, DEVICE, WARM, Contest, Passes, Work
+from bench.gpu.targets import is_ours
 from bench.gpu.worker import is_broken, message
 from bench.registry import REFERENCE
 from bench.report import summarize

@@ -14,11 +14,14 @@ import sys
 import traceback
 from typing import Any, BinaryIO
 
+# Of errors after which CUDA or torch's allocator is in no state to go on; the last two: a graph could not be recorded.
+SIGNS = ("CUDA error", "AcceleratorError", "device-side assert", "CaptureError", "recorded as a CUDA graph")
+
 
 def is_broken(error: BaseException) -> bool:
-    """Whether this process can no longer use its GPU."""
+    """Whether this process had better not use its GPU any more."""
     text = f"{type(error).__name__}: {error}"
-    return "CUDA error" in text or "AcceleratorError" in text or "device-side assert" in text
+    return any(sign in text for sign in SIGNS)
 
 
 def message(error: BaseException) -> str:
