@@ -23,7 +23,7 @@ from apv_fast.structure import ActorParams, Latent
 
 from . import truncated_normal
 from .dense import dense
-from .imagine import Start, Steps, packed, states_before
+from .imagine import Operands, Start, Steps, packed, states_before
 from .latent import noise_of_step, sample_backward_into, sample_into
 
 
@@ -39,9 +39,9 @@ class Actor:
     """One actor during one call: its weights as the kernels read them, and its noise."""
 
     def __init__(
-        self, params: ActorParams, width: int, steps: Steps, latent_deter: int, min_std: float, noise: Tensor
+        self, params: ActorParams, width: int, steps: Steps, deter: int, min_std: float, noise: Tensor
     ) -> None:
-        self.width, self.deter, self.steps, self.min_std = width, latent_deter, steps, min_std
+        self.steps, self.min_std = steps, min_std
         self.discrete, self.actions = params.discrete, len(params.out_bias)
         self.weights, self.biases = list(params.trunk[::2]), [bias.contiguous() for bias in params.trunk[1::2]]
         if params.std_weight is None or params.std_bias is None:
@@ -49,6 +49,8 @@ class Actor:
         else:  # one product for both heads
             self.head = torch.cat([params.out_weight, params.std_weight])
             self.head_bias = torch.cat([params.out_bias, params.std_bias])
+        columns = self.weights[0].split([width, deter], 1)
+        self.first = torch.cat(columns[::-1], 1)  # as the operands lie: deter, then stoch
         self.noise = noise.contiguous()
 
     def room(self, like: Tensor, keep: bool) -> ActorTrace:
@@ -60,23 +62,20 @@ class Actor:
             [self.steps.empty(like, len(bias), dtype, keep=keep) for bias in self.biases],
         )
 
-    def act(self, t: int, stoch: Tensor, deter: Tensor, trace: ActorTrace, keep: bool) -> Tensor:
-        """The action of step t for the features before it, all in the weights' dtype; the rest goes to the trace."""
-        first, width = self.weights[0], self.width
-        operands = [(stoch, first[:, :width]), (deter, first[:, width:])]
+    def act(self, t: int, room: Operands, trace: ActorTrace, keep: bool) -> None:
+        """The action of step t for the features before it, into the room and the trace."""
+        x, w = room.of_actor, self.first
         for i, bias in enumerate(self.biases):
-            x = stoch.new_empty(len(stoch), len(bias))
-            dense(x, operands, bias, elu=True, keep=trace.hidden[i][t] if keep else None)
-            operands = [(x, self.weights[i + 1] if i + 1 < len(self.weights) else self.head)]
+            hidden = x.new_empty(len(x), len(bias))
+            dense(hidden, x, w, bias, elu=True, keep=trace.hidden[i][t] if keep else None)
+            x, w = hidden, self.weights[i + 1] if i + 1 < len(self.weights) else self.head
         head, action = trace.head[t], trace.action[t]
-        dense(head, operands, self.head_bias)
-        narrow = None if action.dtype == stoch.dtype else torch.empty_like(action, dtype=stoch.dtype)
+        dense(head, x, w, self.head_bias)
         noise = noise_of_step(self.noise, t, *self.steps.noise_strides(self.actions))
         if self.discrete:
-            sample_into(head, noise, Latent(1, self.actions), action, narrow)
+            sample_into(head, noise, Latent(1, self.actions), action, room.action)
         else:
-            truncated_normal.sample(head, noise, self.min_std, action, narrow)
-        return action if narrow is None else narrow
+            truncated_normal.sample(head, noise, self.min_std, action, room.action)
 
     def backward(self, grad: Tensor, trace: ActorTrace, start: Start, deter: Tensor, stoch: Tensor) -> list[Tensor]:
         """Gradients of the tensors of :meth:`ActorParams.flat` from that of the actions, ``[T, N, A]``.
@@ -97,7 +96,7 @@ class Actor:
             hidden = flat(trace.hidden[i])
             made = [d_out.T @ F.elu(hidden), d_out.sum(0), *made]
             below = torch.empty_like(hidden)
-            dense(below, [(d_out, packed(after).t())], gate=hidden)
+            dense(below, d_out, packed(after).t(), gate=hidden)
             d_out, after = below, self.weights[i]
         pairs = zip(start[::-1], (stoch, deter), strict=True)
         features = [states_before(*pair, dtype) for pair in pairs]

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .tiling import Tile, choose_tile, second_step
+from .tiling import choose_tile
 
 ROWS, MULTIPROCESSORS = 2500, 132
 D = H = 1024
 S = C = 32
-ACTIONS, UNITS = 4, 400
+ACTIONS, ACTION_PAD, UNITS = 4, 64, 400
 KINDS = {"bf16": "half", "fp32": "ieee", "tf32": "tf32"}
-ONLY_NARROW = ("img_in", "actor_first", "actor", "gru_one_row")  # compiled for bfloat16 alone, to save CI's time
+ONLY_NARROW = ("actor_first", "actor", "gru_one_row")  # compiled for bfloat16 alone, to save CI's time
 Row = dict[str, Any]
 
 
@@ -45,33 +45,29 @@ def _tiled(dtype: str, columns: int, rows: int = ROWS, widest: int = 256) -> tup
 def _dense(dtype: str) -> Iterator[Row]:
     """The layers of a step, forward and back."""
     own = {"tf32": "fp32"}.get(dtype, dtype)
-    sizes = ("n", "x_row", "x2_row", "w_n", "w_k", "w2_n", "w2_k", "other_row", "out_row")
-    names = ("x", "x2", "w", "w2", "bias", "other", "out")
-    forward, back = {"w_k": 1, "w2_k": 1}, {"w_n": 1, "w2_n": 1} if own == "bf16" else {"w_k": 1, "w2_k": 1}
+    sizes = ("n", "x_row", "w_n", "w_k", "other_row", "out_row")
+    names = ("x", "w", "bias", "other", "out")
+    forward, back = {"w_k": 1}, {"w_n": 1} if own == "bf16" else {"w_k": 1}
     act, gated = {"BIAS": True, "ELU": True, "KEEP": True}, {"GATED": True}
-    layers: dict[str, tuple[int, int, int, Row, Row, int]] = {  # K, K2, columns, epilogue, strides, rows
-        "img_in": (S * C, ACTIONS, H, act, forward, ROWS),
-        "gru": (H, D, 3 * D, {"BIAS": True}, forward, ROWS),
-        "img_out": (D, 0, H, act, forward, ROWS),
-        "actor_first": (S * C, D, UNITS, act, forward, ROWS),
-        "actor": (UNITS, 0, UNITS, act, forward, ROWS),
-        "hidden_backward": (S * C, 0, H, gated, back, ROWS),
-        "deter_backward": (H, 0, D, {}, back, ROWS),
-        "gru_one_row": (H, D, 3 * D, {"BIAS": True}, forward, 1),
+    layers: dict[str, tuple[int, int, Row, Row, int]] = {  # K, columns, epilogue, strides, rows
+        "img_in": (S * C + ACTION_PAD, H, act, forward, ROWS),
+        "gru": (H + D, 3 * D, {"BIAS": True}, forward, ROWS),
+        "actor_first": (S * C + D, UNITS, act, forward, ROWS),
+        "actor": (UNITS, UNITS, act, forward, ROWS),
+        "hidden_backward": (S * C, H, gated, back, ROWS),
+        "deter_backward": (H, D, {}, back, ROWS),
+        "gru_one_row": (H + D, 3 * D, {"BIAS": True}, forward, 1),
     }
-    for name, (k, k2, columns, epilogue, strides, rows) in layers.items():
+    for name, (k, columns, epilogue, strides, rows) in layers.items():
         if dtype != "bf16" and name in ONLY_NARROW:
             continue
         tile, options = _tiled(dtype, columns, rows)
         off = dict.fromkeys(("BIAS", "ELU", "KEEP", "GATED"), False)
-        constants = tile | strides | off | epilogue | {"K": k, "K2": k2, "COLUMNS": columns}
-        constants["BK2"] = second_step(k2, Tile(tile["BM"], tile["BN"], tile["BK"], **options))
+        constants = tile | strides | off | epilogue | {"K": k, "COLUMNS": columns}
         pointers = {each: f"*{own}" for each in names}
         if name == "deter_backward":
             pointers["out"] = "*fp32" if dtype != "fp64" else "*fp64"
-        row = _row(f"{name}.{dtype}", "dense:dense_kernel", pointers, sizes, constants, options)
-        odd = {"x2_row", "w2_n"} if k2 == ACTIONS else set()
-        yield row | {"aligned": row["aligned"] - odd}
+        yield _row(f"{name}.{dtype}", "dense:dense_kernel", pointers, sizes, constants, options)
 
 
 def _latents(dtype: str) -> Iterator[Row]:
@@ -94,7 +90,7 @@ def _latents(dtype: str) -> Iterator[Row]:
             "narrow": f"*{own}",
         },
         ("n", "noise_offset", "noise_row", "x_row", "w_n", "w_k", "logit_row", "stoch_row", "narrow_row"),
-        tile | variables | {"w_k": 1, "K": H, "KIND": 2, "NARROW": own == "bf16"},
+        tile | variables | {"w_k": 1, "K": H, "KIND": 2, "NARROW": True},
         options,
     )
     yield _row(
@@ -137,7 +133,7 @@ def _gates(dtype: str) -> Iterator[Row]:
         "gates:gates_kernel",
         forward,
         ("n", *rows),
-        constants | {"EPS": 1e-3, "NARROW": dtype == "bf16"},
+        constants | {"EPS": 1e-3, "NARROW": True},
         {"num_warps": 4},
     )
     yield row | {"aligned": row["aligned"] - {"norm_row"}}

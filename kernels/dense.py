@@ -3,7 +3,7 @@ r"""Products over many rows with their epilogues fused: what imagination consist
 With operands x [n, K] and weights w [columns, K] (any strides), every kernel computes ``x wᵀ`` in tiles, sums in
 float32 (float64 for float64), and finishes the tile while it is on the chip::
 
-    dense             out = act(x wᵀ + x₂ w₂ᵀ + b) ∘ elu'(gate)      two operands stand for a concatenated one
+    dense             out = act(x wᵀ + b) ∘ elu'(gate)
     dense_sample      ℓ = x wᵀ + b;  z = onehot(argmax(ℓ + γ))        a tile holds whole variables
     dense_softmax     ∂ℓ = ∂ℓ' + p·(∂z - Σ p·∂z),  ∂z = ∂z' + x wᵀ
     gru_backward      ∂x = (∂parts W_x) ∘ elu'(x);  ∂h = ∂h' + ∂parts W_h      one launch for both
@@ -27,7 +27,6 @@ fixed short list (:mod:`apv_fast.kernels.tiling`), so that no number of rows eve
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ from . import interpreting
 from .latent import Noise, group_width, noise_at, one_hot, softmax_gradient
 from .pointwise import elu, exp
 from .tiles import accumulator, on, precision, product, store
-from .tiling import INTERPRETED, Tile, choose_tile, second_step
+from .tiling import INTERPRETED, Tile, choose_tile
 
 GROUP = 8  # row tiles that walk over the columns together, so that weights and rows are read from the L2 cache
 WIDEST = 128  # columns of a tile whose epilogue samples, or branches
@@ -109,22 +108,19 @@ def _elu_slope(x):
 
 @triton.jit
 def dense_kernel(
-    x, x2, w, w2, bias, other, out,  # [n, K], [n, K2], [COLUMNS, K], [COLUMNS, K2], [COLUMNS], [n, COLUMNS] twice
-    n, x_row, x2_row, w_n, w_k, w2_n, w2_k, other_row, out_row,
-    K: tl.constexpr, K2: tl.constexpr, COLUMNS: tl.constexpr, BIAS: tl.constexpr, ELU: tl.constexpr,
-    KEEP: tl.constexpr, GATED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BK2: tl.constexpr,
+    x, w, bias, other, out,  # [n, K], [COLUMNS, K], [COLUMNS], [n, COLUMNS] twice
+    n, x_row, w_n, w_k, other_row, out_row,
+    K: tl.constexpr, COLUMNS: tl.constexpr, BIAS: tl.constexpr, ELU: tl.constexpr, KEEP: tl.constexpr,
+    GATED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """A layer; ``other`` takes its activation's argument with KEEP, with GATED it is the one that a gradient meets."""
     row_tile, column_tile = _place(n, (COLUMNS + BN - 1) // BN, BM, GROUP)
     row, exists, read = _rows(row_tile, n, BM)
     column = column_tile * BN + tl.arange(0, BN)
     inside = column < COLUMNS
-    EVEN: tl.constexpr = COLUMNS % BN == 0
     acc = tl.zeros([BM, BN], ACC)
-    acc = accumulate(acc, x, x_row, w, w_n, w_k, read, column, inside, K, EVEN, BK, PRECISION)
-    if K2 > 0:
-        acc = accumulate(acc, x2, x2_row, w2, w2_n, w2_k, read, column, inside, K2, EVEN, BK2, PRECISION)
+    acc = accumulate(acc, x, x_row, w, w_n, w_k, read, column, inside, K, COLUMNS % BN == 0, BK, PRECISION)
     mask = exists[:, None] & inside[None, :]
     if BIAS:
         acc += tl.load(bias + column, inside, 0.0).to(ACC)[None, :]
@@ -247,18 +243,20 @@ def _options(tile: Tile, like: Tensor) -> dict[str, Any]:
 
 def dense(
     out: Tensor,
-    operands: Sequence[tuple[Tensor, Tensor]],
+    x: Tensor,
+    w: Tensor,
     bias: Tensor | None = None,
     *,
     elu: bool = False,
     keep: Tensor | None = None,
     gate: Tensor | None = None,
 ) -> None:
-    """``act(Σ x wᵀ + bias) ∘ elu'(gate)`` into ``out [n, columns]``, rounded to its dtype.
+    """``act(x wᵀ + bias) ∘ elu'(gate)`` into ``out [n, columns]``, rounded to its dtype.
 
     Args:
-        out: rows of any stride, contiguous; so are the x's and ``gate``.
-        operands: one or two pairs of x ``[n, K]`` and w ``[columns, K]`` of any strides, one dtype.
+        out: rows of any stride, contiguous; so are ``x``, ``keep`` and ``gate``.
+        x: ``[n, K]``.
+        w: ``[columns, K]`` of any strides, dtype of ``x``.
         bias: ``[columns]``.
         elu: the activation.
         keep: ``[n, columns]``, takes the activation's argument.
@@ -266,16 +264,15 @@ def dense(
     """
     if not out.numel():
         return
-    (x, w), (x2, w2) = operands[0], operands[-1]
     n, columns = out.shape
     tile = _tile(n, columns, x)
     other = next((each for each in (keep, gate) if each is not None), out)
     with on(out):
         dense_kernel[(triton.cdiv(n, tile.BM) * triton.cdiv(columns, tile.BN),)](
-            x, x2, w, w2, out if bias is None else bias, other, out,
-            n, x.stride(0), x2.stride(0), *w.stride(), *w2.stride(), other.stride(0), out.stride(0),
-            K=x.shape[1], K2=x2.shape[1] if len(operands) > 1 else 0, COLUMNS=columns, BIAS=bias is not None, ELU=elu,
-            KEEP=keep is not None, GATED=gate is not None, BK2=second_step(x2.shape[1], tile), **_options(tile, x),
+            x, w, out if bias is None else bias, other, out,
+            n, x.stride(0), *w.stride(), other.stride(0), out.stride(0),
+            K=x.shape[1], COLUMNS=columns, BIAS=bias is not None, ELU=elu, KEEP=keep is not None,
+            GATED=gate is not None, **_options(tile, x),
         )  # fmt: skip
 
 

@@ -114,6 +114,7 @@ class Trace(NamedTuple):
     y: Tensor  # H, the weights' dtype: before its activation
 
 
+ACTION_PAD = 64  # what actions are padded to, so that no product has a remainder that is read number by number
 OUTPUTS = 3  # of a trace's tensors; the others are for the way back
 
 
@@ -129,8 +130,27 @@ class Start(NamedTuple):
         return cls(deter.contiguous(), stoch.flatten(1).contiguous())
 
 
-# (t, stoch [N, L], deter [N, D]) → the action [N, A] of step t or None; all in the weights' dtype.
-Act = Callable[[int, Tensor, Tensor], Tensor | None]
+class Operands:
+    """One step's operands of all products in one row of memory, in the weights' dtype: ``[x | h | z | a | zeros]``.
+
+    So a concatenation is a piece of a row, every product has a single operand, and what a step makes goes where the
+    next reads it. Every step overwrites the row, each piece after its last reading.
+    """
+
+    def __init__(self, weights: Weights, start: Start, actions: int) -> None:
+        hidden, deter, width = weights.hidden, weights.deter, start.stoch.shape[1]
+        pad = -actions % ACTION_PAD
+        row = weights.gru_weight.new_zeros(len(start.deter), hidden + deter + width + actions + pad)
+        self.x, self.deter, self.stoch, self.action, _ = row.split([hidden, deter, width, actions, pad], 1)
+        self.of_gru = row[:, : hidden + deter]
+        self.of_actor = row[:, hidden : hidden + deter + width]  # deter first
+        self.of_img_in = row[:, hidden + deter :]
+        self.img_in = F.pad(torch.cat(weights.columns(width, actions), 1), (0, pad))  # [H, L + A + zeros]
+        self.deter.copy_(start.deter)
+        self.stoch.copy_(start.stoch)
+
+
+Act = Callable[[int, Operands], None]  # fills the operands' action for step t
 
 
 def roll_out(
@@ -155,34 +175,26 @@ def roll_out(
         steps.empty(start.deter, 2, wide, keep=keep),
         steps.empty(start.deter, weights.hidden, dtype, keep=keep),
     )
-    narrow = dtype != wide
-    # What products read: with narrow weights, copies that every step overwrites after its last reading of them.
-    stoch, deter = (x.to(dtype) for x in (start.stoch, start.deter)) if narrow else (start.stoch, start.deter)
-    before, hidden = start.deter, stoch.new_empty(steps.rows, weights.hidden)
-    of_stoch, of_action = weights.columns(width, actions)
-    of_x, of_h = weights.gru_weight[:, : weights.hidden], weights.gru_weight[:, weights.hidden :]
+    room, before = Operands(weights, start, actions), start.deter
+    hidden = room.x.new_empty(steps.rows, weights.hidden)
     noise = None if noise is None else noise.contiguous()
     for t in range(steps.length):
         row = Trace(*(x[t] for x in trace))
-        action = act(t, stoch, deter)
-        operands = [(stoch, of_stoch)] if action is None else [(stoch, of_stoch), (action, of_action)]
-        dense(hidden, operands, weights.img_in_bias, elu=True, keep=row.x if keep else None)
-        dense(row.parts, [(hidden, of_x), (deter, of_h)], weights.gru_bias)
+        act(t, room)
+        dense(room.x, room.of_img_in, room.img_in, weights.img_in_bias, elu=True, keep=row.x if keep else None)
+        dense(row.parts, room.of_gru, weights.gru_weight, weights.gru_bias)
         scale, offset = weights.gru_norm_weight, weights.gru_norm_bias
-        gates(row.parts, scale, offset, before, row.deter, deter if narrow else None, row.norm)
+        gates(row.parts, scale, offset, before, row.deter, room.deter, row.norm)
         before = row.deter
-        deter = deter if narrow else row.deter
-        operands = [(deter, weights.img_out_weight)]
-        dense(hidden, operands, weights.img_out_bias, elu=True, keep=row.y if keep else None)
+        y = row.y if keep else None
+        dense(hidden, room.deter, weights.img_out_weight, weights.img_out_bias, elu=True, keep=y)
         at = noise_of_step(noise, t, *steps.noise_strides(width))
-        head = (hidden, weights.img_dist_weight)
-        copy = stoch if narrow else None
         if fits(latent, steps.rows, hidden):
-            dense_sample(*head, weights.img_dist_bias, at, latent, row.stats, row.stoch, copy)
+            head = (hidden, weights.img_dist_weight, weights.img_dist_bias)
+            dense_sample(*head, at, latent, row.stats, row.stoch, room.stoch)
         else:
-            dense(row.stats, [head], weights.img_dist_bias)
-            sample_into(row.stats, at, latent, row.stoch, copy)
-        stoch = stoch if narrow else row.stoch
+            dense(row.stats, hidden, weights.img_dist_weight, weights.img_dist_bias)
+            sample_into(row.stats, at, latent, row.stoch, room.stoch)
     return trace
 
 
@@ -252,7 +264,7 @@ def walk_back(
         if through and t + 1 < steps.length and dz is None:
             dense_softmax(dx[t + 1], of_stoch, of_z, own, stats, latent, dstats[t])
         elif through and t + 1 < steps.length and dz is not None:
-            dense(dz, [(dx[t + 1], of_stoch)])
+            dense(dz, dx[t + 1], of_stoch)
             sample_backward_into(dz if of_z is None else dz.add_(of_z), own, stats, at, latent, dstats[t])
         elif of_z is not None:
             sample_backward_into(of_z, own, stats, at, latent, dstats[t])
@@ -260,8 +272,8 @@ def walk_back(
             dstats[t].copy_(own)
         else:
             dstats[t].zero_()
-        dense(dy[t], [(dstats[t], of_dist)], gate=trace.y[t])
-        dense(dh, [(dy[t], of_out)])
+        dense(dy[t], dstats[t], of_dist, gate=trace.y[t])
+        dense(dh, dy[t], of_out)
         before = trace.deter[t - 1] if t else start.deter
         own = None if grads.deter is None else grads.deter[t]
         scale, offset = weights.gru_norm_weight, weights.gru_norm_bias
@@ -301,12 +313,12 @@ def weight_grads(
 def start_stoch_grad(weights: Weights, dx: Tensor, width: int) -> Tensor:
     """Gradient ``[N, width]`` of the latents that a step started from, from that of its x."""
     out = dx.new_empty(len(dx), width, dtype=state_dtype(dx.dtype))
-    dense(out, [(dx, packed(weights.columns(width, 0)[0]).t())])
+    dense(out, dx, packed(weights.columns(width, 0)[0]).t())
     return out
 
 
 def action_grad(weights: Weights, dx: Tensor, width: int, actions: int, steps: Steps) -> Tensor:
     """Gradient ``[T, N, A]`` of the actions of all steps, one product."""
     out = steps.empty(dx, actions, state_dtype(dx.dtype))
-    dense(steps.flat(out), [(steps.flat(dx), packed(weights.columns(width, actions)[1]).t())])
+    dense(steps.flat(out), steps.flat(dx), packed(weights.columns(width, actions)[1]).t())
     return out

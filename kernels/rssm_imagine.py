@@ -13,6 +13,7 @@ from apv_fast.structure import Latent, RSSMParams, State
 
 from .imagine import (
     OUTPUTS,
+    Operands,
     OutputGrads,
     Start,
     Steps,
@@ -68,10 +69,15 @@ def _forward(weights: list[Tensor], *rest: Any) -> list[Tensor]:
     action = call.actions(own.gru_weight.dtype)
     width = 0 if action is None else action.shape[-1]
     start = Start.of(call.deter, call.stoch)
+
+    def act(t: int, room: Operands) -> None:
+        if action is not None:
+            room.action.copy_(action[t])
+
     trace = roll_out(
         own,
         start,
-        lambda t, stoch, deter: None if action is None else action[t],
+        act,
         width,
         call.steps,
         call.latent,

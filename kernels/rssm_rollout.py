@@ -20,6 +20,7 @@ from apv_fast.structure import ActorParams, Latent, RSSMParams, State
 from .actor import Actor, ActorTrace
 from .imagine import (
     OUTPUTS,
+    Operands,
     OutputGrads,
     Start,
     Steps,
@@ -94,8 +95,8 @@ def _forward(weights: list[Tensor], actor: list[Tensor], *rest: Any) -> list[Ten
     own = call.actor(actor)
     traced = own.room(call.deter, keep)
 
-    def act(t: int, stoch: Tensor, deter: Tensor) -> Tensor:
-        return own.act(t, stoch, deter, traced, keep)
+    def act(t: int, room: Operands) -> None:
+        own.act(t, room, traced, keep)
 
     start = Start.of(call.deter, call.stoch)
     trace = roll_out(Weights.of(weights), start, act, own.actions, call.steps, call.latent, call.noise, keep)

@@ -44,13 +44,9 @@ class Head(NamedTuple):
         return cls(*(x if x.dim() > 1 else x.contiguous() for x in tensors))
 
 
-def _operands(head: Head, deter: Tensor, embed: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What obs_out reads, beside the columns that read it."""
-    width, dtype = deter.shape[1], head.out_weight.dtype
-    return [
-        (deter.to(dtype).contiguous(), head.out_weight[:, :width]),
-        (embed.to(dtype).contiguous(), head.out_weight[:, width:]),
-    ]
+def _seen(head: Head, deter: Tensor, embed: Tensor) -> Tensor:
+    """What obs_out reads, ``[N, D + E]``."""
+    return torch.cat([x.to(head.out_weight.dtype) for x in (deter, embed)], 1)
 
 
 @torch.library.custom_op("apv_fast::posterior_triton", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor[]")
@@ -61,11 +57,11 @@ def _forward(weights: list[Tensor], *rest: Any) -> list[Tensor]:
     width = latent.stoch * (latent.discrete or 1)
     stoch, stats = (deter.new_empty(len(deter), w) for w in (width, len(head.dist_bias)))
     y, hidden = (head.out_weight.new_empty(len(deter), len(head.out_bias)) for _ in range(2))
-    dense(hidden, _operands(head, deter, embed), head.out_bias, elu=True, keep=y)
+    dense(hidden, _seen(head, deter, embed), head.out_weight, head.out_bias, elu=True, keep=y)
     if fits(latent, len(y), y):
         dense_sample(hidden, head.dist_weight, head.dist_bias, whole(noise, width), latent, stats, stoch, None)
     else:
-        dense(stats, [(hidden, head.dist_weight)], head.dist_bias)
+        dense(stats, hidden, head.dist_weight, head.dist_bias)
         sample_into(stats, whole(noise, width), latent, stoch, None)
     return [stoch, stats, y]
 
@@ -87,14 +83,13 @@ def _backward(weights: list[Tensor], *rest: Any) -> list[Tensor]:
         at = whole(noise, grad_stoch.shape[1])
         sample_backward_into(grad_stoch.contiguous(), own, stats, at, latent, dstats)
     dy = torch.empty_like(y)
-    dense(dy, [(dstats, packed(head.dist_weight).t())], gate=y)
+    dense(dy, dstats, packed(head.dist_weight).t(), gate=y)
     made = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (deter, embed)]
-    for out, (_, w) in zip(made, _operands(head, deter, embed), strict=True):
-        dense(out, [(dy, packed(w).t())])
+    for out, w in zip(made, head.out_weight.split([deter.shape[1], embed.shape[1]], 1), strict=True):
+        dense(out, dy, packed(w).t())
     if not of_weights:
         return made + [deter.new_empty(0) for _ in weights]
-    seen = torch.cat([x for x, _ in _operands(head, deter, embed)], 1)
-    return [*made, dy.T @ seen, dy.sum(0), dstats.T @ F.elu(y), dstats.sum(0)]
+    return [*made, dy.T @ _seen(head, deter, embed), dy.sum(0), dstats.T @ F.elu(y), dstats.sum(0)]
 
 
 @_forward.register_fake

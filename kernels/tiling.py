@@ -30,7 +30,7 @@ TILES = {
 }
 # Acting: every weight is read once, by as many programs as there are.
 FEW_ROWS = {
-    "half": Tile(16, 64, 128, 4, 4),
+    "half": Tile(16, 64, 64, 4, 5),
     "tf32": Tile(16, 64, 32, 4, 4),
     "ieee": Tile(16, 64, 32, 4, 4),
     "double": Tile(16, 32, 16, 4, 2),
@@ -50,8 +50,3 @@ def choose_tile(rows: int, columns: int, kind: str, multiprocessors: int, widest
         if tiles >= multiprocessors and widest >= tile.BN:
             return tile
     return TILES[kind][-1]
-
-
-def second_step(size: int, tile: Tile) -> int:
-    """How much of a second operand's summed dimension is read at a time: an action has few numbers."""
-    return min(tile.BK, max(16, 1 << (size - 1).bit_length()))

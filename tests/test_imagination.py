@@ -350,20 +350,20 @@ def randn(*shape: int) -> Tensor:
 @pytest.mark.parametrize("columns", [64, 65, 131], ids=lambda n: f"{n} columns")
 @pytest.mark.parametrize("rows", [1, 33, 150], ids=lambda n: f"{n} rows")
 def test_a_layer(dense: ModuleType, rows: int, columns: int) -> None:
-    """Two operands, of which one is a strided view; activation and its argument; nothing written beyond the columns."""
+    """Operands in a piece of a row, weights in either order; the activation's argument; nothing written elsewhere."""
     torch.manual_seed(0)
-    x, x2, w, bias = randn(rows, 70), randn(rows, 3), randn(columns, 73).T.contiguous().T, randn(columns)
+    x, w, bias = randn(rows, 80)[:, 5:75], randn(columns, 70).T.contiguous().T, randn(columns)
     room, keep = randn(rows, columns + 5), torch.empty_like(randn(rows, columns))
     untouched = room[:, columns:].clone()
-    dense.dense(room[:, :columns], [(x, w[:, :70]), (x2, w[:, 70:])], bias, elu=True, keep=keep)
-    expected = F.linear(torch.cat([x, x2], 1), w, bias)
+    dense.dense(room[:, :columns], x, w, bias, elu=True, keep=keep)
+    expected = F.linear(x, w, bias)
     torch.testing.assert_close(keep, expected)
     torch.testing.assert_close(room[:, :columns], F.elu(expected))
     assert torch.equal(room[:, columns:], untouched)
     out, gate = torch.empty_like(keep), randn(rows, columns).requires_grad_()
-    dense.dense(out, [(x, w[:, :70])], gate=gate.detach())
+    dense.dense(out, x, w.contiguous(), gate=gate.detach())
     (slope,) = torch.autograd.grad(F.elu(gate).sum(), gate)
-    torch.testing.assert_close(out, x @ w[:, :70].T * slope)
+    torch.testing.assert_close(out, x @ w.T * slope)
 
 
 @needs_triton
