@@ -37,7 +37,6 @@ struct Backward : Walk<X> {
     const int last = n.T - 1;
     stage_step(last);
     this->stage_rows(shared(plan.shared_y), own.dist, scan.y_trace, last);
-    sync_threads();
     for (int t = last; t >= 0; --t) {
       stats_grad(t);
       barrier.arrive();
