@@ -35,6 +35,7 @@ ENGINES = [(case, backend) for case in CASES for backend in backends_of(case)]
 EXACT = [(case, backend) for case, backend in ENGINES if torch.float64 in probe(backend).dtypes]
 # Largest relative error of the reference itself that is believed, per tensor; backends may have twice its actual error.
 REFERENCE_ERROR = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1}
+FEW = 64  # numbers; see measure
 LEAVES_NOT = ("is_first", "noise")
 
 
@@ -69,7 +70,10 @@ def relative_errors(got: Tensors, expected: Tensors) -> dict[str, float]:
 
 
 def measure(case: str, backend: str, sizes: Sizes, dtype: torch.dtype, sample: bool, seed: int) -> dict[str, Tensor]:
-    """Relative errors (this backend's, the reference's in the same dtype) against a float64 run, by tensor."""
+    """Squared relative errors (this backend's, the reference's in the same dtype) against a float64 run, by tensor.
+
+    Below float64, tensors of a few numbers are taken together: the error of a handful of roundings is luck, of both.
+    """
     device = probe(backend).devices[-1]
     tensors = make_case(case, sizes, dtype, seed, device)
     exact = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
@@ -78,48 +82,32 @@ def measure(case: str, backend: str, sizes: Sizes, dtype: torch.dtype, sample: b
     got = relative_errors(run(case, tensors, sizes, backend, sample), expected)
     for name, error in reference.items():
         assert error <= REFERENCE_ERROR[dtype], f"reference {name}: {error:.2e}"
-    return {name: torch.tensor([got[name], reference[name]], dtype=torch.float64) for name in got}
-
-
-def compare(
-    case: str, backend: str, sizes: Sizes, dtype: torch.dtype, sample: bool, seed: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Relative errors of the backend and of the reference in this dtype, both against a float64 run."""
-    tensors = make_case(case, sizes, dtype, seed, probe(backend).devices[-1])
-    exact = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
-    expected = run(case, exact, sizes, "reference", sample)
-    reference = relative_errors(run(case, tensors, sizes, "reference", sample), expected)
-    return relative_errors(run(case, tensors, sizes, backend, sample), expected), reference
-
-
-def excess(got: dict[str, float], reference: dict[str, float], backend: str, dtype: torch.dtype) -> list[str]:
-    """What is off by more than twice the reference's own error in this dtype, which is itself bounded."""
-    found = []
-    for name, error in got.items():
-        assert reference[name] <= REFERENCE_ERROR[dtype], f"reference {name}: {reference[name]:.2e}"
-        bound = 2 * max(reference[name], torch.finfo(dtype).eps / 2)
-        if dtype == torch.float64 and backend != "reference":  # the reference has no error against itself
-            bound = REFERENCE_ERROR[dtype]
-        if not error <= bound:
-            found.append(f"{name}: error {error:.2e}, reference {reference[name]:.2e}")
-    return found
+    squares = {name: torch.tensor([got[name], reference[name]], dtype=torch.float64) ** 2 for name in got}
+    few = [name for name in squares if dtype != torch.float64 and expected[name].numel() < FEW]
+    together = torch.stack([squares.pop(name) for name in few]).mean(0) if few else torch.zeros(2)
+    return squares | {"tensors of a few numbers": together}
 
 
 def assert_exact(case: str, backend: str, sizes: Sizes, dtype: torch.dtype, sample: bool, seed: int = 0) -> None:
-    """Values and gradients within twice the reference's own error.
+    """Values and gradients within twice the reference's own error in this dtype, which is itself bounded.
 
-    Both errors are draws, wide ones where a tensor holds a few numbers. So where one problem exceeds the bound, the
-    root mean square over eight decides: of both sides, the first problem included.
+    Where one problem is outside, the mean square over four decides.
     """
-    pairs = [compare(case, backend, sizes, dtype, sample, seed)]
-    if excess(*pairs[0], backend, dtype) and dtype != torch.float64:
-        pairs += [compare(case, backend, sizes, dtype, sample, seed + k) for k in range(1, 8)]
-    pooled = [
-        {name: (sum(errors[name] ** 2 for errors in side) / len(side)) ** 0.5 for name in side[0]}
-        for side in zip(*pairs, strict=True)
-    ]
-    found = excess(pooled[0], pooled[1], backend, dtype)
-    assert not found, found
+    outside: dict[str, str] = {}
+    squares: list[dict[str, Tensor]] = []
+    for count in (1, 4):
+        squares += [measure(case, backend, sizes, dtype, sample, seed + i) for i in range(len(squares), count)]
+        outside = {}
+        for name in squares[0]:
+            error, reference = torch.stack([one[name] for one in squares]).mean(0).sqrt().tolist()
+            bound = 2 * max(reference, torch.finfo(dtype).eps / 2)
+            if dtype == torch.float64 and backend != "reference":  # the reference has no error against itself
+                bound = REFERENCE_ERROR[dtype]
+            if not error <= bound:
+                outside[name] = f"error {error:.2e}, reference {reference:.2e}"
+        if not outside:
+            return
+    raise AssertionError(outside)
 
 
 @pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
@@ -131,6 +119,10 @@ def test_values_and_gradients(case: str, backend: str, sizes: Sizes, dtype: torc
         pytest.skip(f"{backend} does not take {dtype}")
     if dtype == torch.bfloat16 and not sample and sizes.discrete:
         pytest.skip("rounding decides which class is the mode")
+    if probe(backend).isa == "interpreter" and case.startswith("stacked"):
+        few = ("odd", "gaussian") if case == "stacked" else ("odd",)
+        if sizes not in [SIZES[name] for name in few]:
+            pytest.skip("the interpreter is slow: the stack runs at few sizes, the scans that it shares at all")
     assert_exact(case, backend, sizes, dtype, sample)
 
 
@@ -142,10 +134,13 @@ sizes_strategy = st.builds(
 
 
 @pytest.mark.parametrize(("case", "backend"), ENGINES)
-@settings(max_examples=10, deadline=None, derandomize=True)
-@given(sizes=sizes_strategy, seed=st.integers(0, 2**31))
-def test_any_shape(case: str, backend: str, sizes: Sizes, seed: int) -> None:
-    assert_exact(case, backend, sizes, taken(backend, torch.float64), True, seed)
+def test_any_shape(case: str, backend: str) -> None:
+    @settings(max_examples=3 if probe(backend).isa == "interpreter" else 10, deadline=None, derandomize=True)
+    @given(sizes=sizes_strategy, seed=st.integers(0, 2**31))
+    def check(sizes: Sizes, seed: int) -> None:
+        assert_exact(case, backend, sizes, taken(backend, torch.float64), True, seed)
+
+    check()
 
 
 @pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
@@ -342,6 +337,10 @@ def test_an_action_free_model_ignores_actions() -> None:
 @pytest.mark.parametrize(("case", "backend"), EXACT)
 def test_gradcheck(case: str, backend: str) -> None:
     """Against finite differences; Gaussian latents, since those of one-hot samples are zero."""
+    if probe(backend).isa == "interpreter" and case.startswith("stacked"):
+        pytest.skip(
+            "the interpreter is slow: the stack's gradients are compared with the reference's, which are checked"
+        )
     sizes = Sizes(2, 2, 2, 1, 2, 2, 3, 1, 0)
     tensors = make_case(case, sizes, torch.float64, device=probe(backend).devices[-1])
     names = [name for name in tensors if not name.endswith(LEAVES_NOT)]
