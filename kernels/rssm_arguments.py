@@ -101,7 +101,7 @@ class Shape(NamedTuple):
     M: int
     MIN_STD: float
     NOISE: str  # "none", "given" or "seed"
-    PRECISION: str  # of float32 products: "ieee" or "tf32"
+    PRECISION: str  # of products: "ieee" or "tf32", which float32 alone heeds, or "fma": without tensor cores
     BM: int  # rows a tile of products
     ROWS: int  # rows a tile of pointwise phases, which are wider instead: fewer rows' statistics to merge a program
     UNITS: int  # GRU units a tile, each with its columns of r, c and g
@@ -153,8 +153,9 @@ def make_shape(
     classes = max(2, power(latent.discrete or 2))
     groups = max(1, (256 if device.interpret else 32) // classes)
     units = _spread(deter, device)
-    rows = min(max(16, power(batch)), 4096 if device.interpret else 64)
-    depth = max(8, 64 // itemsize)
+    by_hand = itemsize == 8 and not device.interpret  # float64 on a GPU is for gradient checks
+    rows = min(max(16, power(batch)), 4096 if device.interpret else 16 if by_hand else 64)
+    depth = 64 // itemsize
     split = 1 if device.interpret else WARPS
     widest = max(4 * units, groups * classes)
     stage = (4 if rows >= MANY_ROWS else split) * (rows + widest) * depth * itemsize
@@ -170,7 +171,7 @@ def make_shape(
         M=latent.stoch * (latent.discrete or 2),
         MIN_STD=latent.min_std,
         NOISE=noise,
-        PRECISION=precision,
+        PRECISION="fma" if by_hand else precision,
         BM=rows,
         ROWS=rows if device.interpret else rows // 4,
         UNITS=units,

@@ -29,7 +29,9 @@ def product(a_rows, a_mask, w_rows, w_mask, K: tl.constexpr, z: tl.constexpr):
 
     ``a`` may have been written by other programs of this launch: it is read past the L1 cache.
     """
-    if a_rows.shape[0] >= z.MANY_ROWS:
+    if z.PRECISION == "fma":
+        return _product_by_hand(a_rows, a_mask, w_rows, w_mask, K, z)
+    elif a_rows.shape[0] >= z.MANY_ROWS:
         return _product_of_many(a_rows, a_mask, w_rows, w_mask, K, z)
     else:
         return _product_of_few(a_rows, a_mask, w_rows, w_mask, K, z)
@@ -81,6 +83,21 @@ def _product_of_many(a_rows, a_mask, w_rows, w_mask, K: tl.constexpr, z: tl.cons
             a = a.to(ACC)
             w = w.to(ACC)
         acc = tl.dot(a, tl.trans(w), acc, input_precision=z.PRECISION, out_dtype=ACC)
+    return acc
+
+
+@triton.jit
+def _product_by_hand(a_rows, a_mask, w_rows, w_mask, K: tl.constexpr, z: tl.constexpr):
+    """Without tensor cores: of float64, some of whose products Triton cannot compile (3.6 and 3.7, in MMAv2.cpp)."""
+    BM: tl.constexpr = a_rows.shape[0]
+    N: tl.constexpr = w_rows.shape[0]
+    k = tl.arange(0, z.DEPTH)[None, :]
+    acc = tl.zeros([BM, N], a_rows.dtype.element_ty)
+    for start in range(0, K, z.DEPTH):
+        term = start + k
+        a = tl.load(a_rows[:, None] + term, a_mask[:, None] & (term < K), 0.0, cache_modifier=".cg")
+        w = tl.load(w_rows[:, None] + term, w_mask[:, None] & (term < K), 0.0)
+        acc += tl.sum(a[:, None, :] * w[None, :, :], 2)
     return acc
 
 

@@ -143,6 +143,15 @@ def test_programs_share_the_work(monkeypatch: pytest.MonkeyPatch, name: str, pro
     assert not wrong(backward(problem, trace), grads)
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_products_by_hand(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As a GPU multiplies float64."""
+    monkeypatch.setattr(rssm_scan, "make_shape", lambda *arguments: small_tiles(*arguments)._replace(PRECISION="fma"))
+    problem, trace, grads = expected(name)
+    assert not wrong(forward(problem), trace)
+    assert not wrong(backward(problem, trace), grads)
+
+
 def test_any_order_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, trace, _ = expected("categorical")
     results = []
