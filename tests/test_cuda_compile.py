@@ -19,7 +19,7 @@ from apv_fast.backend import probe
 from apv_fast.cuda.library import Sample, Scan
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
-SOURCES = sorted(CSRC.glob("*.cu"))
+SOURCES = [*sorted(CSRC.glob("*.cu")), CSRC.parent.parent / "bench" / "gpu" / "barrier.cu"]
 FOLDERS = (os.environ.get("CUDA_HOME", "/usr/local/cuda"), f"{sysconfig.get_path('purelib')}/nvidia/cu13")
 NVCC = shutil.which("nvcc") or next((found for f in FOLDERS if (found := shutil.which(f"{f}/bin/nvcc"))), None)
 if NVCC is None:
@@ -45,7 +45,7 @@ class Compiled:
 def compile_source(source: Path, arch: str, folder: Path) -> Compiled:
     folder.mkdir()
     command = [str(NVCC), "-std=c++17", "-O3", f"-arch={arch}", "-cubin", "-Xptxas", "-v", "--keep", "--keep-dir"]
-    command += [str(folder), str(source), "-o", str(folder / "out.cubin")]
+    command += [str(folder), f"-I{CSRC}", str(source), "-o", str(folder / "out.cubin")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "warning" not in result.stderr.lower(), result.stderr
@@ -74,7 +74,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
 @pytest.mark.parametrize("source", [source.stem for source in SOURCES])
 def test_no_spills(compiled: dict[tuple[str, str], Compiled], source: str, arch: str) -> None:
     kernels = compiled[source, arch].kernels
-    assert len(kernels) == {"scan_forward": 3, "scan_backward": 3, "sample": 2}[source]
+    assert len(kernels) == {"scan_forward": 3, "scan_backward": 3, "sample": 2, "barrier": 2}[source]
     for kernel in kernels:
         assert kernel.spills == 0 and kernel.stack == 0, kernel
         assert kernel.registers <= 255, kernel
