@@ -242,7 +242,9 @@ def choose(op: str, tensor: torch.Tensor, backend: str | None = None, **sizes: i
             raise BackendError(f"no backend can run {op}: {reasons}")
         return able
     if obstacle := _obstacle(op, name, tensor, sizes):
-        raise BackendError(f"backend {name!r} cannot run {op}: {obstacle}; backend='auto' picks one that can")
+        by_environment = _selected.get() is None and backend in (None, "", "auto")
+        remedy = f"unset {ENVIRONMENT_VARIABLE}, and 'auto'" if by_environment else "backend='auto'"
+        raise BackendError(f"backend {name!r} cannot run {op}: {obstacle}; {remedy} picks one that can")
     return name
 
 

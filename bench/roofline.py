@@ -181,6 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{machine.name}: {where}; TFLOP/s {units};")
     origin = "measured" if known else "assumed"
     print(f"barrier {1e6 * machine.barrier:.2f} µs, launch in a graph {1e6 * machine.launch:.2f} µs ({origin})")
+    if not known:
+        print("the rates are data sheets', that of L2 is assumed: all below is computed, nothing measured")
     for batch in (16, 50):
         print("", *phase_lines(machine, batch), sep="\n")
     print("", *op_lines(machine), sep="\n")

@@ -42,7 +42,7 @@ def probe() -> Status:
     if not torch.cuda.is_available():
         return Status(
             False,
-            "torch finds no CUDA device; use 'cpu' or 'reference', or set TRITON_INTERPRET=1 before Triton is "
+            "torch finds no CUDA device; use 'auto' or 'reference', or set TRITON_INTERPRET=1 before Triton is "
             "imported to run the kernels in its (slow) interpreter",
         )
     major, minor = torch.cuda.get_device_capability()

@@ -40,7 +40,9 @@ def report() -> str:
             lines += scan_path(torch.device("cuda", index))
         except BackendError as error:
             lines.append(str(error))
-    lines.append(f"updates: {'one CUDA graph each on a GPU' if gpus else 'eager (no GPU)'}, --graph off for eager ones")
+    lines.append(
+        "updates: " + ("one CUDA graph each on a GPU, --graph off for eager ones" if gpus else "eager (no GPU)")
+    )
     return "\n".join(lines)
 
 

@@ -31,7 +31,10 @@ def library() -> Library:
 def probe() -> Status:
     """Whether the kernels can run here, and if not, what to do about it. Never raises."""
     if not torch.cuda.is_available():
-        return Status(False, "torch finds no CUDA device, and there are no CUDA C++ kernels without one; use 'cpu'")
+        return Status(
+            False,
+            "torch finds no CUDA device, and there are no CUDA C++ kernels without one; use 'auto' or 'reference'",
+        )
     major, minor = torch.cuda.get_device_capability()
     if major not in (8, 9):
         why = f"there is no code for compute capability {major}.{minor}, only {' and '.join(ARCHITECTURES)}"
