@@ -6,6 +6,7 @@ All else: pyproject.toml. ``APV_FAST_CUDA=0`` in the environment leaves the CUDA
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,17 @@ class CMakeBuild(build_ext):
                 subprocess.run(command, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise CompileError(NOT_BUILT.format(error=error)) from error
+
+    def copy_extensions_to_source(self) -> None:
+        """Editable installations use the source folder: the CUDA library goes there too, which setuptools knows not."""
+        super().copy_extensions_to_source()
+        for ext in self.extensions:
+            built = Path(self.build_lib, *ext.name.split(".")[:-1], "_cuda.so").resolve()
+            target = ROOT.joinpath(*ext.name.split(".")[:-1], "_cuda.so")
+            if built != target:
+                target.unlink(missing_ok=True)
+                if built.exists():
+                    shutil.copy2(built, target)
 
 
 setup(
