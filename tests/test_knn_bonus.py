@@ -20,7 +20,7 @@ from apv_fast.ops import knn_bonus
 # The interpreter computes with NumPy, which remarks on infinities.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
-CPU_ENGINES = ["cpu scalar", "cpu avx2", "cpu avx512"]
+CPU_ENGINES = ["cpu scalar", "cpu avx2", "cpu avx512", "cpu avx512bf16"]
 ENGINES = ["reference", *CPU_ENGINES, "triton"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 REDUCE: list[Literal["mean", "kth"]] = ["mean", "kth"]
@@ -288,6 +288,6 @@ def test_instruction_set_from_the_environment(cpu: str, monkeypatch: pytest.Monk
 
     assert probe_now().isa == os.environ["APV_FAST_CPU_ISA"]
     monkeypatch.setenv("APV_FAST_CPU_ISA", "mmx")
-    assert "unknown instruction set 'mmx'; must be one of: scalar, avx2, avx512" in probe_now().reason
+    assert "unknown instruction set 'mmx'; must be one of: scalar, avx2, avx512, avx512bf16" in probe_now().reason
     with pytest.raises(ValueError, match="unknown instruction set 'mmx'"):
         knn_bonus(torch.zeros(1, 1), torch.zeros(1, 1), backend=cpu)

@@ -23,7 +23,9 @@ from apv_fast.ops import knn_bonus
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 MEBIBYTE = 2**20
-ISA_FLAGS = {"scalar": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx2", "-mfma", "-mavx512f"]}
+_AVX2 = ["-mavx2", "-mfma"]
+_AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+ISA_FLAGS = {"scalar": [], "avx2": _AVX2, "avx512": _AVX512, "avx512bf16": [*_AVX512, "-mavx512bf16"]}
 
 
 def run_python(code: str) -> str:

@@ -8,39 +8,26 @@ namespace apv_fast {
 std::vector<std::string> supported_isas() {
   std::vector<std::string> isas;
 #if defined(APV_FAST_X86)
-  // These ask the operating system too: it must save the wide registers.
+  // These ask the operating system too: it must save the wide registers. The flags are those of CMakeLists.txt.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f")) isas.push_back("avx512");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) isas.push_back("avx512bf16");
+  if (avx512) isas.push_back("avx512");
   if (avx2) isas.push_back("avx2");
 #endif
   isas.push_back("scalar");
   return isas;
 }
 
-template <class Real>
-const Scan<Real>& scan_for(const std::string& isa) {
+Isa isa_of(const std::string& name) {
   const std::vector<std::string> supported = supported_isas();
-  if (std::find(supported.begin(), supported.end(), isa) == supported.end()) {
-    throw std::invalid_argument("instruction set '" + isa + "' cannot be used here");
+  if (std::find(supported.begin(), supported.end(), name) == supported.end()) {
+    throw std::invalid_argument("instruction set '" + name + "' cannot be used here");
   }
-  constexpr bool single = sizeof(Real) == sizeof(float);
-#if defined(APV_FAST_X86)
-  if constexpr (single) {
-    if (isa == "avx512") return avx512::scan_float;
-    if (isa == "avx2") return avx2::scan_float;
-  } else {
-    if (isa == "avx512") return avx512::scan_double;
-    if (isa == "avx2") return avx2::scan_double;
-  }
-#endif
-  if constexpr (single) {
-    return scalar::scan_float;
-  } else {
-    return scalar::scan_double;
-  }
+  if (name == "avx512bf16") return Isa::avx512bf16;
+  if (name == "avx512") return Isa::avx512;
+  return name == "avx2" ? Isa::avx2 : Isa::scalar;
 }
-
-template const Scan<float>& scan_for<float>(const std::string&);
-template const Scan<double>& scan_for<double>(const std::string&);
 
 }  // namespace apv_fast

@@ -5,8 +5,6 @@
 
 #include "knn_bonus.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -16,7 +14,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "isa.h"
+#include "bf16.h"
+#include "knn_scan.h"
+#include "threads.h"
 
 namespace apv_fast {
 namespace {
@@ -26,11 +26,6 @@ constexpr size_t kGroupBytes = 512 * 1024;  // of panels in one group: they stay
 constexpr size_t kBlockBytes = 12 * 1024;   // of keys in one block
 constexpr int64_t kGroupsPerThread = 4;     // to even out the load
 
-const pid_t kLoadedIn = getpid();
-
-struct BFloat16 {
-  uint16_t bits;
-};
 struct Float16 {
   uint16_t bits;
 };
@@ -45,13 +40,22 @@ To bit_cast(From value) {
 
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
-inline float widen(BFloat16 value) { return bit_cast<float>(uint32_t(value.bits) << 16); }
+inline float widen(Bf16 value) { return bit_cast<float>(uint32_t(value.bits) << 16); }
 inline float widen(Float16 value) {
   const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13;
   // The exponent's bias is 15 in half and 127 in single precision; the product is exact, subnormal numbers included.
   uint32_t bits = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f);
   bits |= magnitude >= 0x0f800000 ? 0x7f800000 : 0;  // infinity and NaN
   return bit_cast<float>(bits | uint32_t(value.bits & 0x8000) << 16);
+}
+
+template <class Real>
+const Scan<Real>& scan_for(Isa isa) {
+  if constexpr (sizeof(Real) == sizeof(float)) {
+    return APV_FAST_PICK(isa, scan_float);
+  } else {
+    return APV_FAST_PICK(isa, scan_double);
+  }
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -68,7 +72,7 @@ struct Plan {
   Plan(int64_t lanes, int64_t q, int64_t n, int64_t d, const KnnOptions& options) : lanes(lanes), d(d) {
     k = std::min(options.k, n);
     capacity = std::min(std::max(3 * k, k + kMaxKeys), n + 1);
-    threads = getpid() == kLoadedIn ? std::max(options.threads, 1) : 1;
+    threads = usable_threads(options.threads);
     const int64_t all = ceil_div(q, lanes);
     const int64_t fit = int64_t(kGroupBytes / panel_bytes());
     panels = std::max<int64_t>(std::min(ceil_div(all, kGroupsPerThread * threads), fit), 1);
@@ -182,7 +186,7 @@ void run_group(const Matrix& query, const Matrix& keys, const KnnOptions& option
 
 template <class Source, class Real>
 size_t run(const Matrix& query, const Matrix& keys, const KnnOptions& options, void* out) {
-  const Scan<Real>& isa = scan_for<Real>(options.isa);
+  const Scan<Real>& isa = scan_for<Real>(isa_of(options.isa));
   const Plan<Real> plan(isa.lanes, query.rows, keys.rows, query.columns, options);
   const size_t bytes = plan.threads * plan.thread_bytes() + kAlignment;
   std::vector<std::byte> memory(bytes);
@@ -257,7 +261,7 @@ size_t knn_bonus(const Matrix& query, const Matrix& keys, const KnnOptions& opti
   if (query.rows == 0) return 0;
   if (options.dtype == "float32") return run<float, float>(query, keys, options, out);
   if (options.dtype == "float64") return run<double, double>(query, keys, options, out);
-  if (options.dtype == "bfloat16") return run<BFloat16, float>(query, keys, options, out);
+  if (options.dtype == "bfloat16") return run<Bf16, float>(query, keys, options, out);
   if (options.dtype == "float16") return run<Float16, float>(query, keys, options, out);
   throw std::invalid_argument("knn_bonus: dtype '" + options.dtype + "' is not supported");
 }

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "isa.h"
+
 namespace apv_fast {
 
 // Keys that one call of `scan` takes at most.
@@ -31,14 +33,6 @@ struct Scan {
   void (*scan)(const Real* keys, int64_t stride, int64_t n, int64_t d, Panel<Real>& panel);
 };
 
-#define APV_FAST_DECLARE_SCAN(isa)       \
-  namespace isa {                        \
-  extern const Scan<float> scan_float;   \
-  extern const Scan<double> scan_double; \
-  }
-APV_FAST_DECLARE_SCAN(scalar)
-APV_FAST_DECLARE_SCAN(avx2)
-APV_FAST_DECLARE_SCAN(avx512)
-#undef APV_FAST_DECLARE_SCAN
+APV_FAST_FOR_EACH_ISA(extern const Scan<float> scan_float; extern const Scan<double> scan_double;)
 
 }  // namespace apv_fast
