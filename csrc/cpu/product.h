@@ -1,0 +1,364 @@
+// Products of a few or many rows with a packed matrix, a panel of columns at a time:
+//
+//     out[m, n] = sum over k of a[m, k]·b[k, n]
+//
+// The right operand is packed once into panels of kColumns columns, so that the inner loop reads memory in order: a tile
+// of kRows rows by a panel keeps its sums in registers, loads the panel's row k once and broadcasts a[m, k] to it. The sum
+// over k runs in one order, so that a result depends neither on how rows are grouped nor on the number of threads. It
+// lands in a buffer in the first-level cache, where the caller adds bias, activation and whatever else follows.
+//
+// The left operand is a pointer a row, each to `segments` runs of `length` values, `stride` apart: a dense matrix has one
+// run, the patch under a convolution's kernel has one an image row. See simd.h on files of this kind.
+#pragma once
+
+#include "simd.h"
+
+namespace apv_fast {
+namespace APV_FAST_ISA {
+namespace {
+
+// What operands of type T are stored as, and how many successive k lie beside each other. Without bfloat16 instructions
+// its values are kept as floats: the same products and the same sums.
+#if defined(__AVX512BF16__)
+template <class T>
+using Element = T;
+template <class T>
+constexpr int kPair = std::is_same_v<T, Bf16> ? 2 : 1;
+#else
+template <class T>
+using Element = std::conditional_t<std::is_same_v<T, Bf16>, float, T>;
+template <class T>
+constexpr int kPair = 1;
+#endif
+
+// Columns in a panel: four cache lines of sums, and of packed operands.
+template <class T>
+constexpr int64_t kColumns = 256 / sizeof(Wide<T>);
+
+#if defined(__AVX512F__)
+constexpr int kTileVectors = 4, kTileRows = 6, kNarrowRows = 8;
+#elif defined(__AVX2__)
+constexpr int kTileVectors = 2, kTileRows = 6, kNarrowRows = 6;
+#else
+constexpr int kTileVectors = 2, kTileRows = 4, kNarrowRows = 4;
+#endif
+
+// A panel is read in stretches of so many bytes by all rows, so that it stays in the second-level cache.
+constexpr int64_t kStretchBytes = 256 * 1024;
+
+struct Segments {
+  int64_t segments, length, stride;
+};
+
+inline Segments dense(int64_t length) { return {1, length, 0}; }
+
+template <class T>
+inline int64_t padded(int64_t k) {
+  return (k + kPair<T> - 1) / kPair<T> * kPair<T>;
+}
+
+inline int64_t panels(int64_t columns, int64_t width) { return (columns + width - 1) / width; }
+
+// Elements of a packed panel of `depth` rows.
+template <class T>
+inline int64_t panel_size(int64_t depth) {
+  return padded<T>(depth) * kColumns<T>;
+}
+
+// Elements of a packed matrix.
+template <class T>
+inline int64_t packed_size(int64_t depth, int64_t columns) {
+  return panel_size<T>(depth) * panels(columns, kColumns<T>);
+}
+
+// Vectors as the product reads them: of T's values in operand form.
+template <class T>
+inline void store_operand(Element<T>* to, Vector<Wide<T>> x) {
+  if constexpr (std::is_same_v<T, Bf16> && std::is_same_v<Element<T>, float>) {
+    Bf16 rounded[kWidth<float>];
+    store(rounded, x);
+    store(to, load(rounded));
+  } else {
+    store(to, x);
+  }
+}
+
+template <class T>
+inline Element<T> operand(Wide<T> x) {
+  if constexpr (std::is_same_v<T, Element<T>>) {
+    return narrow<T>(x);
+  } else {
+    return widen(narrow<T>(x));
+  }
+}
+
+// `n` values in operand form; an odd one is followed by a zero where operands come in pairs.
+template <class T, class From>
+inline void to_operands(const From* from, int64_t n, Element<T>* to) {
+  constexpr int width = kWidth<Wide<T>>;
+  int64_t i = 0;
+  for (; i + width <= n; i += width) store_operand<T>(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = operand<T>(widen(from[i]));
+  for (; i < padded<T>(n); ++i) to[i] = Element<T>{};
+}
+
+// ---- packing
+
+// In place: lane j of rows[i] and lane i of rows[j] change places.
+template <class V>
+inline void transpose(V* rows) {
+  constexpr int width = sizeof(V) / sizeof(rows[0][0]);
+  using Lane = std::conditional_t<sizeof(rows[0][0]) == 8, int64_t, int32_t>;
+  using Mask __attribute__((vector_size(sizeof(V)))) = Lane;
+#pragma GCC unroll 4
+  for (int step = 1; step < width; step *= 2) {
+    Mask low, high;
+    for (int lane = 0; lane < width; ++lane) {
+      low[lane] = lane & step ? width + (lane ^ step) : lane;
+      high[lane] = lane & step ? width + lane : lane ^ step;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < width; ++i) {
+      if (i & step) continue;
+      const V a = rows[i], b = rows[i | step];
+#if defined(__clang__)
+      V first, second;
+      for (int lane = 0; lane < width; ++lane) {
+        first[lane] = low[lane] < width ? a[low[lane]] : b[low[lane] - width];
+        second[lane] = high[lane] < width ? a[high[lane]] : b[high[lane] - width];
+      }
+      rows[i] = first;
+      rows[i | step] = second;
+#else
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i | step] = __builtin_shuffle(a, b, high);
+#endif
+    }
+  }
+}
+
+// Number (k, n) of the matrix is source[k·k_stride + n·n_stride].
+template <class T>
+struct Source {
+  const T* data;
+  int64_t k_stride, n_stride;
+
+  Element<T> at(int64_t k, int64_t n) const {
+    if constexpr (std::is_same_v<T, Element<T>>) {
+      return data[k * k_stride + n * n_stride];
+    } else {
+      return widen(data[k * k_stride + n * n_stride]);
+    }
+  }
+};
+
+// One word of a panel: a number, or a pair of bfloat16.
+template <class T>
+inline int64_t panel_word(int64_t k, int64_t n) {
+  return (k / kPair<T> * kColumns<T> + n) * kPair<T> + k % kPair<T>;
+}
+
+// A square of words whose k are contiguous in memory: read by column, turned, written by row.
+template <class T>
+inline void pack_turned(const Source<T>& source, int64_t k, int64_t n, Element<T>* panel) {
+  constexpr int width = kWidth<Wide<T>>;
+  Vector<Wide<T>> words[width];
+#pragma GCC unroll 16
+  for (int i = 0; i < width; ++i) {
+    const T* column = source.data + (n + i) * source.n_stride + k;
+    if constexpr (kPair<T> == 2) {
+      __builtin_memcpy(&words[i], column, sizeof words[i]);
+    } else {
+      words[i] = load(column);
+    }
+  }
+  transpose(words);
+#pragma GCC unroll 16
+  for (int i = 0; i < width; ++i) {
+    __builtin_memcpy(panel + panel_word<T>(k + i * kPair<T>, n), &words[i], sizeof words[i]);
+  }
+}
+
+// A vector of columns of one row of words, whose n are contiguous in memory.
+template <class T>
+inline void pack_straight(const Source<T>& source, int64_t k, int64_t n, Element<T>* panel) {
+  const T* row = source.data + k * source.k_stride + n;
+  Element<T>* to = panel + panel_word<T>(k, n);
+  if constexpr (kPair<T> == 2) {
+    const Words low = (Words)load(row) >> 16, high = (Words)load(row + source.k_stride);
+    const Words pair = low | high;
+    __builtin_memcpy(to, &pair, sizeof pair);
+  } else {
+    store(to, load(row));
+  }
+}
+
+// Packs rows [0, depth) of `columns` <= kColumns columns; the rest of the panel is zero.
+template <class T>
+inline void pack_panel(const Source<T>& source, int64_t depth, int64_t columns, Element<T>* panel) {
+  constexpr int64_t width = kWidth<Wide<T>>, words = width * kPair<T>;
+  const int64_t whole = source.k_stride == 1 ? depth / words * words : source.n_stride == 1 ? depth / kPair<T> * kPair<T> : 0;
+  const int64_t wide = columns / width * width;
+  if (whole < depth || wide < kColumns<T>) __builtin_memset(panel, 0, panel_size<T>(depth) * sizeof *panel);
+  if (source.k_stride == 1) {
+    for (int64_t k = 0; k < whole; k += words) {
+      for (int64_t n = 0; n < wide; n += width) pack_turned(source, k, n, panel);
+    }
+  } else {
+    for (int64_t k = 0; k < whole; k += kPair<T>) {
+      for (int64_t n = 0; n < wide; n += width) pack_straight(source, k, n, panel);
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t n = k < whole ? wide : 0; n < columns; ++n) panel[panel_word<T>(k, n)] = source.at(k, n);
+  }
+}
+
+// Packs panels [first, last) of a matrix [depth, columns]; `packed` is the whole one's beginning.
+template <class T>
+inline void pack(const Source<T>& source, int64_t depth, int64_t columns, int64_t first, int64_t last,
+                 Element<T>* packed) {
+  for (int64_t p = first; p < last; ++p) {
+    const int64_t n = p * kColumns<T>;
+    const Source<T> from{source.data + n * source.n_stride, source.k_stride, source.n_stride};
+    pack_panel(from, depth, columns - n < kColumns<T> ? columns - n : kColumns<T>, packed + p * panel_size<T>(depth));
+  }
+}
+
+// ---- the tile
+
+// One or two values of a left operand's row in every lane.
+template <class T>
+inline auto broadcast(const Element<T>* a) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, Bf16>) {
+    int pair;
+    __builtin_memcpy(&pair, a, sizeof pair);
+    return (__m512bh)_mm512_set1_epi32(pair);
+  } else {
+    return splat(*a);
+  }
+#else
+  return splat(*a);
+#endif
+}
+
+template <class T, class A>
+inline Vector<Wide<T>> multiply_add(A a, const Element<T>* b, Vector<Wide<T>> sum) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, Bf16>) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, a, (__m512bh)_mm512_loadu_si512(b));
+  } else {
+    return a * load(b) + sum;
+  }
+#else
+  return a * load(b) + sum;
+#endif
+}
+
+// What the tile reads next, so that it is there in time: a hint, nullptr for none.
+constexpr int64_t kAhead = 16;  // rows of a panel
+
+// out[i, v] (+)= rows i of a · the panel's columns from `panel` on, Count vectors of them. Rows of `out` are kColumns
+// apart. `next` (or nullptr) is read ahead, as many bytes as the panel's part has.
+template <class T, int Count, int Vectors>
+inline void tile(const Element<T>* const* a, const Segments& shape, const Element<T>* panel, const Element<T>* next,
+                 bool accumulate, Wide<T>* out) {
+  constexpr int width = kWidth<Wide<T>>;
+  constexpr int64_t step = kColumns<T> * kPair<T>;
+  Vector<Wide<T>> sums[Count][Vectors];
+  const Element<T>* row[Count];
+#pragma GCC unroll 8
+  for (int i = 0; i < Count; ++i) {
+    row[i] = a[i];
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) {
+      sums[i][v] = accumulate ? load(out + i * kColumns<T> + v * width) : Vector<Wide<T>>{};
+    }
+  }
+  const int64_t ahead = next != nullptr ? next - panel : kAhead * step;
+  for (int64_t s = 0; s < shape.segments; ++s) {
+    for (int64_t k = 0; k < shape.length; k += kPair<T>, panel += step) {
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) __builtin_prefetch(panel + ahead + v * width * kPair<T>, 0, 2);
+#pragma GCC unroll 8
+      for (int i = 0; i < Count; ++i) {
+        const auto value = broadcast<T>(row[i] + k);
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) {
+          sums[i][v] = multiply_add<T>(value, panel + v * width * kPair<T>, sums[i][v]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < Count; ++i) row[i] += shape.stride;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Count; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) store(out + i * kColumns<T> + v * width, sums[i][v]);
+  }
+}
+
+// The same for a number of rows that is known only now, up to `Count`.
+template <class T, int Vectors, int Count>
+inline void tile_of(int64_t count, const Element<T>* const* a, const Segments& shape, const Element<T>* panel,
+                    const Element<T>* next, bool accumulate, Wide<T>* out) {
+  if constexpr (Count > 1) {
+    if (count < Count) return tile_of<T, Vectors, Count - 1>(count, a, shape, panel, next, accumulate, out);
+  }
+  tile<T, Count, Vectors>(a, shape, panel, next, accumulate, out);
+}
+
+// Rows [0, count) against the first `vectors` vectors of a panel's columns.
+template <class T>
+inline void tiles(int64_t count, const Element<T>* const* a, const Segments& shape, const Element<T>* panel,
+                  int64_t vectors, const Element<T>* next, bool accumulate, Wide<T>* out) {
+  constexpr int64_t columns = kWidth<Wide<T>>;
+  for (int64_t v = 0; v < vectors; v += kTileVectors) {
+    const int64_t left = vectors - v, offset = v * columns * kPair<T>;
+    const Element<T>* from = panel + offset;
+    const Element<T>* then = next == nullptr ? nullptr : next + offset;
+    Wide<T>* to = out + v * columns;
+    if (left == 1) {
+      tile_of<T, 1, kNarrowRows>(count, a, shape, from, then, accumulate, to);
+    } else if (left == 2 || kTileVectors == 2) {
+      tile_of<T, 2, kNarrowRows>(count, a, shape, from, then, accumulate, to);
+    } else if (left == 3) {
+      tile_of<T, 3, kTileRows>(count, a, shape, from, then, accumulate, to);
+    } else {
+      tile_of<T, kTileVectors, kTileRows>(count, a, shape, from, then, accumulate, to);
+    }
+  }
+}
+
+// out[m, kColumns] (+)= rows of a · one packed panel, of which `columns` are wanted: others may hold anything.
+//
+// `next` is the panel that this thread multiplies by afterwards, or nullptr: it is fetched meanwhile.
+template <class T>
+inline void multiply(const Element<T>* const* a, int64_t m, const Segments& shape, const Element<T>* panel,
+                     int64_t columns, const Element<T>* next, bool accumulate, Wide<T>* out) {
+  const int64_t vectors = panels(columns, kWidth<Wide<T>>), most = vectors > 2 ? kTileRows : kNarrowRows;
+  const int64_t blocks = (m + most - 1) / most;
+  // A dense row is read in stretches; a patch's segments are short, and all of them are one.
+  const int64_t limit = kStretchBytes / (kColumns<T> * int64_t(sizeof(Element<T>)));
+  const int64_t stretches = shape.segments == 1 ? (shape.length + limit - 1) / limit : 1;
+  const int64_t length = stretches <= 1 ? shape.length : limit;
+  for (int64_t s = 0; s < (stretches < 1 ? 1 : stretches); ++s) {
+    const int64_t k = s * length;
+    const Segments part{shape.segments, shape.length - k < length ? shape.length - k : length, shape.stride};
+    const Element<T>* from = panel + k * kColumns<T>;
+    const Element<T>* then = s + 1 < stretches ? from + length * kColumns<T> : next;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t first = m * b / blocks, count = m * (b + 1) / blocks - first;
+      const Element<T>* rows[kNarrowRows] = {};
+      for (int64_t i = 0; i < count; ++i) rows[i] = a[first + i] + k;
+      tiles<T>(count, rows, part, from, vectors, b == 1 ? then : nullptr, accumulate || s > 0,
+               out + first * kColumns<T>);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace APV_FAST_ISA
+}  // namespace apv_fast
