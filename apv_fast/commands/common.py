@@ -17,6 +17,7 @@ from apv_fast.agent.world_model import PRECISIONS, Batch, Metrics
 from apv_fast.backend import requested, use_backend
 from apv_fast.commands.paths import op_paths, scan_path
 from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, WorldConfig, to_dict
+from apv_fast.cpu.memory import keep_freed_memory
 from apv_fast.data import DeviceRows
 from apv_fast.run import RunDirectory, RunError, load_latest
 
@@ -47,7 +48,10 @@ def computing(seed: int, device: str, backend: str) -> Iterator[torch.device]:
         raise ConfigError(f"seed is {seed}; it must be in [0, 2**32)")
     torch.manual_seed(seed)
     with use_backend(requested(backend)):
-        yield pick_device(device)
+        chosen = pick_device(device)
+        if chosen.type == "cpu":
+            keep_freed_memory()
+        yield chosen
 
 
 @contextmanager
