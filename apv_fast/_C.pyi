@@ -20,3 +20,17 @@ def knn_bonus(
     threads: int,
     isa: str,
 ) -> int: ...
+def dense(
+    *,
+    a: int,
+    a_shape: Sequence[int],
+    a_strides: Sequence[int],
+    b: int,
+    b_shape: Sequence[int],
+    b_strides: Sequence[int],
+    bias: int,
+    out: int,
+    elu: bool,
+    threads: int,
+    isa: str,
+) -> None: ...

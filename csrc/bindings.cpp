@@ -6,6 +6,7 @@
 
 #include <array>
 
+#include "bindings.h"
 #include "cpu/isa.h"
 #include "cpu/knn_bonus.h"
 
@@ -40,4 +41,5 @@ PYBIND11_MODULE(_C, module) {
              py::arg("query"), py::arg("query_shape"), py::arg("query_strides"), py::arg("keys"), py::arg("keys_shape"),
              py::arg("keys_strides"), py::arg("out"), py::arg("k"), py::arg("mean"), py::arg("dtype"),
              py::arg("threads"), py::arg("isa"));
+  apv_fast::bind_dense(module);
 }

@@ -193,35 +193,39 @@ inline void pack_straight(const Source<T>& source, int64_t k, int64_t n, Element
   }
 }
 
-// Packs rows [0, depth) of `columns` <= kColumns columns; the rest of the panel is zero.
+// Packs rows [begin, end) of `columns` <= kColumns columns, and zeros for the columns that a panel has besides.
 template <class T>
-inline void pack_panel(const Source<T>& source, int64_t depth, int64_t columns, Element<T>* panel) {
+inline void pack_rows(const Source<T>& source, int64_t begin, int64_t end, int64_t columns, Element<T>* panel) {
   constexpr int64_t width = kWidth<Wide<T>>, words = width * kPair<T>;
-  const int64_t whole = source.k_stride == 1 ? depth / words * words : source.n_stride == 1 ? depth / kPair<T> * kPair<T> : 0;
+  const bool turned = source.k_stride == 1, straight = source.n_stride == 1;
+  const int64_t unit = turned ? words : kPair<T>;
+  const int64_t whole = turned || straight ? begin + (end - begin) / unit * unit : begin;
   const int64_t wide = columns / width * width;
-  if (whole < depth || wide < kColumns<T>) __builtin_memset(panel, 0, panel_size<T>(depth) * sizeof *panel);
-  if (source.k_stride == 1) {
-    for (int64_t k = 0; k < whole; k += words) {
-      for (int64_t n = 0; n < wide; n += width) pack_turned(source, k, n, panel);
-    }
-  } else {
-    for (int64_t k = 0; k < whole; k += kPair<T>) {
-      for (int64_t n = 0; n < wide; n += width) pack_straight(source, k, n, panel);
-    }
+  if (whole < end || wide < kColumns<T>) {
+    const int64_t from = begin * kColumns<T>;
+    __builtin_memset(panel + from, 0, (panel_size<T>(end) - from) * sizeof *panel);
   }
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = begin; k < whole; k += unit) {
+    for (int64_t n = 0; n < wide; n += width) turned ? pack_turned(source, k, n, panel) : pack_straight(source, k, n, panel);
+  }
+  for (int64_t k = begin; k < end; ++k) {
     for (int64_t n = k < whole ? wide : 0; n < columns; ++n) panel[panel_word<T>(k, n)] = source.at(k, n);
   }
 }
 
-// Packs panels [first, last) of a matrix [depth, columns]; `packed` is the whole one's beginning.
+// Packs panels [first, last) of a matrix [depth, columns]; `packed` is the whole one's beginning. Some rows of all
+// panels, then the next: where rows are contiguous, a page of them is read at once.
 template <class T>
 inline void pack(const Source<T>& source, int64_t depth, int64_t columns, int64_t first, int64_t last,
                  Element<T>* packed) {
-  for (int64_t p = first; p < last; ++p) {
-    const int64_t n = p * kColumns<T>;
-    const Source<T> from{source.data + n * source.n_stride, source.k_stride, source.n_stride};
-    pack_panel(from, depth, columns - n < kColumns<T> ? columns - n : kColumns<T>, packed + p * panel_size<T>(depth));
+  const int64_t rows = source.k_stride == 1 ? depth + 1 : 16 * kPair<T>;
+  for (int64_t k = 0; k < depth; k += rows) {
+    const int64_t end = depth - k < rows ? depth : k + rows;
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t n = p * kColumns<T>, count = columns - n < kColumns<T> ? columns - n : kColumns<T>;
+      const Source<T> from{source.data + n * source.n_stride, source.k_stride, source.n_stride};
+      pack_rows(from, k, end, count, packed + p * panel_size<T>(depth));
+    }
   }
 }
 

@@ -1,0 +1,10 @@
+// The parts of the Python module apv_fast._C; each is in its own file.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace apv_fast {
+
+void bind_dense(pybind11::module_& module);
+
+}  // namespace apv_fast
