@@ -100,18 +100,26 @@ inline Floats noise(uint64_t seed, uint32_t index) {
   return normal(seed, index);
 }
 
-// Noise of the elements index ... index + n - 1. Which elements one call makes does not matter to their values.
+// Noise of the elements index, index + 1, ... Which of them one call makes does not matter to their values.
+template <Noise kind, class Real>
+inline Vector<Real> noise_vector(uint64_t seed, uint32_t index) {
+  if constexpr (std::is_same_v<Real, float>) {
+    return noise<kind>(seed, index);
+  } else {
+    float lanes[kWidth<float>];
+    store(lanes, noise<kind>(seed, index));
+    Vector<Real> x;
+    for (int i = 0; i < kWidth<Real>; ++i) x[i] = lanes[i];
+    return x;
+  }
+}
+
+// Noise of the elements index ... index + n - 1.
 template <Noise kind, class Real>
 inline void make_noise(uint64_t seed, uint32_t index, int64_t n, Real* out) {
   int64_t i = 0;
-  float lanes[kWidth<float>];
-  for (; i + kWidth<float> <= n; i += kWidth<float>) {
-    store(lanes, noise<kind>(seed, index + uint32_t(i)));
-    for (int j = 0; j < kWidth<float>; ++j) out[i + j] = Real(lanes[j]);
-  }
-  if (i == n) return;
-  store(lanes, noise<kind>(seed, index + uint32_t(i)));
-  for (int64_t j = 0; i + j < n; ++j) out[i + j] = Real(lanes[j]);
+  for (; i + kWidth<Real> <= n; i += kWidth<Real>) store(out + i, noise_vector<kind, Real>(seed, index + uint32_t(i)));
+  if (i < n) store(out + i, noise_vector<kind, Real>(seed, index + uint32_t(i)), n - i);
 }
 
 }  // namespace
