@@ -4,8 +4,10 @@
 //
 // The right operand is packed once into panels of kColumns columns, so that the inner loop reads memory in order: a tile
 // of kRows rows by a panel keeps its sums in registers, loads the panel's row k once and broadcasts a[m, k] to it. The sum
-// over k runs in one order, so that a result depends neither on how rows are grouped nor on the number of threads. It
-// lands in a buffer in the first-level cache, where the caller adds bias, activation and whatever else follows.
+// over k runs in one order, so that a result depends neither on how rows are grouped nor on the number of threads. It is
+// a sum of sums of kTerms terms: a float that takes up thousands of terms one after the other loses twice as much to
+// rounding as MKL does. It lands in a buffer in the first-level cache, where the caller adds bias, activation and
+// whatever else follows.
 //
 // The left operand is a pointer a row, each to `segments` runs of `length` values, `stride` apart: a dense matrix has one
 // run, the patch under a convolution's kernel has one an image row. See simd.h on files of this kind.
@@ -43,8 +45,9 @@ constexpr int kTileVectors = 2, kTileRows = 6, kNarrowRows = 6;
 constexpr int kTileVectors = 2, kTileRows = 4, kNarrowRows = 4;
 #endif
 
-// A panel is read in stretches of so many bytes by all rows, so that it stays in the second-level cache.
-constexpr int64_t kStretchBytes = 256 * 1024;
+// Terms that are summed before they join the total, about. All rows read the same stretch of a panel so often that it
+// stays in the second-level cache.
+constexpr int64_t kTerms = 256;
 
 struct Segments {
   int64_t segments, length, stride;
@@ -277,7 +280,7 @@ inline void tile(const Element<T>* const* a, const Segments& shape, const Elemen
     row[i] = a[i];
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
-      sums[i][v] = accumulate ? load(out + i * kColumns<T> + v * width) : Vector<Wide<T>>{};
+      sums[i][v] = Vector<Wide<T>>{};
     }
   }
   const int64_t ahead = next != nullptr ? next - panel : kAhead * step;
@@ -300,7 +303,10 @@ inline void tile(const Element<T>* const* a, const Segments& shape, const Elemen
 #pragma GCC unroll 8
   for (int i = 0; i < Count; ++i) {
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) store(out + i * kColumns<T> + v * width, sums[i][v]);
+    for (int v = 0; v < Vectors; ++v) {
+      Wide<T>* to = out + i * kColumns<T> + v * width;
+      store(to, accumulate ? load(to) + sums[i][v] : sums[i][v]);
+    }
   }
 }
 
@@ -336,29 +342,40 @@ inline void tiles(int64_t count, const Element<T>* const* a, const Segments& sha
   }
 }
 
+// Rows [0, m) against one stretch of a panel, `offset` behind the beginning of each row.
+template <class T>
+inline void multiply_stretch(const Element<T>* const* a, int64_t m, int64_t offset, const Segments& shape,
+                             const Element<T>* panel, int64_t columns, const Element<T>* next, bool accumulate,
+                             Wide<T>* out) {
+  const int64_t vectors = panels(columns, kWidth<Wide<T>>), most = vectors > 2 ? kTileRows : kNarrowRows;
+  const int64_t blocks = (m + most - 1) / most;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t first = m * b / blocks, count = m * (b + 1) / blocks - first;
+    const Element<T>* rows[kNarrowRows] = {};
+    for (int64_t i = 0; i < count; ++i) rows[i] = a[first + i] + offset;
+    tiles<T>(count, rows, shape, panel, vectors, b == 1 ? next : nullptr, accumulate, out + first * kColumns<T>);
+  }
+}
+
 // out[m, kColumns] (+)= rows of a · one packed panel, of which `columns` are wanted: others may hold anything.
 //
 // `next` is the panel that this thread multiplies by afterwards, or nullptr: it is fetched meanwhile.
 template <class T>
 inline void multiply(const Element<T>* const* a, int64_t m, const Segments& shape, const Element<T>* panel,
                      int64_t columns, const Element<T>* next, bool accumulate, Wide<T>* out) {
-  const int64_t vectors = panels(columns, kWidth<Wide<T>>), most = vectors > 2 ? kTileRows : kNarrowRows;
-  const int64_t blocks = (m + most - 1) / most;
-  // A dense row is read in stretches; a patch's segments are short, and all of them are one.
-  const int64_t limit = kStretchBytes / (kColumns<T> * int64_t(sizeof(Element<T>)));
-  const int64_t stretches = shape.segments == 1 ? (shape.length + limit - 1) / limit : 1;
-  const int64_t length = stretches <= 1 ? shape.length : limit;
-  for (int64_t s = 0; s < (stretches < 1 ? 1 : stretches); ++s) {
-    const int64_t k = s * length;
-    const Segments part{shape.segments, shape.length - k < length ? shape.length - k : length, shape.stride};
-    const Element<T>* from = panel + k * kColumns<T>;
-    const Element<T>* then = s + 1 < stretches ? from + length * kColumns<T> : next;
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t first = m * b / blocks, count = m * (b + 1) / blocks - first;
-      const Element<T>* rows[kNarrowRows] = {};
-      for (int64_t i = 0; i < count; ++i) rows[i] = a[first + i] + k;
-      tiles<T>(count, rows, part, from, vectors, b == 1 ? then : nullptr, accumulate || s > 0,
-               out + first * kColumns<T>);
+  // Long segments in stretches of kTerms; short ones several at a time.
+  const int64_t length = shape.length > kTerms ? kTerms : shape.length;
+  const int64_t together = length == shape.length && length > 0 ? (kTerms + length - 1) / length : 1;
+  const Element<T>* const end = panel + shape.segments * panel_size<T>(shape.length);
+  if (shape.length == 0) multiply_stretch<T>(a, m, 0, {0, 0, 0}, panel, columns, nullptr, accumulate, out);
+  for (int64_t s = 0; s < shape.segments; s += together) {
+    const int64_t segments = shape.segments - s < together ? shape.segments - s : together;
+    for (int64_t k = 0; k < shape.length; k += length) {
+      const Segments part{segments, shape.length - k < length ? shape.length - k : length, shape.stride};
+      const Element<T>* then = panel + segments * panel_size<T>(part.length);
+      multiply_stretch<T>(a, m, s * shape.stride + k, part, panel, columns, then < end ? then : next, accumulate, out);
+      panel = then;
+      accumulate = true;
     }
   }
 }
