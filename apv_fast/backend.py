@@ -42,6 +42,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "apv_fast.reference.image_loss:normalize_image",
         "triton": "apv_fast.kernels.image_loss:normalize_image",
     },
+    "mlp": {
+        "reference": "apv_fast.reference.mlp:mlp",
+        "cpu": "apv_fast.cpu.mlp:mlp",
+    },
     "keras_adam": {
         "reference": "apv_fast.reference.adam:Step",
         "cpu": "apv_fast.cpu.adam:Step",
@@ -57,6 +61,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "rssm_observe": {
         "reference": "apv_fast.reference.rssm:rssm_observe",
+        "cpu": "apv_fast.cpu.scan:observe",
         "triton": "apv_fast.kernels.rssm_scan:rssm_observe",
         "cuda": "apv_fast.cuda.observe:observe",
     },
@@ -74,6 +79,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "stacked_observe": {
         "reference": "apv_fast.reference.rssm:stacked_observe",
+        "cpu": "apv_fast.cpu.scan:stacked_observe",
         "triton": "apv_fast.kernels.stacked_scan:stacked_observe",
         "cuda": "apv_fast.cuda.observe:stacked_observe",
     },
@@ -82,6 +88,8 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
 # (op, backend) -> "module:function" of a tensor and the sizes that the op names, for cells that cannot run all sizes:
 # why this one cannot run, or an empty string.
 OBSTACLES: dict[tuple[str, str], str] = {
+    ("rssm_observe", "cpu"): "apv_fast.cpu.scan:obstacle",
+    ("stacked_observe", "cpu"): "apv_fast.cpu.scan:obstacle",
     ("rssm_observe", "cuda"): "apv_fast.cuda.observe:obstacle",
     ("stacked_observe", "cuda"): "apv_fast.cuda.observe:stacked_obstacle",
 }

@@ -6,11 +6,11 @@ import itertools
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, distributions, nn
 
 from apv_fast.nn.distributions import ActionDistribution, OneHot, TruncatedNormal
 from apv_fast.nn.init import dense, keras_init
+from apv_fast.ops.mlp import mlp
 from apv_fast.structure import ActorParams
 
 
@@ -25,10 +25,15 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of the last layer."""
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            x = F.elu(dense(layer, x, self.dtype))
-        return x
+        layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        if not layers:
+            return x
+        if x.shape[-1] != layers[0].in_features:
+            raise ValueError(
+                f"the features have shape {tuple(x.shape)}; their last size must be {layers[0].in_features}"
+            )
+        weights = [(layer.weight.to(self.dtype), layer.bias.to(self.dtype)) for layer in layers]
+        return mlp(x.to(self.dtype), weights)
 
 
 class MLPHead(nn.Module):

@@ -9,6 +9,7 @@ from apv_fast.ops.imagination import rssm_rollout
 from apv_fast.ops.kl_balance import kl_balance, kl_balance_normal
 from apv_fast.ops.knn_bonus import knn_bonus
 from apv_fast.ops.lambda_return import lambda_return
+from apv_fast.ops.mlp import mlp
 from apv_fast.ops.rssm import rssm_imagine, rssm_observe, rssm_step, stacked_observe
 from apv_fast.ops.rssm_arguments import initial_state, sample_noise
 from apv_fast.ops.video_bonus import video_bonus
@@ -25,6 +26,7 @@ __all__ = [
     "kl_balance_normal",
     "knn_bonus",
     "lambda_return",
+    "mlp",
     "normalize_image",
     "rssm_imagine",
     "rssm_observe",

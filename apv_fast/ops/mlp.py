@@ -1,0 +1,49 @@
+"""The trunk of reward, discount, actor and critic: dense layers with ELU, all of them in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apv_fast.backend import resolve
+from apv_fast.ops.check import Arguments
+from apv_fast.ops.library import define
+
+
+@define("mlp(Tensor x, Tensor[] layers, str backend) -> Tensor")
+def _mlp(x: Tensor, layers: list[Tensor], backend: str) -> Tensor:
+    result: Tensor = resolve("mlp", x, backend)(x, layers)
+    return result
+
+
+def mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], *, backend: str | None = None) -> Tensor:
+    """``elu(… elu(x·W₁ᵀ + b₁) …·Wₙᵀ + bₙ)``, differentiable with respect to everything.
+
+    Args:
+        x: ``[..., F]``, of the weights' dtype, which is that of all products.
+        layers: weights ``[units, units before]`` and biases ``[units]``, first to last, at least one.
+        backend: see :mod:`apv_fast.backend`.
+
+    Returns:
+        ``[..., units of the last layer]`` in the dtype of ``x``.
+
+    Raises:
+        TypeError: an argument is no tensor, or dtypes differ.
+        ValueError: shapes do not fit, or there are no layers.
+
+    Source: the MLP heads of DreamerV2 (Hafner et al. 2021).
+    """
+    arguments = Arguments("mlp")
+    arguments.require(len(layers) > 0, "layers is empty; there must be at least one")
+    leading = [f"N{i}" for i in range(x.dim() - 1)] if isinstance(x, Tensor) else []
+    arguments.tensor("x", x, " ".join([*leading, "F"]))
+    before = "F"
+    for i, (weight, bias) in enumerate(layers):
+        arguments.tensor(f"layers[{i}] weight", weight, f"U{i} {before}", x.dtype)
+        arguments.tensor(f"layers[{i}] bias", bias, f"U{i}", x.dtype)
+        before = f"U{i}"
+    rows = x.reshape(-1, x.shape[-1])
+    result: Tensor = torch.ops.apv_fast.mlp(rows, [w for layer in layers for w in layer], backend or "")
+    return result.view(*x.shape[:-1], result.shape[-1])
