@@ -1,6 +1,6 @@
 """The C++ extension, from csrc/bindings.cpp. It may be missing: see apv_fast.cpu."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 openmp: bool
 
@@ -32,5 +32,16 @@ def dense(
     out: int,
     elu: bool,
     threads: int,
+    isa: str,
+) -> None: ...
+def rssm_scan(
+    *,
+    backward: bool,
+    sizes: Sequence[int],
+    min_std: float,
+    weights: Sequence[Sequence[int]],
+    addresses: Mapping[str, int],
+    threads: int,
+    dtype: str,
     isa: str,
 ) -> None: ...
