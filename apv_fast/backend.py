@@ -42,6 +42,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "apv_fast.reference.image_loss:normalize_image",
         "triton": "apv_fast.kernels.image_loss:normalize_image",
     },
+    "mlp": {
+        "reference": "apv_fast.reference.mlp:mlp",
+        "cpu": "apv_fast.cpu.mlp:mlp",
+    },
     "keras_adam": {
         "reference": "apv_fast.reference.adam:Step",
         "cpu": "apv_fast.cpu.adam:Step",
