@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from apv_fast.scan.core import ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
+from apv_fast.scan.core import ScanGrads, ScanInputs, ScanStart, ScanWeights, TorchProducts, Trace, TraceGrads
 from apv_fast.scan.observe import define_observe
 from apv_fast.structure import Latent
 
@@ -196,7 +196,7 @@ def launch(
                 phase[(programs,)](t, *arguments, PHASE=number, num_warps=WARPS)
 
 
-class TritonCore:
+class TritonCore(TorchProducts):
     """:class:`apv_fast.scan.core.Core` in Triton."""
 
     sample = staticmethod(sample_latent)

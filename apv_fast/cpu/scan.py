@@ -7,6 +7,7 @@ from torch import Tensor
 
 from apv_fast import _C
 from apv_fast.cpu import isa
+from apv_fast.cpu.product import dense, product
 from apv_fast.scan.core import (
     ScanGrads,
     ScanInputs,
@@ -25,6 +26,8 @@ from apv_fast.structure import Latent
 class CpuCore:
     """:class:`apv_fast.scan.core.Core` of float32, float64 or bfloat16 weights."""
 
+    product = staticmethod(product)
+    dense = staticmethod(dense)
     sample = staticmethod(sample_latent)
     sample_backward = staticmethod(sample_latent_backward)
 

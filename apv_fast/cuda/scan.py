@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apv_fast.backend import BackendError
 from apv_fast.cuda.library import Library, Matrix, Sample, Scan
-from apv_fast.scan.core import ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
+from apv_fast.scan.core import ScanGrads, ScanInputs, ScanStart, ScanWeights, TorchProducts, Trace, TraceGrads
 from apv_fast.structure import Latent
 
 MAX_ROWS = 64  # of one launch, csrc/cuda/layout.h
@@ -37,7 +37,7 @@ def _stream(x: Tensor) -> int:
     return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
-class CudaCore:
+class CudaCore(TorchProducts):
     """:class:`apv_fast.scan.core.Core` of bfloat16 weights, on a library that is loaded when first used."""
 
     def __init__(self, library: Callable[[], Library]) -> None:

@@ -93,6 +93,19 @@ class ScanGrads(NamedTuple):
     norm_bias: Tensor  # [3D] state dtype
 
 
+class TorchProducts:
+    """The products over all B·T by PyTorch; no gradients."""
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a [N, K] @ b [K, W]``, any strides; the result is contiguous."""
+        return a @ b
+
+    def dense(self, x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Tensor:
+        """``x [N, K] @ weight [W, K]ᵀ + bias [W]``, or ELU of it."""
+        y = F.linear(x, weight, bias)
+        return F.elu(y, inplace=True) if elu else y
+
+
 class Core(Protocol):
     """The recurrence, forward and backward. Arguments are checked; nothing may stop the device."""
 
@@ -103,6 +116,12 @@ class Core(Protocol):
         self, weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, latent: Latent
     ) -> ScanGrads:
         """Walk back."""
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """See :class:`TorchProducts`."""
+
+    def dense(self, x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Tensor:
+        """See :class:`TorchProducts`."""
 
     def sample(self, stats: Tensor, noise: Tensor | None, latent: Latent) -> Tensor:
         """The prior's samples, all steps at once; see :func:`sample_latent`."""
@@ -164,7 +183,7 @@ def elu_grad(y: Tensor) -> Tensor:
     return torch.where(y > 0, 1, y.to(state_dtype(y.dtype)) + 1)
 
 
-class PlainCore:
+class PlainCore(TorchProducts):
     """The recurrence step by step in plain PyTorch: what the fast cores are compared with, phase by phase."""
 
     sample = staticmethod(sample_latent)

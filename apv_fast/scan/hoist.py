@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from apv_fast.scan.core import (
@@ -76,42 +75,64 @@ def embed_columns(params: RSSMParams, arguments: ObserveArguments) -> Tensor:
     return params.obs_out_weight[:, deter : deter + arguments.embed.shape[-1]]
 
 
-def scan_inputs(params: RSSMParams, arguments: ObserveArguments) -> ScanInputs:
+def scan_inputs(core: Core, params: RSSMParams, arguments: ObserveArguments) -> ScanInputs:
     """Everything that is known before the recurrence."""
     dtype, latent = params.gru_weight.dtype, arguments.latent
     keep = ~arguments.is_first
-    batch, length = keep.shape
+    shape = (*keep.shape, len(params.img_in_bias))
     if arguments.action is None:
-        x = params.img_in_bias.repeat(batch, length, 1)
+        x = params.img_in_bias.repeat(*keep.shape, 1)
     else:
         columns = action_columns(params, arguments.action, latent)
-        x = F.linear(masked_actions(arguments.action, keep, dtype), columns, params.img_in_bias)
-    first = arguments.stoch.flatten(1).to(dtype) @ scan_weights(params, latent).stoch.T
+        masked = flat(masked_actions(arguments.action, keep, dtype))
+        x = core.dense(masked, columns, params.img_in_bias, elu=False).view(shape)
+    first = core.product(arguments.stoch.flatten(1).to(dtype), scan_weights(params, latent).stoch.T)
     x[:, 0] += torch.where(keep[:, :1], first, 0)
-    obs = F.linear(arguments.embed.to(dtype), embed_columns(params, arguments), params.obs_out_bias)
-    return ScanInputs(x, obs)
+    obs = core.dense(flat(arguments.embed.to(dtype)), embed_columns(params, arguments), params.obs_out_bias, elu=False)
+    return ScanInputs(x, obs.view(shape))
 
 
 def prior_head(core: Core, params: RSSMParams, deter: Tensor, latent: Latent, noise: Tensor | None) -> PriorTrace:
     """The prior of every step of ``deter [B, T, D]``."""
-    hidden = F.elu(F.linear(deter.to(params.img_out_weight.dtype), params.img_out_weight, params.img_out_bias))
-    stats = F.linear(hidden, params.img_dist_weight, params.img_dist_bias).to(deter.dtype)
+    batch, length, _ = deter.shape
+    seen = flat(deter.to(params.img_out_weight.dtype))
+    hidden = core.dense(seen, params.img_out_weight, params.img_out_bias, elu=True)
+    stats = core.dense(hidden, params.img_dist_weight, params.img_dist_bias, elu=False).to(deter.dtype)
+    stats, hidden = (x.view(batch, length, x.shape[1]) for x in (stats, hidden))
     return PriorTrace(core.sample(stats, noise, latent), stats, hidden)
 
 
 def flat(x: Tensor) -> Tensor:
     """``[B, T, W]`` as ``[B·T, W]``."""
-    return x.reshape(-1, x.shape[-1])
+    return x.flatten(0, 1)
 
 
-def before_steps(arguments: ObserveArguments, trace: Trace, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What every step started from, masked: stoch ``[B, T, L]`` and deter ``[B, T, D]`` in the products' dtype."""
-    keep = ~arguments.is_first[..., None]
-    starts = ((arguments.stoch.flatten(1), trace.stoch), (arguments.deter, trace.deter))
-    stoch, deter = (
-        torch.where(keep, torch.cat([first[:, None].to(dtype), rest[:, :-1].to(dtype)], 1), 0) for first, rest in starts
-    )
-    return stoch, deter
+def _shift(to: Tensor, first: Tensor, steps: Tensor) -> None:
+    """What every step started from, ``[B, T, W]``: ``first [B, W]``, then all but the last of ``steps [B, T, W]``."""
+    to[:, 0] = first
+    to[:, 1:] = steps[:, :-1]
+
+
+def img_in_operand(params: RSSMParams, arguments: ObserveArguments, trace: Trace) -> Tensor:
+    """What img_in saw, ``[B·T, L + P]`` in the products' dtype: stoch, action, padding; zeros where one begins."""
+    (batch, length), width = arguments.is_first.shape, trace.stoch.shape[-1]
+    seen = trace.x.new_empty(batch, length, params.img_in_weight.shape[1])
+    _shift(seen[..., :width], arguments.stoch.flatten(1), trace.stoch)
+    action = arguments.embed[..., :0] if arguments.action is None else arguments.action
+    used = width + action.shape[-1]
+    seen[..., width:used] = action
+    seen[..., used:] = 0
+    return flat(seen.masked_fill_(arguments.is_first[..., None], 0))
+
+
+def gru_operand(arguments: ObserveArguments, trace: Trace) -> Tensor:
+    """What the GRU saw, ``[B·T, H + D]`` in the products' dtype: x, and deter before the step, masked."""
+    (batch, length, hidden), deter = trace.x.shape, trace.deter.shape[-1]
+    seen = trace.x.new_empty(batch, length, hidden + deter)
+    seen[..., :hidden] = trace.x
+    _shift(seen[..., hidden:], arguments.deter, trace.deter)
+    seen[..., hidden:].masked_fill_(arguments.is_first[..., None], 0)
+    return flat(seen)
 
 
 def prior_backward(
@@ -133,14 +154,15 @@ def prior_backward(
         return None, {}
     dtype = params.img_out_weight.dtype
     dstats = flat(total.to(dtype))
-    dhidden = ((dstats @ params.img_dist_weight).to(total.dtype) * elu_grad(flat(prior.hidden))).to(dtype)
+    through_dist = core.product(dstats, params.img_dist_weight).to(total.dtype)
+    dhidden = (through_dist * elu_grad(flat(prior.hidden))).to(dtype)
     weights = {
-        "img_dist_weight": dstats.T @ flat(prior.hidden),
+        "img_dist_weight": core.product(dstats.T, flat(prior.hidden)),
         "img_dist_bias": dstats.sum(0),
-        "img_out_weight": dhidden.T @ flat(trace.deter.to(dtype)),
+        "img_out_weight": core.product(dhidden.T, flat(trace.deter.to(dtype))),
         "img_out_bias": dhidden.sum(0),
     }
-    return (dhidden @ params.img_out_weight).to(total.dtype).view_as(trace.deter), weights
+    return core.product(dhidden, params.img_out_weight).to(total.dtype).view_as(trace.deter), weights
 
 
 def core_grads(
@@ -176,6 +198,7 @@ class InputGrads(NamedTuple):
 
 
 def products_after(
+    core: Core,
     params: RSSMParams,
     arguments: ObserveArguments,
     trace: Trace,
@@ -185,32 +208,28 @@ def products_after(
 ) -> InputGrads:
     """One product over B·T for every weight; ``lower`` is what obs_out saw beyond the embedding, ``[B, T, ...]``."""
     latent, dtype = arguments.latent, params.gru_weight.dtype
-    stoch, deter = before_steps(arguments, trace, dtype)
     dx, dy, dstats, dparts = flat(grads.x), flat(grads.y), flat(grads.stats), flat(grads.parts)
-    seen = torch.cat([x.to(dtype) for x in (trace.deter, arguments.embed, *lower)], -1)
-    columns, daction = [dx.T @ flat(stoch)], None
-    pad = params.img_in_weight.shape[1] - stoch.shape[-1]
+    seen = flat(torch.cat([x.to(dtype) for x in (trace.deter, arguments.embed, *lower)], -1))
+    daction = None
     if arguments.action is not None:
-        keep = ~arguments.is_first
-        columns.append(dx.T @ flat(masked_actions(arguments.action, keep, dtype)))
-        pad -= arguments.action.shape[-1]
-        daction = grads.x @ action_columns(params, arguments.action, latent)
-        daction = torch.where(keep[..., None], daction, 0).to(arguments.action.dtype)
+        daction = core.product(dx, action_columns(params, arguments.action, latent)).view_as(arguments.action)
+        daction = torch.where(arguments.is_first[..., None], 0, daction).to(arguments.action.dtype)
     weights = head | {
-        "img_in_weight": torch.cat([*columns, dx.new_zeros(dx.shape[1], pad)], 1),
+        "img_in_weight": core.product(dx.T, img_in_operand(params, arguments, trace)),
         "img_in_bias": dx.sum(0),
-        "gru_weight": torch.cat([dparts.T @ flat(trace.x), dparts.T @ flat(deter)], 1),
+        "gru_weight": core.product(dparts.T, gru_operand(arguments, trace)),
         "gru_bias": dparts.sum(0),
         "gru_norm_weight": grads.norm_weight.to(dtype),
         "gru_norm_bias": grads.norm_bias.to(dtype),
-        "obs_out_weight": dy.T @ flat(seen),
+        "obs_out_weight": core.product(dy.T, seen),
         "obs_out_bias": dy.sum(0),
-        "obs_dist_weight": dstats.T @ flat(trace.y),
+        "obs_dist_weight": core.product(dstats.T, flat(trace.y)),
         "obs_dist_bias": dstats.sum(0),
     }
     made = (weights[name] if name in weights else torch.zeros_like(w) for name, w in params._asdict().items())
-    dembed = (grads.y @ embed_columns(params, arguments)).to(arguments.embed.dtype)
-    first = torch.where(~arguments.is_first[:, :1], grads.x[:, 0] @ scan_weights(params, latent).stoch, 0)
+    dembed = core.product(dy, embed_columns(params, arguments)).view_as(arguments.embed).to(arguments.embed.dtype)
+    of_first = core.product(grads.x[:, 0], scan_weights(params, latent).stoch)
+    first = torch.where(arguments.is_first[:, :1], 0, of_first)
     dstoch = first.to(arguments.stoch.dtype).view_as(arguments.stoch)
     return InputGrads(RSSMParams(*made), dembed, grads.deter, dstoch, daction)
 

@@ -34,7 +34,7 @@ DIFFERENTIABLE = ("deter", "stoch", "stats")  # of a trace; the rest is for the 
 def observe_forward(core: Core, params: RSSMParams, arguments: ObserveArguments) -> tuple[Trace, PriorTrace]:
     """Posterior and prior of a sequence, and what the backward pass needs."""
     latent = arguments.latent
-    trace = core.forward(scan_weights(params, latent), scan_inputs(params, arguments), arguments.start, latent)
+    trace = core.forward(scan_weights(params, latent), scan_inputs(core, params, arguments), arguments.start, latent)
     return trace, prior_head(core, params, trace.deter, latent, arguments.prior_noise)
 
 
@@ -50,7 +50,7 @@ def observe_backward(
     """Gradients of all arguments from those of both traces."""
     given, head = core_grads(core, params, arguments, trace, prior, post_grads, prior_grads)
     grads = core.backward(scan_weights(params, arguments.latent), arguments.start, trace, given, arguments.latent)
-    return products_after(params, arguments, trace, grads, head)
+    return products_after(core, params, arguments, trace, grads, head)
 
 
 def define_observe(name: str, core: Core) -> Observe:

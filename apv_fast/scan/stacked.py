@@ -38,6 +38,7 @@ from apv_fast.scan.hoist import (
     PriorTrace,
     core_grads,
     fake_traces,
+    flat,
     prior_head,
     products_after,
     scan_inputs,
@@ -90,8 +91,9 @@ class TwoScans:
         """See :class:`StackedCore`."""
         below = self.core.forward(lower.weights, inputs[0], lower.start, lower.latent)
         dtype = link.deter.dtype
-        seen = below.stoch.to(dtype) @ link.stoch.T + below.deter.to(dtype) @ link.deter.T
-        above = inputs[1]._replace(obs=inputs[1].obs + seen)
+        product, shape = self.core.product, inputs[1].obs.shape
+        seen = product(flat(below.stoch.to(dtype)), link.stoch.T) + product(flat(below.deter.to(dtype)), link.deter.T)
+        above = inputs[1]._replace(obs=inputs[1].obs + seen.view(shape))
         return below, self.core.forward(upper.weights, above, upper.start, upper.latent)
 
     def backward(
@@ -99,10 +101,11 @@ class TwoScans:
     ) -> tuple[ScanGrads, ScanGrads]:
         """See :class:`StackedCore`."""
         above = self.core.backward(upper.weights, upper.start, traces[1], grads[1], upper.latent)
-        deter = add(grads[0].deter, (above.y @ link.deter).to(lower.start.deter.dtype))
+        product, wide, dy = self.core.product, lower.start.deter.dtype, flat(above.y)
+        deter = add(grads[0].deter, product(dy, link.deter).to(wide).view_as(traces[0].deter))
         stoch = grads[0].stoch
         if not (lower.latent.discrete and lower.start.noise is None):  # modes have no gradient
-            stoch = add(stoch, (above.y @ link.stoch).to(lower.start.deter.dtype))
+            stoch = add(stoch, product(dy, link.stoch).to(wide).view_as(traces[0].stoch))
         given = TraceGrads(deter, stoch, grads[0].stats)
         return self.core.backward(lower.weights, lower.start, traces[0], given, lower.latent), above
 
@@ -157,7 +160,7 @@ def _link(params: RSSMParams, arguments: StackArguments) -> Link:
 def _forward(core: StackedCore, params: tuple[RSSMParams, RSSMParams], arguments: StackArguments) -> list[Tensor]:
     both = arguments.lower, arguments.upper
     models = _model(params[0], both[0]), _model(params[1], both[1])
-    inputs = scan_inputs(params[0], both[0]), scan_inputs(params[1], both[1])
+    inputs = scan_inputs(core.core, params[0], both[0]), scan_inputs(core.core, params[1], both[1])
     traces = core.forward(*models, _link(params[1], arguments), inputs)
     made: list[Tensor] = []
     for own, mine, trace in zip(params, both, traces, strict=True):
@@ -179,8 +182,8 @@ def _backward(
     af_given, af_head = core_grads(core.core, params[0], both[0], *traces[0], *grads[0])
     given, head = core_grads(core.core, params[1], both[1], *traces[1], *grads[1])
     made = core.backward(*models, _link(params[1], arguments), (below, above), (af_given, given))
-    lower = products_after(params[0], both[0], below, made[0], af_head)
-    upper = products_after(params[1], both[1], above, made[1], head, (below.stoch, below.deter))
+    lower = products_after(core.core, params[0], both[0], below, made[0], af_head)
+    upper = products_after(core.core, params[1], both[1], above, made[1], head, (below.stoch, below.deter))
     embed = lower.embed
     if arguments.concat_embed:
         embed = embed + upper.embed
