@@ -45,3 +45,15 @@ def rssm_scan(
     dtype: str,
     isa: str,
 ) -> None: ...
+def imagine(
+    *,
+    backward: bool,
+    sizes: Mapping[str, int],
+    units: Sequence[int],
+    latent_min_std: float,
+    min_std: float,
+    tensors: Mapping[str, int],
+    threads: int,
+    dtype: str,
+    isa: str,
+) -> None: ...

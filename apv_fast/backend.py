@@ -67,6 +67,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "rssm_imagine": {
         "reference": "apv_fast.reference.rssm:rssm_imagine",
+        "cpu": "apv_fast.cpu.imagine:rssm_imagine",
         "triton": "apv_fast.kernels.rssm_imagine:rssm_imagine",
     },
     "rssm_step": {
@@ -75,6 +76,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "rssm_rollout": {
         "reference": "apv_fast.reference.imagination:rssm_rollout",
+        "cpu": "apv_fast.cpu.imagine:rssm_rollout",
         "triton": "apv_fast.kernels.rssm_rollout:rssm_rollout",
     },
     "stacked_observe": {
