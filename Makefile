@@ -1,4 +1,4 @@
-# make install | demo | test | bench | lint | package-test | clean
+# make install | demo | test | bench | lint | sanitize | package-test | clean
 #   QUICK=1      a demo of under two minutes, without the claim about learning
 #   ARGS="..."   passed on, as in: make test ARGS="-k knn"; make bench ARGS="--only knn*"
 #   PYTHON=...   makes .venv (3.11 or newer)
@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt .ci/install $(shell find csrc -type f)
 
-.PHONY: install demo test bench lint package-test clean
+.PHONY: install demo test bench lint sanitize package-test clean
 install: $(INSTALLED)
 
 $(INSTALLED): $(SOURCES)
@@ -27,6 +27,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The C++ code on the CPU in AddressSanitizer and UBSan: the tests of its ops, on every instruction set; minutes.
+sanitize: install
+	@command -v cmake > /dev/null || $(BIN)/python -m pip install -q -c constraints.txt cmake
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.sanitize $(ARGS)
 
 # Builds the sdist and wheels and installs them in clean environments: minutes, and the network.
 package-test: install
