@@ -43,5 +43,6 @@ PYBIND11_MODULE(_C, module) {
              py::arg("threads"), py::arg("isa"));
   apv_fast::bind_dense(module);
   apv_fast::bind_imagine(module);
+  apv_fast::bind_pointwise(module);
   apv_fast::bind_scan(module);
 }

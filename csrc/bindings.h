@@ -7,6 +7,7 @@ namespace apv_fast {
 
 void bind_dense(pybind11::module_& module);
 void bind_imagine(pybind11::module_& module);
+void bind_pointwise(pybind11::module_& module);
 void bind_scan(pybind11::module_& module);
 
 }  // namespace apv_fast

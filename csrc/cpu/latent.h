@@ -47,10 +47,17 @@ inline Vector<Real> lane_numbers() {
 }
 
 // As many values as `left` says or a vector holds, `fill` in the lanes beyond.
-template <class Real>
-inline Vector<Real> load_or(const Real* from, int64_t left, Real fill) {
-  if (left >= kWidth<Real>) return load(from);
-  return lane_numbers<Real>() < Real(left) ? load(from, left) : splat(fill);
+template <class T>
+inline Vector<Wide<T>> load_or(const T* from, int64_t left, Wide<T> fill) {
+  if (left >= kWidth<Wide<T>>) return load(from);
+  return lane_numbers<Wide<T>>() < Wide<T>(left) ? load(from, left) : splat(fill);
+}
+
+// As many lanes as `left` says or a vector holds.
+template <class T>
+inline void store_left(T* to, Vector<Wide<T>> x, int64_t left) {
+  if (left >= kWidth<Wide<T>>) return store(to, x);
+  store(to, x, left);
 }
 
 // The largest lane; unspecified where one is NaN.
@@ -73,6 +80,22 @@ inline Real largest(const Real* x, int64_t n) {
   for (int64_t c = 0; c < n; c += kWidth<Real>) top = max(load_or(x + c, n - c, lowest), top);
   return largest<Real>(top);
 }
+
+// A sum of vectors, a few of which are added before they join it: rounding grows with n / 16 + 16 and not with n.
+template <class V>
+struct Total {
+  V total = {}, part = {};
+  int count = 0;
+
+  void add(V x) {
+    part += x;
+    if (++count % 16 != 0) return;
+    total += part;
+    part = V{};
+  }
+
+  auto value() const { return sum(V(total + part)); }
+};
 
 template <class Real>
 template <Noise kind>
@@ -119,13 +142,13 @@ inline void sample_latents(const LatentShape& shape, const Real* stats, const La
     return;
   }
   for (int64_t j = 0; j < shape.stoch; j += kWidth<Real>) {
-    const int64_t left = shape.stoch - j, count = left < kWidth<Real> ? left : kWidth<Real>;
+    const int64_t left = shape.stoch - j;
     Vector<Real> z = load_or(stats + j, left, Real(0));
     if (!noise.none()) {
       const Vector<Real> raw = load_or(stats + shape.stoch + j, left, Real(0));
       z += (Real(2) * sigmoid(raw * Real(0.5)) + Real(shape.min_std)) * noise.template at<Noise::normal>(j, left);
     }
-    store(stoch + j, z, count);
+    store_left(stoch + j, z, left);
   }
 }
 
@@ -145,13 +168,13 @@ inline void categorical_backward(const LatentShape& shape, const Real* stats, co
   for (int64_t begin = 0; begin < shape.stoch * classes; begin += classes) {
     const Real top = largest(stats + begin, classes);
     const auto power = [&](int64_t c) { return exp(load_or(stats + begin + c, classes - c, lowest) - top); };
-    Vector<Real> total = {}, weighted = {};
+    Total<Vector<Real>> total, weighted;
     for (int64_t c = 0; c < classes; c += kWidth<Real>) {
       const Vector<Real> e = power(c);
-      total += e;
-      weighted += e * load_or(grad + begin + c, classes - c, Real(0));
+      total.add(e);
+      weighted.add(e * load_or(grad + begin + c, classes - c, Real(0)));
     }
-    const Real sum_of_powers = sum(total), mean = sum(weighted) / sum_of_powers;
+    const Real sum_of_powers = total.value(), mean = weighted.value() / sum_of_powers;
     for (int64_t c = 0; c < classes; c += kWidth<Real>) {
       const Vector<Real> p = power(c) / sum_of_powers;
       const Vector<Real> through = p * (load_or(grad + begin + c, classes - c, Real(0)) - mean);

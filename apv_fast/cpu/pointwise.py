@@ -1,0 +1,31 @@
+"""What the ops of ``csrc/bindings_pointwise.cpp`` have in common: tensors as addresses, threads, instruction set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apv_fast.cpu import isa
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a contiguous tensor begins; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def how(tensor: Tensor) -> dict[str, Any]:
+    """The arguments that say in which dtype, on how many threads and with which instructions to run."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    return {"dtype": name, "threads": torch.get_num_threads(), "isa": isa()}
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and states: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def computed(tensor: Tensor) -> Tensor:
+    """The tensor in a dtype that the C++ code reads; float16 becomes float32, differentiably."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
