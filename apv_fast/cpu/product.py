@@ -1,4 +1,8 @@
-"""Products of large float32 matrices in C++, ``csrc/cpu/dense.cpp``; everything else is PyTorch's, which is as fast."""
+"""Products of large matrices in C++, ``csrc/cpu/dense.cpp``: of float32, and of bfloat16 with bfloat16 instructions.
+
+Everything else is PyTorch's. A bfloat16 product takes a float32 left operand, which it rounds on the way, and gives a
+float32 result if asked: neither costs a pass over memory.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +18,72 @@ WORTH_IT = 2**18  # multiplications from which packing, threads and this module'
 
 def _ours(a: Tensor, b: Tensor) -> bool:
     large = a.shape[0] * a.shape[1] * b.shape[1] >= WORTH_IT and a.shape[0] >= 4 and b.shape[1] >= 4
+    if b.dtype == torch.bfloat16:
+        return large and a.dtype in (torch.bfloat16, torch.float32) and isa() == "avx512bf16"
     return large and a.dtype == b.dtype == torch.float32
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a [M, K] @ b [K, N]`` in the operands' dtype, any strides; no gradients."""
-    return _dense(a, b, None, elu=False) if _ours(a, b) else a @ b
+def product(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``a [M, K] @ b [K, N]`` with operands in the dtype of ``b``, any strides; no gradients.
+
+    ``dtype`` of the result: that of ``b`` unless given.
+    """
+    dtype = dtype or b.dtype
+    # A result of another dtype comes from operands that need no rounding.
+    if _ours(a, b) and (dtype == b.dtype or (a.dtype == b.dtype and dtype == torch.float32)):
+        return _dense(a, b, None, elu=False, dtype=dtype)
+    return (a.to(b.dtype) @ b).to(dtype)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Tensor:
-    """``x [M, K] @ weight [N, K]ᵀ + bias [N]``, perhaps ELU of it, in the operands' dtype; no gradients."""
-    if _ours(x, weight.T) and bias.is_contiguous():
-        return _dense(x, weight.T, bias, elu=elu)
-    y = F.linear(x, weight, bias)
+    """``x [M, K] @ weight [N, K]ᵀ + bias [N]``, perhaps ELU of it, in the weight's dtype; no gradients."""
+    if _ours(x, weight.T) and bias.is_contiguous() and bias.dtype == weight.dtype:
+        return _dense(x, weight.T, bias, elu=elu, dtype=weight.dtype)
+    y = F.linear(x.to(weight.dtype), weight, bias)
     return F.elu(y, inplace=True) if elu else y
 
 
-def _dense(a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool) -> Tensor:
-    out = a.new_empty(a.shape[0], b.shape[1])
+def elu_backward(grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient before ELU ``[M, N]`` from that behind it and ELU's output, and its sum over the rows ``[N]``."""
+    if y.dtype not in (torch.float32, torch.bfloat16):
+        grad = torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, y)
+        return grad, grad.sum(0)
+    grad, y = grad.contiguous(), y.contiguous()
+    made, total = torch.empty_like(y), y.new_empty(y.shape[1])
+    _C.elu_backward(
+        grad=grad.data_ptr(),
+        y=y.data_ptr(),
+        out=made.data_ptr(),
+        sum=total.data_ptr(),
+        m=y.shape[0],
+        n=y.shape[1],
+        dtype=_name(y),
+        threads=torch.get_num_threads(),
+        isa=isa(),
+    )
+    return made, total
+
+
+def _dense(a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool, dtype: torch.dtype) -> Tensor:
+    out = a.new_empty(a.shape[0], b.shape[1], dtype=dtype)
     _C.dense(
         a=a.data_ptr(),
         a_shape=a.shape,
         a_strides=a.stride(),
+        a_dtype=_name(a),
         b=b.data_ptr(),
         b_shape=b.shape,
         b_strides=b.stride(),
+        b_dtype=_name(b),
         bias=0 if bias is None else bias.data_ptr(),
         out=out.data_ptr(),
+        out_dtype=_name(out),
         elu=elu,
         threads=torch.get_num_threads(),
         isa=isa(),
     )
     return out
+
+
+def _name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

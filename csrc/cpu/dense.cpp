@@ -1,6 +1,6 @@
 // b is packed into panels once, then threads share the blocks of rows x panels. A block of rows and one stretch of a panel
-// share the second-level cache; a block whose rows are not contiguous, or so far apart that they would fall into the same
-// cache sets, is copied by the thread that multiplies it.
+// share the second-level cache; a block whose rows are not operands as they lie, or so far apart that they would fall into
+// the same cache sets, is copied by the thread that multiplies it.
 
 #include "dense.h"
 
@@ -12,26 +12,13 @@ namespace apv_fast {
 namespace APV_FAST_ISA {
 namespace {
 
+constexpr int64_t kWidest = kWidth<float>;
 constexpr int64_t kBlockRows = 96;
 constexpr int64_t kBlockNumbers = 96 * 1024;
-constexpr int64_t kDepth = 2048;  // of the sums at a time: so much of b, packed, stays in the third-level cache
-constexpr int64_t kPad = 16;       // floats between rows of a copy
-constexpr int64_t kCrowded = 256;  // a row stride of a multiple of so many floats makes rows share cache sets
-
-struct Layout {
-  int64_t panel_count, depth, block_rows, row_blocks;
-  bool copied;  // of a's rows
-  int64_t row_stride, copy_size;
-
-  explicit Layout(const DenseArguments& x) : panel_count(panels(x.n, kColumns<float>)) {
-    depth = x.k < kDepth ? x.k : kDepth;
-    block_rows = depth * kBlockRows > kBlockNumbers ? kBlockNumbers / depth : kBlockRows;
-    row_blocks = panels(x.m, block_rows);
-    copied = x.a.column_stride != 1 || x.a.row_stride % kCrowded == 0;
-    row_stride = copied ? depth + kPad : x.a.row_stride;
-    copy_size = copied ? block_rows * row_stride : 0;
-  }
-};
+constexpr int64_t kDepth = 2048;       // of the sums at a time: so much of b, packed, stays in the third-level cache
+constexpr int64_t kPadBytes = 64;      // between rows of a copy
+constexpr int64_t kCrowdedBytes = 1024;  // rows a multiple of it apart share cache sets
+constexpr int64_t kSumRows = 128;      // rows whose gradients are summed before they join the total
 
 // Part [begin, end) of the sums.
 struct Depth {
@@ -39,105 +26,200 @@ struct Depth {
   int64_t size() const { return end - begin; }
 };
 
-// Columns `depth` of `count` rows of a from `first` on, contiguous.
-void copy_rows(const DenseArguments& x, Depth depth, int64_t first, int64_t count, int64_t stride, float* to) {
-  constexpr int64_t width = kWidth<float>;
-  const int64_t between = x.a.column_stride, size = depth.size();
-  const float* from = x.a.data + first * x.a.row_stride + depth.begin * between;
-  int64_t m = 0;
-  for (; x.a.row_stride == 1 && m + width <= count; m += width) {
-    int64_t k = 0;
-    for (; k + width <= size; k += width) {
-      Floats square[width];
-      for (int64_t i = 0; i < width; ++i) square[i] = load(from + m + (k + i) * between);
-      transpose(square);
-      for (int64_t i = 0; i < width; ++i) store(to + (m + i) * stride + k, square[i]);
-    }
-    for (; k < size; ++k) {
-      for (int64_t i = 0; i < width; ++i) to[(m + i) * stride + k] = from[m + i + k * between];
-    }
-  }
-  for (; m < count; ++m) {
-    const float* row = from + m * x.a.row_stride;
-    if (between == 1) {
-      __builtin_memcpy(to + m * stride, row, size * sizeof *row);
-    } else {
-      for (int64_t k = 0; k < size; ++k) to[m * stride + k] = row[k * between];
-    }
-  }
-}
+// A product of operands T; a comes as A and out leaves as Out.
+template <class T, class A, class Out>
+struct Layer {
+  const DenseArguments& x;
+  int64_t panel_count, depth, block_rows, row_blocks;
+  bool copied;  // of a's rows
+  int64_t row_stride, copy_size;
 
-// A tile of sums joins what came before and, if they are the last, becomes a tile of the result.
-void finish(const DenseArguments& x, Depth depth, const float* sums, int64_t rows, int64_t columns, int64_t n,
-            float* out) {
-  constexpr int64_t width = kWidth<float>;
-  const bool last = depth.end == x.k;
-  for (int64_t i = 0; i < rows; ++i, sums += kColumns<float>, out += x.n) {
-    for (int64_t c = 0; c < columns; c += width) {
-      const int64_t left = columns - c;
-      const auto part = [&](const float* from) { return left >= width ? load(from) : load(from, left); };
-      Floats y = load(sums + c);
-      if (depth.begin > 0) y += part(out + c);
-      if (last && x.bias != nullptr) y += part(x.bias + n + c);
-      if (last && x.elu) y = elu(y);
-      if (left >= width) {
-        store(out + c, y);
+  explicit Layer(const DenseArguments& x) : x(x), panel_count(panels(x.n, kColumns<T>)) {
+    depth = x.k < kDepth ? x.k : kDepth;
+    block_rows = depth * kBlockRows > kBlockNumbers ? kBlockNumbers / depth : kBlockRows;
+    row_blocks = panels(x.m, block_rows);
+    const bool operands = std::is_same_v<A, Element<T>> && x.a.column_stride == 1 && x.k % kPair<T> == 0;
+    copied = !operands || x.a.row_stride * int64_t(sizeof(A)) % kCrowdedBytes == 0;
+    row_stride = copied ? padded<T>(depth) + kPadBytes / int64_t(sizeof(Element<T>)) : x.a.row_stride;
+    copy_size = copied ? block_rows * row_stride : 0;
+  }
+
+  int64_t workspace() const {
+    return (packed_size<T>(depth, x.n) + x.threads * copy_size) * int64_t(sizeof(Element<T>));
+  }
+
+  // Columns `part` of `count` rows of a from `first` on, as operands.
+  void copy_rows(Depth part, int64_t first, int64_t count, Element<T>* to) const {
+    const int64_t between = x.a.column_stride, size = part.size();
+    const A* from = static_cast<const A*>(x.a.data) + first * x.a.row_stride + part.begin * between;
+    int64_t m = 0;
+    for (; x.a.row_stride == 1 && m + kWidest <= count; m += kWidest) turn_rows(from + m, size, to + m * row_stride);
+    for (; m < count; ++m) {
+      const A* row = from + m * x.a.row_stride;
+      Element<T>* out = to + m * row_stride;
+      if (between == 1) {
+        to_operands<T>(row, size, out);
       } else {
-        store(out + c, y, left);
+        for (int64_t k = 0; k < size; ++k) out[k] = operand<T>(widen(row[k * between]));
+        for (int64_t k = size; k < padded<T>(size); ++k) out[k] = Element<T>{};
       }
     }
   }
-}
 
-int64_t workspace(const DenseArguments& x) {
-  const Layout layout(x);
-  return (packed_size<float>(layout.depth, x.n) + x.threads * layout.copy_size) * int64_t(sizeof(float));
-}
-
-// One thread's share of the blocks.
-void multiply_blocks(const DenseArguments& x, const Layout& layout, Depth depth, const float* packed, const Team& team,
-                     float* copy) {
-  alignas(64) float sums[kBlockRows * kColumns<float>];
-  const float* rows[kBlockRows];
-  int64_t in_rows = -1;
-  const Range blocks = share(layout.row_blocks * layout.panel_count, team);
-  for (int64_t i = blocks.begin; i < blocks.end; ++i) {
-    const int64_t block = i / layout.panel_count, first = block * layout.block_rows;
-    const int64_t count = x.m - first < layout.block_rows ? x.m - first : layout.block_rows;
-    if (block != in_rows) {
-      if (layout.copied) copy_rows(x, depth, first, count, layout.row_stride, copy);
-      const float* from = layout.copied ? copy : x.a.data + first * layout.row_stride + depth.begin;
-      for (int64_t r = 0; r < count; ++r) rows[r] = from + r * layout.row_stride;
-      in_rows = block;
+  // A vector of rows whose numbers lie beside each other.
+  void turn_rows(const A* from, int64_t size, Element<T>* to) const {
+    int64_t k = 0;
+    for (; k + kWidest <= size; k += kWidest) {
+      Floats square[kWidest];
+      for (int64_t i = 0; i < kWidest; ++i) square[i] = load(from + (k + i) * x.a.column_stride);
+      transpose(square);
+      for (int64_t i = 0; i < kWidest; ++i) store_operand<T>(to + i * row_stride + k, square[i]);
     }
-    const int64_t p = i % layout.panel_count, n = p * kColumns<float>;
-    const int64_t columns = x.n - n < kColumns<float> ? x.n - n : kColumns<float>;
-    const float* panel = packed + p * panel_size<float>(depth.size());
-    multiply<float>(rows, count, dense(depth.size()), panel, columns, nullptr, false, sums);
-    finish(x, depth, sums, count, columns, n, x.out + first * x.n + n);
+    for (int64_t i = 0; i < kWidest; ++i) {
+      for (int64_t j = k; j < size; ++j) to[i * row_stride + j] = operand<T>(widen(from[i + j * x.a.column_stride]));
+      for (int64_t j = size; j < padded<T>(size); ++j) to[i * row_stride + j] = Element<T>{};
+    }
   }
+
+  // A tile of sums joins what came before and, if they are the last, becomes a tile of the result.
+  void finish(Depth part, float* before, const float* sums, int64_t rows, int64_t columns, int64_t n, Out* out) const {
+    const bool last = part.end == x.k;
+    const T* bias = last && x.bias != nullptr ? static_cast<const T*>(x.bias) + n : nullptr;
+    for (int64_t i = 0; i < rows; ++i, sums += kColumns<T>, out += x.n, before += x.n) {
+      for (int64_t c = 0; c < columns; c += kWidest) {
+        const int64_t left = columns - c;
+        const auto part_of = [&](const auto* from) { return left >= kWidest ? load(from) : load(from, left); };
+        const auto keep = [&](auto* to, Floats y) { left >= kWidest ? store(to, y) : store(to, y, left); };
+        Floats y = load(sums + c);
+        if (part.begin > 0) y += part_of(before + c);
+        if (!last) {
+          keep(before + c, y);
+          continue;
+        }
+        if (bias != nullptr) y += part_of(bias + c);
+        keep(out + c, x.elu ? elu(y) : y);
+      }
+    }
+  }
+
+  // One thread's share of the blocks. `totals` [m, n] holds the sums so far if there are several parts.
+  void multiply_blocks(Depth part, const Element<T>* packed, const Team& team, Element<T>* copy, float* totals) const {
+    alignas(64) float sums[kBlockRows * kColumns<T>];
+    const Element<T>* rows[kBlockRows];
+    int64_t in_rows = -1;
+    const Range blocks = share(row_blocks * panel_count, team);
+    for (int64_t i = blocks.begin; i < blocks.end; ++i) {
+      const int64_t block = i / panel_count, first = block * block_rows;
+      const int64_t count = x.m - first < block_rows ? x.m - first : block_rows;
+      if (block != in_rows) {
+        if (copied) copy_rows(part, first, count, copy);
+        const auto* given = static_cast<const Element<T>*>(x.a.data) + first * row_stride + part.begin;
+        for (int64_t r = 0; r < count; ++r) rows[r] = (copied ? copy : given) + r * row_stride;
+        in_rows = block;
+      }
+      const int64_t p = i % panel_count, n = p * kColumns<T>, at = first * x.n + n;
+      const int64_t columns = x.n - n < kColumns<T> ? x.n - n : kColumns<T>;
+      const Element<T>* panel = packed + p * panel_size<T>(part.size());
+      multiply<T>(rows, count, dense(part.size()), panel, columns, nullptr, false, sums);
+      finish(part, totals == nullptr ? nullptr : totals + at, sums, count, columns, n, static_cast<Out*>(x.out) + at);
+    }
+  }
+};
+
+// Sums of several parts of the depth are floats: in the result itself, if that is floats.
+template <class T, class A, class Out>
+int64_t totals_size(const DenseArguments& x) {
+  return x.k > kDepth && !std::is_same_v<Out, float> ? x.m * x.n * int64_t(sizeof(float)) : 0;
 }
 
+template <class T, class A, class Out>
+int64_t workspace(const DenseArguments& x) {
+  return Layer<T, A, Out>(x).workspace() + totals_size<T, A, Out>(x);
+}
+
+template <class T, class A, class Out>
 void run(const DenseArguments& x, void* memory) {
-  const Layout layout(x);
-  float* packed = static_cast<float*>(memory);
-  float* copies = packed + packed_size<float>(layout.depth, x.n);
+  const Layer<T, A, Out> layer(x);
+  Element<T>* packed = static_cast<Element<T>*>(memory);
+  Element<T>* copies = packed + packed_size<T>(layer.depth, x.n);
+  float* totals = nullptr;
+  if constexpr (std::is_same_v<Out, float>) {
+    totals = static_cast<float*>(x.out);
+  } else if (x.k > kDepth) {
+    totals = reinterpret_cast<float*>(static_cast<char*>(memory) + layer.workspace());
+  }
   run_team(x.threads, [&](const Team& team) {
-    const Range own = share(layout.panel_count, team);
+    const Range own = share(layer.panel_count, team);
     for (int64_t k = 0; k == 0 || k < x.k; k += kDepth) {
-      const Depth depth{k, x.k - k < kDepth ? x.k : k + kDepth};
-      const Source<float> b{x.b.data + k * x.b.row_stride, x.b.row_stride, x.b.column_stride};
-      if (k > 0) team.barrier();  // nobody reads the stretch before
-      pack(b, depth.size(), x.n, own.begin, own.end, packed);
+      const Depth part{k, x.k - k < kDepth ? x.k : k + kDepth};
+      const Source<T> b{static_cast<const T*>(x.b.data) + k * x.b.row_stride, x.b.row_stride, x.b.column_stride};
+      if (k > 0) team.barrier();  // nobody reads the part before
+      pack(b, part.size(), x.n, own.begin, own.end, packed);
       team.barrier();
-      multiply_blocks(x, layout, depth, packed, team, copies + team.rank * layout.copy_size);
+      layer.multiply_blocks(part, packed, team, copies + team.rank * layer.copy_size, totals);
     }
   });
 }
 
+template <class T>
+int64_t elu_workspace(const EluBackward& x) {
+  return panels(x.m, kSumRows) * x.n * int64_t(sizeof(float));
+}
+
+// Rows [first, last): the gradients, and their sums [n].
+template <class T>
+void elu_rows(const EluBackward& x, int64_t first, int64_t last, float* sums) {
+  __builtin_memset(sums, 0, x.n * sizeof *sums);
+  for (int64_t m = first; m < last; ++m) {
+    const T* grad = static_cast<const T*>(x.grad) + m * x.n;
+    const T* y = static_cast<const T*>(x.y) + m * x.n;
+    T* out = static_cast<T*>(x.out) + m * x.n;
+    for (int64_t n = 0; n < x.n; n += kWidest) {
+      const int64_t left = x.n - n;
+      const auto part_of = [&](const auto* from) { return left >= kWidest ? load(from) : load(from, left); };
+      const auto keep = [&](auto* to, Floats z) { left >= kWidest ? store(to, z) : store(to, z, left); };
+      const Floats g = part_of(grad + n) * elu_grad(part_of(y + n));
+      keep(out + n, g);
+      keep(sums + n, part_of(sums + n) + g);
+    }
+  }
+}
+
+template <class T>
+void elu_run(const EluBackward& x, void* memory) {
+  float* sums = static_cast<float*>(memory);
+  const int64_t blocks = panels(x.m, kSumRows);
+  run_team(x.threads, [&](const Team& team) {
+    const Range own = share(blocks, team);
+    for (int64_t b = own.begin; b < own.end; ++b) {
+      const int64_t last = (b + 1) * kSumRows;
+      elu_rows<T>(x, b * kSumRows, last < x.m ? last : x.m, sums + b * x.n);
+    }
+    team.barrier();
+    const Range columns = share(x.n, team);
+    for (int64_t n = columns.begin; n < columns.end; ++n) {
+      float total = 0;
+      for (int64_t b = 0; b < blocks; ++b) total += sums[b * x.n + n];
+      static_cast<T*>(x.sum)[n] = narrow<T>(total);
+    }
+  });
+}
+
+template <class T, class A, class Out>
+constexpr Dense of() {
+  return {workspace<T, A, Out>, run<T, A, Out>};
+}
+
 }  // namespace
 
-const Dense dense_layer = {workspace, run};
+const DenseFunctions dense_functions = {
+    of<float, float, float>(),
+    of<Bf16, Bf16, Bf16>(),
+    of<Bf16, float, Bf16>(),
+    of<Bf16, Bf16, float>(),
+    {elu_workspace<float>, elu_run<float>},
+    {elu_workspace<Bf16>, elu_run<Bf16>},
+};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

@@ -1,8 +1,8 @@
-// One dense layer or plain product of large matrices of floats:
+// Dense layers and plain products of large matrices, and the way back through ELU:
 //
 //     out[m, n] = f(sum over k of a[m, k]·b[k, n] + bias[n]),    f the identity or ELU
 //
-// PyTorch's own reaches 97 GFLOP/s a core on the machine of DESIGN.md, this one 230.
+// PyTorch's own fp32 product reaches 97 GFLOP/s a core on the machine of DESIGN.md, this one 230.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +12,27 @@
 namespace apv_fast {
 
 struct Operand {
-  const float* data;
-  int64_t row_stride, column_stride;
+  const void* data;
+  int64_t row_stride, column_stride;  // in elements
 };
 
+// The product's dtype is that of b and bias: float or Bf16.
 struct DenseArguments {
   Operand a, b;
-  const float* bias;  // [n], or nullptr
-  float* out;         // [m, n], contiguous
+  const void* bias;  // [n], or nullptr
+  void* out;         // [m, n], contiguous
   int64_t m, n, k;
   bool elu;
   int threads;  // usable_threads' answer
+};
+
+// out = grad·ELU'(z) and its sum over the rows, from y = ELU(z); all contiguous.
+struct EluBackward {
+  const void *grad, *y;  // [m, n]
+  void* out;             // [m, n]
+  void* sum;             // [n]
+  int64_t m, n;
+  int threads;
 };
 
 struct Dense {
@@ -30,6 +40,18 @@ struct Dense {
   void (*run)(const DenseArguments&, void* workspace);
 };
 
-APV_FAST_FOR_EACH_ISA(extern const Dense dense_layer;)
+struct EluGradient {
+  int64_t (*workspace)(const EluBackward&);  // bytes
+  void (*run)(const EluBackward&, void* workspace);
+};
+
+struct DenseFunctions {
+  Dense floats, halves;
+  Dense halves_of_floats;  // a is floats: rounded to Bf16 on the way
+  Dense floats_of_halves;  // out is floats: not rounded
+  EluGradient elu_floats, elu_halves;
+};
+
+APV_FAST_FOR_EACH_ISA(extern const DenseFunctions dense_functions;)
 
 }  // namespace apv_fast
