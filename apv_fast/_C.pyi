@@ -117,3 +117,30 @@ def lambda_return(
     isa: str,
 ) -> None: ...
 def apply_function(*, name: str, count: int, from_: int, out: int, dtype: str, isa: str) -> None: ...
+def encoder_pass(
+    *,
+    shape: tuple[int, ...],
+    image: int,
+    bytes: bool,
+    parameters: Sequence[int],
+    outputs: Sequence[int],
+    grad: int = 0,
+    gradients: Sequence[int] = (),
+    image_grad: int = 0,
+    dtype: str,
+    threads: int,
+    isa: str,
+) -> None: ...
+def decoder_pass(
+    *,
+    shape: tuple[int, ...],
+    feat: int,
+    parameters: Sequence[int],
+    outputs: Sequence[int],
+    grad: int = 0,
+    gradients: Sequence[int] = (),
+    feat_grad: int = 0,
+    dtype: str,
+    threads: int,
+    isa: str,
+) -> None: ...

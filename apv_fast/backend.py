@@ -42,6 +42,14 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "reference": "apv_fast.reference.image_loss:normalize_image",
         "triton": "apv_fast.kernels.image_loss:normalize_image",
     },
+    "image_encoder": {
+        "reference": "apv_fast.reference.image_model:image_encoder",
+        "cpu": "apv_fast.cpu.image_model:image_encoder",
+    },
+    "image_decoder": {
+        "reference": "apv_fast.reference.image_model:image_decoder",
+        "cpu": "apv_fast.cpu.image_model:image_decoder",
+    },
     "mlp": {
         "reference": "apv_fast.reference.mlp:mlp",
         "cpu": "apv_fast.cpu.mlp:mlp",
@@ -90,6 +98,8 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
 # (op, backend) -> "module:function" of a tensor and the sizes that the op names, for cells that cannot run all sizes:
 # why this one cannot run, or an empty string.
 OBSTACLES: dict[tuple[str, str], str] = {
+    ("image_encoder", "cpu"): "apv_fast.cpu.image_model:obstacle",
+    ("image_decoder", "cpu"): "apv_fast.cpu.image_model:obstacle",
     ("rssm_observe", "cpu"): "apv_fast.cpu.scan:obstacle",
     ("stacked_observe", "cpu"): "apv_fast.cpu.scan:obstacle",
     ("rssm_observe", "cuda"): "apv_fast.cuda.observe:obstacle",

@@ -42,6 +42,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("keys_strides"), py::arg("out"), py::arg("k"), py::arg("mean"), py::arg("dtype"),
              py::arg("threads"), py::arg("isa"));
   apv_fast::bind_dense(module);
+  apv_fast::bind_image_model(module);
   apv_fast::bind_imagine(module);
   apv_fast::bind_pointwise(module);
   apv_fast::bind_scan(module);

@@ -6,6 +6,7 @@
 namespace apv_fast {
 
 void bind_dense(pybind11::module_& module);
+void bind_image_model(pybind11::module_& module);
 void bind_imagine(pybind11::module_& module);
 void bind_pointwise(pybind11::module_& module);
 void bind_scan(pybind11::module_& module);

@@ -85,9 +85,9 @@ class VideoModel(nn.Module):
         super().__init__()
         self.config = config
         dtype = PRECISIONS[config.model.precision]
-        self.encoder = Encoder(config.model.cnn_depth, dtype=dtype)
+        self.encoder = Encoder(config.model.cnn_depth, dtype=dtype, backend=config.backend)
         self.rssm = make_rssm(config.model, self.encoder.embed_dim, 0, config.backend)
-        self.decoder = Decoder(self.rssm.feat_dim, config.model.cnn_depth, dtype=dtype)
+        self.decoder = Decoder(self.rssm.feat_dim, config.model.cnn_depth, dtype=dtype, backend=config.backend)
 
     def loss(self, batch: Batch, noise: Noise = None) -> Loss:
         """``kl_scale · KL + NLL(image)`` of a batch with ``image`` and ``is_first``."""
@@ -110,7 +110,7 @@ class WorldModel(nn.Module):
         super().__init__()
         self.config = config
         dtype = PRECISIONS[config.model.precision]
-        self.encoder = Encoder(config.model.cnn_depth, dtype=dtype)
+        self.encoder = Encoder(config.model.cnn_depth, dtype=dtype, backend=config.backend)
         embed_dim = self.encoder.embed_dim
         self.af_rssm: RSSM | None = None
         if config.stacked:
@@ -118,7 +118,7 @@ class WorldModel(nn.Module):
             embed_dim = self.af_rssm.feat_dim + config.concat_embed * embed_dim
         self.rssm = make_rssm(config.model, embed_dim, action_dim, config.backend)
         feat_dim = self.rssm.feat_dim
-        self.decoder = Decoder(feat_dim, config.model.cnn_depth, dtype=dtype)
+        self.decoder = Decoder(feat_dim, config.model.cnn_depth, dtype=dtype, backend=config.backend)
         self.reward = make_head(config.behavior, feat_dim, "normal", dtype)
         self.discount = make_head(config.behavior, feat_dim, "bernoulli", dtype) if config.discount_head else None
         self.bonus: VideoBonus | None = None

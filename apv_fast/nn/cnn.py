@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apv_fast.nn.init import dense, keras_init
-from apv_fast.ops.image_loss import normalize_image
+from apv_fast.backend import IMPLEMENTATIONS, requested
+from apv_fast.nn.init import keras_init
+from apv_fast.ops.image_model import DECODER_KERNELS, image_decoder, image_encoder
 
 IMAGE_SIZE = 64
 
@@ -19,14 +19,14 @@ def normalize(image: Tensor) -> Tensor:
     return image.to(torch.float32) / 255 - 0.5
 
 
-def _weights(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A convolution's weight and bias in the dtype of its input ``x``; on a GPU with channels last, like ``x``.
+def _backend(op: str, name: str) -> str | None:
+    """The one that runs ``op`` where a model asks for ``name``: GPU engines leave convolutions to PyTorch's cuDNN."""
+    wanted = requested(name)
+    return wanted if wanted == "auto" or wanted in IMPLEMENTATIONS[op] else "reference"
 
-    Otherwise cuDNN would transpose the weights in every call: here the cast does it on its way.
-    """
-    assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and conv.bias is not None
-    layout = torch.channels_last if x.is_cuda else torch.preserve_format
-    return conv.weight.to(x.dtype, memory_format=layout), conv.bias.to(x.dtype)
+
+def _parameters(*layers: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    return [(layer.weight, layer.bias) for layer in layers]  # type: ignore[misc]
 
 
 class Encoder(nn.Module):
@@ -36,14 +36,17 @@ class Encoder(nn.Module):
         depth: channels of the first convolution.
         channels: of the images.
         dtype: of the convolutions; the weights stay float32.
+        backend: see :mod:`apv_fast.backend`; one without convolutions of its own means PyTorch's.
     """
 
-    def __init__(self, depth: int = 48, *, channels: int = 3, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, depth: int = 48, *, channels: int = 3, dtype: torch.dtype = torch.float32, backend: str = "auto"
+    ) -> None:
         super().__init__()
         widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
         pairs = itertools.pairwise(widths)
         self.convs = nn.ModuleList(nn.Conv2d(before, after, 4, stride=2) for before, after in pairs)
-        self.embed_dim, self.channels, self.dtype = 32 * depth, channels, dtype
+        self.embed_dim, self.channels, self.dtype, self.backend = 32 * depth, channels, dtype, backend
         keras_init(self)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -58,17 +61,8 @@ class Encoder(nn.Module):
         expected = (IMAGE_SIZE, IMAGE_SIZE, self.channels)
         if tuple(image.shape[-3:]) != expected:
             raise ValueError(f"Encoder: image has shape {tuple(image.shape)}; it must end in {expected}")
-        if image.dtype != torch.uint8:
-            x = image
-        elif image.is_cuda:
-            x = normalize_image(image, self.dtype)  # one pass
-        else:
-            x = normalize(image)
-        leading = x.shape[:-3]
-        x = x.reshape(-1, *expected).permute(0, 3, 1, 2).to(self.dtype)  # channels last in memory
-        for conv in self.convs:
-            x = F.elu(F.conv2d(x, *_weights(conv, x), stride=2))
-        return x.permute(0, 2, 3, 1).reshape(*leading, -1).to(torch.promote_types(self.dtype, torch.float32))
+        backend = _backend("image_encoder", self.backend)
+        return image_encoder(image, _parameters(*self.convs), dtype=self.dtype, backend=backend)
 
 
 class Decoder(nn.Module):
@@ -79,16 +73,24 @@ class Decoder(nn.Module):
         depth: channels are ``depth``·(4, 2, 1), then the image's.
         channels: of the images.
         dtype: of the products; the weights stay float32.
+        backend: see :mod:`apv_fast.backend`; one without convolutions of its own means PyTorch's.
     """
 
     def __init__(
-        self, feat_dim: int, depth: int = 48, *, channels: int = 3, dtype: torch.dtype = torch.float32
+        self,
+        feat_dim: int,
+        depth: int = 48,
+        *,
+        channels: int = 3,
+        dtype: torch.dtype = torch.float32,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         self.dense = nn.Linear(feat_dim, 32 * depth)
-        shapes = [(32 * depth, 4 * depth, 5), (4 * depth, 2 * depth, 5), (2 * depth, depth, 6), (depth, channels, 6)]
+        widths = [32 * depth, 4 * depth, 2 * depth, depth, channels]
+        shapes = zip(widths, widths[1:], DECODER_KERNELS, strict=False)
         self.convs = nn.ModuleList(nn.ConvTranspose2d(*shape, stride=2) for shape in shapes)
-        self.dtype = dtype
+        self.dtype, self.backend = dtype, backend
         keras_init(self)
 
     def forward(self, feat: Tensor) -> Tensor:
@@ -96,14 +98,14 @@ class Decoder(nn.Module):
         return self.mean(feat).to(torch.promote_types(self.dtype, torch.float32))
 
     def mean(self, feat: Tensor) -> Tensor:
-        """The same in the dtype of the products and where the last one left it: for a loss that reads it in place."""
-        x = dense(self.dense, feat, self.dtype)
-        leading = x.shape[:-1]
-        x = x.reshape(-1, x.shape[-1], 1, 1)
-        if x.is_cuda:  # then all that follow have their channels last too
-            x = x.contiguous(memory_format=torch.channels_last)
-        for index, conv in enumerate(self.convs):
-            x = F.conv_transpose2d(x, *_weights(conv, x), stride=2)
-            x = x if index == len(self.convs) - 1 else F.elu(x)
-        x = x.permute(0, 2, 3, 1)
-        return x.reshape(*leading, *x.shape[1:])
+        """The same in the dtype of the products and where the last one left it: for a loss that reads it in place.
+
+        Raises:
+            ValueError: the last size of ``feat`` is not what the decoder takes.
+        """
+        if feat.shape[-1] != self.dense.in_features:
+            raise ValueError(
+                f"the features have shape {tuple(feat.shape)}; their last size must be {self.dense.in_features}"
+            )
+        backend = _backend("image_decoder", self.backend)
+        return image_decoder(feat, _parameters(self.dense, *self.convs), dtype=self.dtype, backend=backend)

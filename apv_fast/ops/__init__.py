@@ -5,6 +5,7 @@ work. Each checks its arguments, then runs on the backend that :mod:`apv_fast.ba
 """
 
 from apv_fast.ops.image_loss import image_loss, normalize_image
+from apv_fast.ops.image_model import image_decoder, image_encoder
 from apv_fast.ops.imagination import rssm_rollout
 from apv_fast.ops.kl_balance import kl_balance, kl_balance_normal
 from apv_fast.ops.knn_bonus import knn_bonus
@@ -20,6 +21,8 @@ __all__ = [
     "Latent",
     "RSSMParams",
     "State",
+    "image_decoder",
+    "image_encoder",
     "image_loss",
     "initial_state",
     "kl_balance",
