@@ -144,3 +144,25 @@ def decoder_pass(
     threads: int,
     isa: str,
 ) -> None: ...
+class FilterStep:
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Mapping[str, int]],
+        latent_min_std: Sequence[float],
+        weights: Sequence[Mapping[str, int]],
+        dtype: str,
+        isa: str,
+    ) -> None: ...
+    def add_actor(
+        self,
+        *,
+        layers: Sequence[tuple[int, int, int]],
+        head: tuple[int, int, int],
+        actions: int,
+        one_hot: bool,
+        min_std: float,
+    ) -> None: ...
+    def run(
+        self, rows: int, is_first: int, models: Sequence[Sequence[int]], actor: Sequence[int], threads: int
+    ) -> None: ...

@@ -46,4 +46,5 @@ PYBIND11_MODULE(_C, module) {
   apv_fast::bind_imagine(module);
   apv_fast::bind_pointwise(module);
   apv_fast::bind_scan(module);
+  apv_fast::bind_step(module);
 }

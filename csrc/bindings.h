@@ -10,5 +10,6 @@ void bind_image_model(pybind11::module_& module);
 void bind_imagine(pybind11::module_& module);
 void bind_pointwise(pybind11::module_& module);
 void bind_scan(pybind11::module_& module);
+void bind_step(pybind11::module_& module);
 
 }  // namespace apv_fast

@@ -1,0 +1,277 @@
+"""``rssm_step`` in C++: ``csrc/cpu/step.h``, one call that reads every weight once, as it lies.
+
+That is for a few rows without gradients, as in acting. With gradients the prior is ``rssm_imagine`` with one step and
+the posterior's head is plain PyTorch; so it is for many rows, where packed weights pay. float16 runs on the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apv_fast import _C
+from apv_fast.cpu import isa
+from apv_fast.cpu.imagine import rssm_imagine
+from apv_fast.reference import rssm as reference
+from apv_fast.reference.noise import whole_noise
+from apv_fast.scan.imagination import state_of, wants_gradients
+from apv_fast.structure import ActorParams, Latent, RSSMParams, State
+
+FEW = 64  # rows up to which nothing is packed: there the time is that of reading the weights
+
+
+class Model(NamedTuple):
+    """One model of a :class:`Filter`."""
+
+    params: RSSMParams  # contiguous
+    latent: Latent
+    actions: int  # A
+    embed: int  # E, what it sees of the observation
+    sees_below: bool = False  # behind that, the features of the model before
+
+
+class Inputs(NamedTuple):
+    """What one model's step reads; contiguous."""
+
+    deter: Tensor  # [B, D], the states' dtype, as all but embed
+    stoch: Tensor  # [B, S, C] or [B, S]
+    action: Tensor | None  # [B, A]
+    embed: Tensor | None  # [B, E], the weights' dtype
+    post_noise: Tensor | None  # [B, S, C] or [B, S], or a seed
+    prior_noise: Tensor | None
+
+
+class Outputs(NamedTuple):
+    """What it leaves, the states' dtype; None: not asked for."""
+
+    deter: Tensor  # [B, D]
+    post_stoch: Tensor | None  # [B, L]
+    post_stats: Tensor | None  # [B, M]
+    prior_stoch: Tensor | None
+    prior_stats: Tensor | None
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _noise(noise: Tensor | None) -> tuple[int, int]:
+    """Addresses of the numbers and of the seed."""
+    if noise is None:
+        return 0, 0
+    return (noise.data_ptr(), 0) if noise.is_floating_point() else (0, noise.data_ptr())
+
+
+class Filter:
+    """One step of one model, or of two of which the second sees the first, and perhaps of an actor on top.
+
+    Args:
+        models: weights of one dtype, whose memory must stay where it is.
+        actor: contiguous weights of that dtype, its two heads in one: see :func:`joined_heads`.
+        post, prior: which distributions are wanted.
+        discrete: one-hot actions.
+        min_std: of the actor.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        actor: tuple[tuple[Tensor, ...], Tensor, Tensor] | None = None,
+        *,
+        post: bool,
+        prior: bool,
+        discrete: bool = False,
+        min_std: float = 0.0,
+    ) -> None:
+        self.models, self.post, self.prior, self.actor = list(models), post, prior, actor
+        self.actions = 0
+        unwanted = ("obs",) * (not post) + ("img_out", "img_dist") * (not prior)
+        self._step = _C.FilterStep(
+            sizes=[self._sizes(model) for model in models],
+            latent_min_std=[model.latent.min_std for model in models],
+            weights=[
+                {n: w.data_ptr() for n, w in model.params._asdict().items() if not n.startswith(unwanted)}
+                for model in models
+            ],
+            dtype=str(models[0].params.gru_weight.dtype).removeprefix("torch."),
+            isa=isa(),
+        )
+        if actor is not None:
+            trunk, weight, bias = actor
+            pairs = zip(trunk[::2], trunk[1::2], strict=True)
+            self.actions = len(bias) if discrete else len(bias) // 2
+            self._step.add_actor(
+                layers=[(w.data_ptr(), b.data_ptr(), len(b)) for w, b in pairs],
+                head=(weight.data_ptr(), bias.data_ptr(), len(bias)),
+                actions=self.actions,
+                one_hot=discrete,
+                min_std=min_std,
+            )
+
+    @staticmethod
+    def _sizes(model: Model) -> dict[str, int]:
+        params, latent = model.params, model.latent
+        return {
+            "deter": params.img_out_weight.shape[1],
+            "hidden": len(params.img_in_bias),
+            "stoch": latent.stoch,
+            "discrete": latent.discrete,
+            "inputs": params.img_in_weight.shape[1],
+            "actions": model.actions,
+            "embed": model.embed,
+            "sees_below": model.sees_below,
+        }
+
+    def _outputs(self, model: Model, deter: Tensor) -> Outputs:
+        rows, latent = len(deter), model.latent
+        widths = (latent.stoch * (latent.discrete or 1), latent.stoch * (latent.discrete or 2))
+        made = [deter.new_empty(rows, w) if on else None for on in (self.post, self.prior) for w in widths]
+        return Outputs(torch.empty_like(deter, memory_format=torch.contiguous_format), *made)
+
+    def __call__(
+        self, is_first: Tensor | None, inputs: Sequence[Inputs], action_noise: Tensor | None = None
+    ) -> tuple[list[Outputs], Tensor | None]:
+        """Take the step; the models' states and the action ``[B, A]``, the mode without noise."""
+        outputs = [self._outputs(model, x.deter) for model, x in zip(self.models, inputs, strict=True)]
+        first = inputs[0].deter
+        action = None if self.actor is None else first.new_empty(len(first), self.actions)
+        self._step.run(
+            len(first),
+            _address(is_first),
+            [
+                (
+                    *(x.deter.data_ptr(), x.stoch.data_ptr(), _address(x.action), _address(x.embed)),
+                    *(y.deter.data_ptr(), _address(y.post_stoch), _address(y.post_stats), *_noise(x.post_noise)),
+                    *(_address(y.prior_stoch), _address(y.prior_stats), *_noise(x.prior_noise)),
+                )
+                for x, y in zip(inputs, outputs, strict=True)
+            ],
+            (*_noise(action_noise), _address(action)),
+            torch.get_num_threads(),
+        )
+        return outputs, action
+
+
+def joined_heads(actor: ActorParams) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """An actor's trunk, and its head or both of them as one, contiguous."""
+    weight, bias = actor.out_weight, actor.out_bias
+    if actor.std_weight is not None and actor.std_bias is not None:
+        weight, bias = torch.cat([weight, actor.std_weight]), torch.cat([bias, actor.std_bias])
+    return tuple(x.contiguous() for x in actor.trunk), weight.contiguous(), bias.contiguous()
+
+
+@torch.library.custom_op(
+    "apv_fast::rssm_step_cpu",
+    mutates_args=(),
+    schema=(
+        "(Tensor[] params, Tensor deter, Tensor stoch, Tensor? action, Tensor? embed, Tensor? is_first, int S, int C, "
+        "float min_std, Tensor? post_noise, Tensor? prior_noise) -> Tensor[]"
+    ),
+)
+def _step(
+    params: list[Tensor],
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor | None,
+    embed: Tensor | None,
+    is_first: Tensor | None,
+    S: int,
+    C: int,
+    min_std: float,
+    post_noise: Tensor | None,
+    prior_noise: Tensor | None,
+) -> list[Tensor]:
+    """deter, the prior's flat stoch and stats, and with ``embed`` the posterior's."""
+    weights = RSSMParams(*(w.contiguous() for w in params))
+    wide, narrow = deter.dtype, weights.gru_weight.dtype
+    actions = 0 if action is None else action.shape[1]
+    model = Model(weights, Latent(S, C, min_std), actions, 0 if embed is None else embed.shape[1])
+
+    def laid_out(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return None if x is None else x.contiguous() if not x.is_floating_point() else x.to(dtype).contiguous()
+
+    inputs = Inputs(
+        deter.contiguous(),
+        stoch.contiguous(),
+        laid_out(action, wide),
+        laid_out(embed, narrow),
+        laid_out(post_noise, wide),
+        laid_out(prior_noise, wide),
+    )
+    step = Filter([model], post=embed is not None, prior=True)
+    ((made,), _) = step(laid_out(is_first, wide), [inputs])
+    found = (made.deter, made.prior_stoch, made.prior_stats, made.post_stoch, made.post_stats)
+    return [x for x in found if x is not None]
+
+
+@_step.register_fake
+def _(
+    params: Sequence[Tensor],
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor | None,
+    embed: Tensor | None,
+    is_first: Tensor | None,
+    S: int,
+    C: int,
+    *_: object,
+) -> list[Tensor]:
+    widths = (S * (C or 1), S * (C or 2)) * (1 if embed is None else 2)
+    return [deter.new_empty(deter.shape), *(deter.new_empty(deter.shape[0], w) for w in widths)]
+
+
+def _first(x: Tensor | None) -> Tensor | None:
+    """A sequence of one step; a seed stays one."""
+    return x if x is None or x.dim() == 0 else x[:, None]
+
+
+def _by_parts(
+    params: RSSMParams,
+    state: State,
+    action: Tensor | None,
+    embed: Tensor | None,
+    is_first: Tensor | None,
+    latent: Latent,
+    post_noise: Tensor | None,
+    prior_noise: Tensor | None,
+) -> tuple[State, State]:
+    """The prior in C++, the posterior's head in PyTorch; differentiable."""
+    if is_first is not None:
+        keep = ~is_first
+        state = {key: x * keep.view(-1, *[1] * (x.dim() - 1)) for key, x in state.items()}
+        action = None if action is None else action * keep[:, None]
+    sequence = rssm_imagine(params, state, _first(action), 1, latent, _first(prior_noise))
+    prior = {key: x[:, 0] for key, x in sequence.items()}
+    if embed is None:
+        return prior, prior
+    deter = prior["deter"]
+    seen = torch.cat([deter, embed.to(deter.dtype)], -1)
+    hidden = F.elu(reference.dense(seen, params.obs_out_weight, params.obs_out_bias))
+    out = reference.dense(hidden, params.obs_dist_weight, params.obs_dist_bias)
+    noise = whole_noise(post_noise, (len(deter),), latent, deter.dtype)
+    return {"deter": deter, **reference.latent_state(out, latent, noise)}, prior
+
+
+def rssm_step(
+    params: RSSMParams,
+    state: State,
+    action: Tensor | None,
+    embed: Tensor | None,
+    is_first: Tensor | None,
+    latent: Latent,
+    post_noise: Tensor | None,
+    prior_noise: Tensor | None,
+) -> tuple[State, State]:
+    """One step; arguments and result as :func:`apv_fast.reference.rssm.rssm_step`, which see."""
+    deter, stoch = state["deter"], state["stoch"]
+    if params.gru_weight.dtype == torch.float16:
+        return reference.rssm_step(params, state, action, embed, is_first, latent, post_noise, prior_noise)
+    if wants_gradients(*params, deter, stoch, action, embed) or deter.shape[0] > FEW:
+        return _by_parts(params, state, action, embed, is_first, latent, post_noise, prior_noise)
+    made = _step(list(params), deter, stoch, action, embed, is_first, *latent, post_noise, prior_noise)
+    prior = state_of(made[0], made[1], made[2], latent)
+    return (prior if embed is None else state_of(made[0], made[3], made[4], latent)), prior

@@ -1,0 +1,125 @@
+// Products of a few rows with a weight as PyTorch has it, [units, inputs] in rows:
+//
+//     out[m, n] = sum over k of a[m, k]·w[n, k]
+//
+// Nothing is packed: for a few rows the time is that of reading the weight once, in order. Every sum runs over k in
+// vectors and then over the lanes, in one order, whatever the number of rows or threads. See simd.h on files of this kind.
+#pragma once
+
+#include "product.h"
+
+namespace apv_fast {
+namespace APV_FAST_ISA {
+namespace {
+
+// Numbers of k that one step takes.
+template <class T>
+constexpr int64_t kDepth = kWidth<Wide<T>> * kPair<T>;
+
+// How far ahead a weight is fetched.
+constexpr int64_t kFetchBytes = 1024;
+
+// A vector of left operands, and as many right ones: those of a weight's row from `w` on, of which `left` are there.
+template <class T>
+inline auto left_operands(const Element<T>* a) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, Bf16>) {
+    return (__m512bh)_mm512_loadu_si512(a);
+  } else {
+    return load(a);
+  }
+#else
+  return load(a);
+#endif
+}
+
+template <class T>
+inline auto right_operands(const T* w, int64_t left) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, Bf16>) {
+    if (left >= kDepth<T>) return (__m512bh)_mm512_loadu_si512(w);
+    return (__m512bh)_mm512_maskz_loadu_epi16((__mmask32)((1ull << left) - 1), w);
+  } else {
+    return left >= kDepth<T> ? load(w) : load(w, left);
+  }
+#else
+  return left >= kDepth<T> ? load(w) : load(w, left);
+#endif
+}
+
+template <class T, class Left, class Right>
+inline Vector<Wide<T>> dot_add(Left a, Right w, Vector<Wide<T>> sum) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, Bf16>) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, a, w);
+  } else {
+    return a * w + sum;
+  }
+#else
+  return a * w + sum;
+#endif
+}
+
+// `Rows` rows of a times `Columns` rows of w; out[i·Columns + j].
+template <class T, int Rows, int Columns>
+inline void dots(const Element<T>* const* a, const T* w, int64_t stride, int64_t depth, Wide<T>* out) {
+  Vector<Wide<T>> sums[Rows][Columns] = {};
+  constexpr int64_t fetch = kFetchBytes / sizeof(T);
+  for (int64_t k = 0; k < depth; k += kDepth<T>) {
+    // Past the end of a row, the beginning of the row that comes `Columns` later.
+    const int64_t ahead = k + fetch < depth ? k + fetch : k + fetch - depth + Columns * stride;
+#pragma GCC unroll 8
+    for (int j = 0; j < Columns; ++j) __builtin_prefetch(w + j * stride + ahead, 0, 2);
+#pragma GCC unroll 8
+    for (int j = 0; j < Columns; ++j) {
+      const auto right = right_operands<T>(w + j * stride + k, depth - k);
+#pragma GCC unroll 4
+      for (int i = 0; i < Rows; ++i) sums[i][j] = dot_add<T>(left_operands<T>(a[i] + k), right, sums[i][j]);
+    }
+  }
+  for (int i = 0; i < Rows; ++i) {
+    for (int j = 0; j < Columns; ++j) out[i * Columns + j] = sum(sums[i][j]);
+  }
+}
+
+constexpr int kFew = 4;  // rows at a time
+
+template <class T, int Columns>
+inline void dots_of(int64_t rows, const Element<T>* const* a, const T* w, int64_t stride, int64_t depth, Wide<T>* out) {
+  switch (rows) {
+    case 1: return dots<T, 1, Columns>(a, w, stride, depth, out);
+    case 2: return dots<T, 2, Columns>(a, w, stride, depth, out);
+    case 3: return dots<T, 3, Columns>(a, w, stride, depth, out);
+    default: return dots<T, 4, Columns>(a, w, stride, depth, out);
+  }
+}
+
+// out[m, n] for the units [begin, end) and every row of a, whose rows are readable for a vector beyond `depth` and zero
+// there.
+template <class T>
+inline void few_rows(const Element<T>* a, int64_t a_stride, int64_t rows, const T* w, int64_t stride, int64_t depth,
+                     int64_t begin, int64_t end, Wide<T>* out, int64_t out_stride) {
+  constexpr int kColumnsOnce = 4;
+  for (int64_t n = begin; n < end;) {
+    const int columns = end - n < kColumnsOnce ? 1 : kColumnsOnce;
+    for (int64_t m = 0; m < rows; m += kFew) {
+      const int64_t count = rows - m < kFew ? rows - m : kFew;
+      const Element<T>* of[kFew] = {};
+      for (int64_t i = 0; i < count; ++i) of[i] = a + (m + i) * a_stride;
+      Wide<T> sums[kFew * kColumnsOnce];
+      if (columns == 1) {
+        dots_of<T, 1>(count, of, w + n * stride, stride, depth, sums);
+      } else {
+        dots_of<T, kColumnsOnce>(count, of, w + n * stride, stride, depth, sums);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        for (int j = 0; j < columns; ++j) out[(m + i) * out_stride + n + j] = sums[i * columns + j];
+      }
+    }
+    n += columns;
+  }
+}
+
+}  // namespace
+}  // namespace APV_FAST_ISA
+}  // namespace apv_fast
