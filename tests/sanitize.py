@@ -1,8 +1,8 @@
-"""Run the CPU ops' tests in AddressSanitizer and UBSan: ``make sanitize``, or ``python -m tests.sanitize [PYTEST'S …]``.
+"""Run the CPU ops' tests in AddressSanitizer and UBSan: ``make sanitize``, or ``python -m tests.sanitize [PYTEST'S]``.
 
 Builds ``apv_fast._C`` with ``-DAPV_FAST_SANITIZE=ON`` in ``build/sanitize`` and runs pytest with the sanitizers'
-libraries preloaded (Python itself is not built with them) and this file as a plugin, which puts that module in the place
-of the installed one. The first finding ends the process with the sanitizer's report.
+libraries preloaded (Python itself is not built with them) and this file as a plugin, which puts that module in the
+place of the installed one. The first finding ends the process with the sanitizer's report.
 
 malloc fills memory with bytes 0xff, which are NaN in every floating format here: what reads memory that nobody has
 written, padding for instance, shows in the results, which the tests compare.
