@@ -1,9 +1,11 @@
-"""NVTX ranges around ops and phases of the loop, for Nsight Systems; free unless ``APV_FAST_NVTX=1``.
+"""Ranges around ops and phases of the loop; free unless ``APV_FAST_NVTX`` is set.
 
-The variable is read when this module is imported. Ranges are in the domain "apv_fast" of the ``nvtx`` package; where
-that is not installed, torch's own ranges are used, which have no domain. Off, :func:`annotate` returns one shared
-object that does nothing, and :func:`annotated` the function itself: a range costs a quarter of a microsecond on the
-development machine (``python -m timeit -s "from apv_fast.profile import annotate" "with annotate('a'): pass"``).
+``APV_FAST_NVTX=1``: NVTX ranges, for Nsight Systems, in the domain "apv_fast" of the ``nvtx`` package; where that is not
+installed, torch's own ranges are used, which have no domain. ``APV_FAST_NVTX=torch``: ranges that ``torch.profiler``
+shows, on any machine; ``python -m bench`` uses them for its plot of an update. The variable is read when this module is
+imported. Off, :func:`annotate` returns one shared object that does nothing, and :func:`annotated` the function itself:
+a range costs a quarter of a microsecond on the development machine
+(``python -m timeit -s "from apv_fast.profile import annotate" "with annotate('a'): pass"``).
 
 Limits: a range marks what the host does. The replay of a CUDA graph is one call, so the phases inside an update show
 only with ``--graph off``.
@@ -22,7 +24,8 @@ import torch
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 ENVIRONMENT_VARIABLE = "APV_FAST_NVTX"
-ENABLED = os.environ.get(ENVIRONMENT_VARIABLE) == "1"
+TORCH = os.environ.get(ENVIRONMENT_VARIABLE) == "torch"
+ENABLED = TORCH or os.environ.get(ENVIRONMENT_VARIABLE) == "1"
 DOMAIN = "apv_fast"
 
 
@@ -40,6 +43,8 @@ def annotated(name: str) -> Callable[[Function], Function]:
 
 
 def _range(name: str) -> Any:
+    if TORCH:
+        return torch.profiler.record_function(name)
     try:
         import nvtx
     except ImportError:

@@ -1,9 +1,8 @@
-"""``python -m bench``: time every case, contestants interleaved; tables, and with ``--json`` a file and a plot."""
+"""``python -m bench``: time every case, contestants interleaved; tables, and with ``--json`` a file and plots."""
 
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import sys
 from pathlib import Path
@@ -12,9 +11,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import report
-from bench.registry import Case, Problem, contestants, select
-from bench.timing import interleaved, warm_up
+from apv_fast.cpu.memory import keep_freed_memory
+from bench import breakdown, ceilings, report
+from bench.measure import measure
+from bench.registry import Case, select
+
+UPDATES = ("pretrain_update", "finetune_update")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -22,37 +24,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Time ops and updates against the reference.")
     add = parser.add_argument
     add("--only", default="", metavar="PATTERN", help="only cases whose name contains this; * matches all")
-    add("--json", type=Path, metavar="FILE", help="write the rows here, a .txt and a .png plot beside it")
+    add("--json", type=Path, metavar="FILE", help="write the rows here, a .txt and plots beside it")
     add("--slow", action="store_true", help="also what takes minutes: the paper's batch, compiled scans")
     add("--list", action="store_true", help="print the names of the cases and stop")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     add("--threads", type=int, help="CPU threads for all contestants; default: torch's")
-    add("--seconds", type=float, default=2.0, help="time for the rounds of a pass of a case")
+    add("--parts", action="store_true", help="also profile where the time of whole updates goes")
+    add("--seconds", type=float, default=1.0, help="time for the rounds of a pass of a case")
     return parser.parse_args(arguments)
-
-
-def measure(
-    case: Case, device: torch.device, seconds: float, *, slow: bool = False
-) -> tuple[list[report.Row], dict[str, str]]:
-    """Rows of a case, and why a contestant has none; rivals that take minutes to prepare only if ``slow``."""
-    torch.manual_seed(0)
-    torch.compiler.reset()  # else a second shape of the same function compiles for any shape
-    names, left_out = contestants(case, device)
-    problem: Problem = case.build(device, case.dtype, **case.shape)
-    left_out |= {} if slow else {rival: "it takes minutes to compile: --slow" for rival in problem.slow_rivals}
-    rows: list[report.Row] = []
-    for passed, run in problem.passes.items():
-        works = {name: functools.partial(run, name) for name in names}
-        for rival in problem.rivals + (problem.slow_rivals if slow else ()):
-            work = functools.partial(run, rival)
-            try:
-                warm_up(work)
-            except Exception as error:  # a rival may need what is not here, such as torch.compile a compiler
-                left_out[rival] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            else:
-                works[rival] = work
-        rows += report.rows(case, passed, device, interleaved(works, device, seconds))
-    return rows, left_out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     device = torch.device(kind)
     facts = report.environment(device)
+    kept = keep_freed_memory()  # as the commands do; for all contestants alike
+    facts["memory"] = "freed memory is kept" if kept else "freed memory is kept or returned as the C library does"
     for name, fact in facts.items():
         console.print(f"{name}: {fact}", highlight=False, markup=False)
     if os.getloadavg()[0] > 0.5:
@@ -81,9 +62,28 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"no row for {reason} ({', '.join(ops)})", highlight=False, markup=False)
     facts["load at the end"] = f"{os.getloadavg()[0]:.2f} (this run itself makes about one a thread)"
     if options.json:
-        for path in report.write(options.json, rows, facts):
+        found = report.Results(facts, rows, *extras(cases, rows, device, options, console))
+        for path in report.write(options.json, found):
             console.print(f"wrote {path}", highlight=False)
     return status
+
+
+def extras(
+    cases: list[Case], rows: list[report.Row], device: torch.device, options: argparse.Namespace, console: Console
+) -> tuple[dict[str, float], list[report.Row]]:
+    """What the plots want beside the rows: the ceilings of a CPU, and the parts of updates if asked for."""
+    if device.type != "cpu":
+        return {}, []
+    found: list[report.Row] = []
+    missing: list[str] = []
+    if options.parts:
+        contestants: dict[str, list[str]] = {}
+        for row in rows:
+            contestants.setdefault(report.case_name(row), []).append(row["backend"])
+        found, missing = breakdown.rows([case for case in cases if case.op in UPDATES], contestants)
+    for reason in missing:
+        console.print(f"no parts of {reason}", highlight=False, markup=False)
+    return ceilings.measure(), found
 
 
 def run(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apv_fast.backend import IMPLEMENTATIONS, PROBES, BackendError, probe, resolve, use_backend
+from apv_fast.backend import IMPLEMENTATIONS, PROBES, BackendError, choose, probe, resolve, use_backend
 
 REFERENCE = "reference"
 COMPILED = "torch.compile"  # of the reference
+EAGER_FP32 = "eager fp32"  # the reference in float32, beside a case of bfloat16
+AUTOCAST = "autocast"  # the same under torch.autocast: PyTorch's own way to bfloat16
+WIDER = (EAGER_FP32, AUTOCAST)
 FORWARD, FORWARD_BACKWARD = "forward", "forward_backward"
 
 Run = Callable[[str], object]  # does the work once, on the contestant of that name
@@ -41,7 +46,9 @@ class Case:
     dtype: torch.dtype
     build: Build
     uses: tuple[str, ...]  # rows of apv_fast.backend.IMPLEMENTATIONS that it exercises
-    slow: bool  # left out unless --slow
+    slow: bool = False  # left out unless --slow
+    wider: tuple[str, ...] = ()  # of WIDER, in bfloat16: contestants whose weights and inputs are float32
+    memory: bool = False  # whether the peak of its memory is measured too
 
     @property
     def dtype_name(self) -> str:
@@ -69,12 +76,16 @@ def case(
     dtypes: Sequence[torch.dtype] = (torch.float32,),
     uses: Sequence[str] | None = None,
     slow: bool = False,
+    wider: Sequence[str] = (),
+    memory: bool = False,
 ) -> Callable[[Build], Build]:
     """Register the decorated function as ``op`` at every shape and dtype; ``uses`` is the op itself unless given."""
 
     def register(build: Build) -> Build:
         used = (op,) if uses is None else tuple(uses)
-        CASES.extend(Case(op, shape, dtype, build, used, slow) for shape in shapes for dtype in dtypes)
+        for shape, dtype in itertools.product(shapes, dtypes):
+            more = tuple(wider) if dtype == torch.bfloat16 else ()
+            CASES.append(Case(op, shape, dtype, build, used, slow, more, memory))
         return build
 
     return register
@@ -114,6 +125,23 @@ def differentiable(
     return Problem(passes, slow_rivals=(COMPILED,)) if slow_to_compile else Problem(passes, rivals=(COMPILED,))
 
 
+def run_wider(case: Case, device: torch.device) -> Mapping[str, Mapping[str, Run]]:
+    """The passes of ``case.wider``'s contestants, by their names: of the same case with float32 inputs and weights."""
+    if not case.wider:
+        return {}
+    passes = case.build(device, torch.float32, **case.shape).passes
+
+    def eager(run: Run, name: str) -> object:
+        return run(REFERENCE)
+
+    def autocast(run: Run, name: str) -> object:
+        with torch.autocast(device.type, case.dtype):
+            return run(REFERENCE)
+
+    ways = {EAGER_FP32: eager, AUTOCAST: autocast}
+    return {name: {key: functools.partial(ways[name], run) for key, run in passes.items()} for name in case.wider}
+
+
 def contestants(case: Case, device: torch.device) -> tuple[list[str], dict[str, str]]:
     """Backends that run the case on this machine, the reference first, and why each of the others does not.
 
@@ -121,21 +149,20 @@ def contestants(case: Case, device: torch.device) -> tuple[list[str], dict[str, 
     """
     tensor = torch.empty(0, dtype=case.dtype, device=device)
     names, left_out = [REFERENCE], {}
-    if len(case.uses) > 1 and any(_picks_more_than_reference(op, tensor) for op in case.uses):
+    with use_backend("auto"):
+        picked = {choose(op, tensor) for op in case.uses}
+    if len(case.uses) > 1 and picked != {REFERENCE}:
         names.append("auto")
     for backend in PROBES:
         if backend == REFERENCE or not all(backend in IMPLEMENTATIONS[op] for op in case.uses):
             continue
+        if "auto" in names and picked == {backend}:
+            continue  # the same twice
         if reason := _obstacle(case, backend, tensor):
             left_out[backend] = reason
         else:
             names.append(backend)
     return names, left_out
-
-
-def _picks_more_than_reference(op: str, tensor: Tensor) -> bool:
-    with use_backend("auto"):
-        return resolve(op, tensor) is not resolve(op, tensor, REFERENCE)
 
 
 def _obstacle(case: Case, backend: str, tensor: Tensor) -> str | None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,9 +17,21 @@ import torch
 from rich.table import Table
 
 from apv_fast import backends
+from bench import plots
 from bench.registry import REFERENCE, Case
 
-Row = dict[str, Any]  # op, backend, device, dtype, shape, pass, median_ms, p10_ms, p90_ms, runs, baseline_ratio
+# op, backend, device, dtype, shape, pass, median_ms, p10_ms, p90_ms, runs, baseline_ratio; some have peak_mb
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a run leaves."""
+
+    facts: dict[str, str]  # the machine and the versions
+    rows: Sequence[Row]
+    ceilings: Mapping[str, float] = field(default_factory=dict)  # of bench.ceilings
+    updates: Sequence[Row] = ()  # of bench.breakdown: op, backend, dtype, shape, parts_ms
 
 
 def rows(case: Case, passed: str, device: torch.device, samples: Mapping[str, Sequence[float]]) -> list[Row]:
@@ -88,47 +101,17 @@ def table(found: Sequence[Row]) -> Table:
     return result
 
 
-def _shape(row: Row) -> str:
-    return " ".join(f"{name}={size}" for name, size in row["shape"].items())
+def case_name(row: Row) -> str:
+    """Of the case that the row is of."""
+    shape = " ".join(f"{name}={size}" for name, size in row["shape"].items())
+    return f"{row['op']} {shape} {row['dtype']}"
 
 
-def write(path: Path, found: Sequence[Row], facts: Mapping[str, str]) -> list[Path]:
-    """The rows to ``path``, the machine to a .txt and the plot to a .png beside it; what was written."""
+def write(path: Path, found: Results) -> list[Path]:
+    """The results to ``path``, the machine to a .txt and plots to .png beside it; what was written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(list(found), indent=1) + "\n")
+    content = {"machine": found.facts, "ceilings": found.ceilings, "rows": found.rows, "updates": found.updates}
+    path.write_text(json.dumps(content, indent=1) + "\n")
     text = path.with_suffix(".txt")
-    text.write_text("".join(f"{name}: {fact}\n" for name, fact in facts.items()))
-    return [path, text, *([plot(path.with_suffix(".png"), found, facts)] if found else [])]
-
-
-def plot(path: Path, found: Sequence[Row], facts: Mapping[str, str]) -> Path:
-    """Medians as bars on a logarithmic axis, grouped by case, with whiskers from p10 to p90."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.patches import Patch
-
-    colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row["backend"] for row in found))}
-    ticks: dict[str, float] = {}  # of the cases: the position of their first bar
-    figure, axes = plt.subplots(figsize=(12, 2 + 0.32 * len(found)), layout="constrained")
-    position = 0.0
-    for row in found:
-        label = f"{row['op']} {row['dtype']} {row['pass']}\n{_shape(row)}"
-        position += 1 if label in ticks else 1.6
-        ticks.setdefault(label, position)
-        whisker = [[row["median_ms"] - row["p10_ms"]], [row["p90_ms"] - row["median_ms"]]]
-        axes.barh(position, row["median_ms"], xerr=whisker, color=colors[row["backend"]], error_kw={"lw": 1})
-        note = f"{row['median_ms']:.4g} ms, {row['baseline_ratio']:.2f}x"
-        axes.text(row["p90_ms"] * 1.05, position, note, va="center", size=7)
-    axes.set_yticks(list(ticks.values()), list(ticks), size=7)
-    axes.set_xscale("log")
-    axes.set_xlim(right=max(row["p90_ms"] for row in found) * 8)
-    axes.set_ylim(position + 1, 0.6)
-    axes.set_xlabel("milliseconds, median (whiskers p10 to p90); x: the reference's median over this one")
-    axes.set_title(f"{facts['CPU']}, {facts['threads']} threads, {facts['date']}", size=8)
-    handles = [Patch(color=color, label=name) for name, color in colors.items()]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    text.write_text("".join(f"{name}: {fact}\n" for name, fact in found.facts.items()))
+    return [path, text, *(plots.draw(path, found) if found.rows else [])]

@@ -12,9 +12,10 @@ Work = Callable[[], object]
 
 MIN_ROUNDS = 5
 FEW_ROUNDS = 3  # instead, once they have taken PATIENCE seconds
-PATIENCE = 30.0
+PATIENCE = 8.0
 MAX_ROUNDS = 200
 WARM_UP_SECONDS = 0.3
+LONG = 1.5  # seconds, after which work is warm once it has run
 
 
 def interleaved(
@@ -49,10 +50,11 @@ def interleaved(
 
 
 def warm_up(work: Work) -> None:
-    """Run it once, which compiles what is compiled on first use, and again for a moment."""
+    """Run it once, which compiles what is compiled on first use, and again for a moment unless that took long."""
+    begun = time.perf_counter()
     work()
     start = time.perf_counter()
-    while time.perf_counter() - start < WARM_UP_SECONDS:
+    while time.perf_counter() - start < WARM_UP_SECONDS and start - begun < LONG:
         work()
 
 

@@ -1,21 +1,29 @@
-"""The benchmark suite: what it writes, that contestants take turns, that every op has a case."""
+"""The benchmark suite: what it measures and writes, that contestants take turns, that every op has a case."""
 
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.profiler import record_function
 
 from apv_fast.backend import IMPLEMENTATIONS, probe
 
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
-from bench import timing
+from bench import __main__, breakdown, ceilings, memory, plots, report, targets, timing
 from bench.__main__ import main
-from bench.registry import contestants, select
+from bench.cost import machine
+from bench.measure import measure
+from bench.registry import AUTOCAST, EAGER_FP32, FORWARD_BACKWARD, WIDER, Case, Problem, contestants, run_wider, select
 
 CPU = torch.device("cpu")
+FACTS = {"CPU": "a CPU", "threads": "2", "date": "today"}
 FIELDS = [
     "op",
     "backend",
@@ -31,10 +39,21 @@ FIELDS = [
 ]
 
 
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command without what takes seconds, or changes the process for the tests after it."""
+    monkeypatch.setattr(ceilings, "measure", lambda: {"fp32_tflop_s": 0.4})
+    monkeypatch.setattr(__main__, "keep_freed_memory", lambda: True)
+
+
+@pytest.mark.usefixtures("light")
 def test_json_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "made" / "rows.json"
     assert main(["--only", "knn_bonus Q=16 ", "--seconds", "0.01", "--device", "cpu", "--json", str(path)]) == 0
-    rows = json.loads(path.read_text())
+    content = json.loads(path.read_text())
+    assert content["ceilings"] == {"fp32_tflop_s": 0.4}
+    assert content["machine"]["memory"] == "freed memory is kept"
+    rows = content["rows"]
     assert {"reference", "torch"} <= {row["backend"] for row in rows}
     for row in rows:
         assert list(row) == FIELDS
@@ -88,3 +107,132 @@ def test_interpreted_kernels_are_not_timed() -> None:
 def test_no_match_says_how_to_find_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "no such op"]) == 2
     assert "--list" in capsys.readouterr().out
+
+
+def record(device: torch.device, dtype: torch.dtype, n: int) -> Problem:
+    """A case whose work tells how it was called."""
+
+    def run(name: str) -> object:
+        return name, dtype, torch.is_autocast_enabled("cpu")
+
+    return Problem({"forward": run})
+
+
+def test_wider_contestants_run_the_reference_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("a", {"n": 1}, torch.bfloat16, record, ("knn_bonus",), wider=(EAGER_FP32, AUTOCAST))
+    passes = run_wider(case, CPU)
+    assert passes[EAGER_FP32]["forward"](EAGER_FP32) == ("reference", torch.float32, False)
+    assert passes[AUTOCAST]["forward"](AUTOCAST) == ("reference", torch.float32, True)
+    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.0)
+    rows, _ = measure(case, CPU, 0.0)
+    assert {EAGER_FP32, AUTOCAST, "reference"} <= {row["backend"] for row in rows}
+    assert {row["dtype"] for row in rows} == {"bfloat16"}
+    assert {case.wider for case in select(slow=True) if case.dtype == torch.float32} == {()}
+
+
+def allocate(device: torch.device, dtype: torch.dtype, B: int, T: int) -> Problem:
+    """B·T megabytes for a moment, half of them as the result."""
+
+    def run(name: str) -> object:
+        first = torch.ones(B * T, 125_000)
+        second = torch.ones(B * T, 125_000)
+        return first if name == "reference" else (first, second)
+
+    return Problem({FORWARD_BACKWARD: run})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+@pytest.mark.parametrize("contestant", ["reference", "other"])
+def test_peak_of_memory_counts_what_was_freed_too(contestant: str) -> None:
+    case = Case("a", {"B": 8, "T": 8}, torch.float32, allocate, ("knn_bonus",))
+    assert memory.measure(case, contestant) == pytest.approx(64, abs=4)
+
+
+def test_peak_of_memory_says_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("no such case", {"B": 1}, torch.float32, allocate, ("knn_bonus",))
+    monkeypatch.setattr(memory, "SECONDS", 0.01)
+    with pytest.raises(RuntimeError, match="no such case B=1 float32 of cpu took over"):
+        memory.peak(case, "cpu")
+
+
+class Slow(torch.autograd.Function):
+    """The identity, whose gradient takes a while."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seconds: float) -> Tensor:
+        ctx.seconds = seconds
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        time.sleep(ctx.seconds)
+        return grad, None
+
+
+def test_backward_counts_where_forward_was() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        x = torch.ones(3).requires_grad_()
+        with record_function("update"):
+            with record_function("image_encoder"):
+                y = Slow.apply(x, 0.05)  # type: ignore[no-untyped-call]
+            with record_function("mlp"):
+                loss = Slow.apply(y, 0.1).sum()  # type: ignore[no-untyped-call]
+            with record_function("backward"):
+                loss.backward()
+    parts = breakdown.attribute(list(profiler.events() or ()))
+    assert 50 <= parts["encoder"] < 90
+    assert 100 <= parts["heads"] < 150
+    assert parts["other"] < 40
+
+
+def test_ceilings_are_those_that_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SHAPES", ((8, 8, 8),)), ("FAR", 4096), ("NEAR", 1024), ("RUNS", 1)):
+        monkeypatch.setattr(ceilings, name, value)
+    found = ceilings.measure()
+    assert min(found.values()) >= 0
+    here = machine.with_ceilings(machine.CPU, {name: 1.0 for name in found})
+    assert (here.hbm, here.l2, here.rates) == (1e12, 1e12, {"bf16": 1e12, "tf32": 1e12, "fp32": 1e12})
+
+
+def row(backend: str, median: float, *, dtype: str = "float32", **more: Any) -> report.Row:
+    shape = {"B": 16, "T": 25, "E": 1536, "A": 0, "deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}
+    what = {"op": "rssm_observe", "backend": backend, "device": "cpu", "dtype": dtype, "shape": shape}
+    times = {"median_ms": median, "p10_ms": median, "p90_ms": median, "runs": 5, "baseline_ratio": 1.0}
+    return what | {"pass": FORWARD_BACKWARD} | times | more
+
+
+def test_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("reference", 500.0, peak_mb=200.0), row("cpu", 100.0, peak_mb=90.0)]
+    rows += [row(EAGER_FP32, 500.0, dtype="bfloat16"), row(AUTOCAST, 210.0, dtype="bfloat16")]
+    rows += [row("reference", 250.0, dtype="bfloat16"), row("cpu", 75.0, dtype="bfloat16")]
+    path, other = tmp_path / "a.json", tmp_path / "slow.json"
+    path.write_text(json.dumps({"rows": rows, "ceilings": {"fp32_tflop_s": 0.4}}))
+    other.write_text(json.dumps({"rows": [row("torch.compile", 300.0), row("cpu", 110.0)]}))
+    assert targets.main([str(path), str(other)]) == 0
+    lines = {line.split(" | ")[0]: line.split(" | ")[1:6] for line in capsys.readouterr().out.splitlines()}
+    assert lines["| observe, fp32"] == ["500 ms", "100 ms", "5.00×", "≥ 4×", "yes"]
+    assert lines["| observe, fp32, over torch.compile"] == ["300 ms", "110 ms", "2.73×", "≥ 2.5×", "yes"]
+    assert lines["| observe, bf16, over eager fp32"] == ["500 ms", "75 ms", "6.67×", "≥ 6.5×", "yes"]
+    assert lines["| observe, bf16, over the best PyTorch bf16"] == ["210 ms", "75 ms", "2.80×", "≥ 3×", "**no**"]
+    assert lines["| peak memory of observe, fp32"] == ["200 MB", "90 MB", "45%", "≤ 40%", "**no**"]
+    assert lines["| fine-tuning update, fp32"] == ["not measured", "not measured", "", "≤ 4.50 s", "?"]
+    assert targets.main([str(tmp_path / "missing.json")]) == 2
+
+
+def test_commands_of_the_targets_find_their_case() -> None:
+    for target in targets.TARGETS:
+        found = select(f"{target.op} {target.only}{target.dtype}")
+        assert len(found) == 1, target.command
+        assert target.shape.items() <= found[0].shape.items()
+        assert set(target.over) & set(WIDER) <= set(found[0].wider)
+
+
+def test_plots(tmp_path: Path) -> None:
+    sweep = [row("cpu", 1.0 + size, op="observe_sweep") for size in range(3)]
+    parts = [{"op": "a", "backend": "cpu", "dtype": "float32", "shape": {}, "parts_ms": {"scan": 2.0, "other": 1.0}}]
+    made = plots.draw(tmp_path / "r.json", report.Results(FACTS, [row("cpu", 100.0), *sweep], {}, parts))
+    assert [path.name for path in made] == ["r.png", "r-sizes.png", "r-floors.png", "r-updates.png"]
+    assert all(path.stat().st_size > 1000 for path in made)
+    [(label, backend, share)] = plots.shares([row("cpu", 100.0)], {"fp32_tflop_s": 0.48})
+    assert (backend, label.split()[0]) == ("cpu", "rssm_observe")
+    assert share == pytest.approx(0.66, abs=0.02)

@@ -81,6 +81,14 @@ def test_the_real_package(monkeypatch: pytest.MonkeyPatch) -> None:
         assert profile.annotated("b")(lambda x: x + 1)(1) == 2
 
 
+def test_ranges_of_torchs_profiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "ENABLED", True)
+    monkeypatch.setattr(profile, "TORCH", True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler, profile.annotate("a"):
+        profile.annotated("b")(torch.ones)(3)
+    assert {"a", "b"} <= {event.name for event in profiler.events() or ()}
+
+
 def test_off_costs_next_to_nothing() -> None:
     """One shared object, and ops as they are; a range is some 100 ns of Python."""
     assert profile.annotate("a") is profile.annotate("b")

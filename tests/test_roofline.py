@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
 from bench import roofline
-from bench.cost.machine import MACHINES, with_ceilings
+from bench.cost.machine import CPU, MACHINES, with_ceilings
 from bench.cost.ops import PARTS, floor, knn_in_fp32, stack_of
 from bench.cost.scan import Scan, backward_step, forward_step, observe, stacked, two_scans
 from bench.cost.updates import decoder_layers, encoder_layers
@@ -109,6 +109,7 @@ def test_knn_is_bound_by_arithmetic() -> None:
         ("keras_adam", {"models": 1}, "float32", "forward", 13.17 * 32),
         ("kl_balance", {"B": 50, "T": 50, "S": 32, "C": 32}, "float32", "forward_backward", 6 * 10.24),
         ("lambda_return", {"H": 15, "N": 2500}, "float32", "forward_backward", 0.6 + 1.05),
+        ("policy", {"B": 1, "E": 1536, "A": 4, **FULL}, "bfloat16", "forward", 43.6),
         ("rssm_step", {"B": 1, "E": 1536, "A": 4, **FULL}, "bfloat16", "forward", 2 * 13.11),
     ],
 )
@@ -150,6 +151,26 @@ def test_the_slowest_kind_binds() -> None:
     assert total([work], H100).bound == "HBM 75%"
     assert product("p", 10, 20, 30, "float32").hbm == 4 * (200 + 600 + 300)
     assert pointwise("p", 3, 4).hbm == 7
+
+
+def test_a_cpu_keeps_in_its_cache_what_fits() -> None:
+    near, far = pointwise("near", 30e6, 2e6), pointwise("far", 30e6, 10e6)
+    assert near.seconds(CPU) == pytest.approx({"HBM": 32e6 / CPU.l2})
+    assert far.seconds(CPU) == pytest.approx({"HBM": 40e6 / CPU.hbm})
+    assert near.seconds(H100)["HBM"] == pytest.approx(32e6 / H100.hbm)
+
+
+def test_image_model() -> None:
+    """Of 400 frames at depth 48: the encoder's first layer has no gradient to pass on; the decoder's all have."""
+    encoder, decoder = {"B": 16, "T": 25, "depth": 48}, {"B": 16, "T": 25, "depth": 48, "F": 2048}
+    adds = [count for count, _ in encoder_layers(48)]
+    found = floor("image_encoder", encoder, "float32", "forward_backward", CPU)
+    assert found is not None
+    assert found.seconds == pytest.approx(2 * 400 * (3 * sum(adds) - adds[0]) / CPU.rates["fp32"])
+    forward, both = (floor("image_decoder", decoder, "bfloat16", p, CPU) for p in ("forward", "forward_backward"))
+    assert forward is not None and both is not None
+    assert both.seconds == pytest.approx(3 * forward.seconds)
+    assert forward.seconds == pytest.approx(800 * sum(n for n, _ in decoder_layers(48, 2048)) / CPU.rates["bf16"])
 
 
 def test_measured_ceilings_replace_the_data_sheet() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 
 from apv_fast import ops
 from bench.registry import FORWARD, Problem, case
 
+FAISS = "faiss"  # its flat index, where faiss is installed; it is given the keys beforehand
 PLAIN = "torch"  # cdist + topk with PyTorch's defaults: faster than the reference, and less exact near distance 0
 
 
@@ -23,12 +27,23 @@ def knn_bonus(device: torch.device, dtype: torch.dtype, Q: int, N: int, d: int, 
     keys = torch.randn(N, d, device=device, dtype=dtype)
     query = keys[:Q].clone()
 
+    @functools.cache
+    def index() -> Any:
+        import faiss  # type: ignore[import-not-found]
+
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        made = faiss.IndexFlatL2(d)
+        made.add(keys.numpy())
+        return made
+
     def run(name: str) -> object:
         if name == PLAIN:
             return torch.cdist(query, keys).topk(k, dim=-1, largest=False).values.mean(-1)
+        if name == FAISS:
+            return torch.from_numpy(index().search(query.numpy(), k)[0]).sqrt_().mean(-1)
         return ops.knn_bonus(query, keys, k=k, backend=name)
 
-    return Problem({FORWARD: run}, rivals=(PLAIN,))
+    return Problem({FORWARD: run}, rivals=(PLAIN, FAISS))
 
 
 @case(

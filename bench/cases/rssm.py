@@ -14,11 +14,14 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.nn import RSSM
 from apv_fast.structure import State
-from bench.registry import FORWARD, Problem, case, differentiable
+from bench.registry import FORWARD, FORWARD_BACKWARD, WIDER, Problem, case, differentiable
 
 DTYPES = (torch.float32, torch.bfloat16)
 FULL = {"deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}
+NARROW = {"deter": 200, "hidden": 200, "stoch": 32, "discrete": 32}
 SMALL = {"deter": 200, "hidden": 200, "stoch": 16, "discrete": 16}  # the preset "small"
+TWO_SCANS = "two own scans"  # rssm_observe twice, the lower model's features in between
+BATCHES, LENGTHS, WIDTHS = (1, 4, 16, 50), (1, 8, 25, 50), (200, 400, 600, 1024)  # around B=16, T=25, D=H=1024
 
 
 def _model(device: torch.device, dtype: torch.dtype, embed: int, action: int, sizes: dict[str, int]) -> RSSM:
@@ -41,9 +44,10 @@ def _read_by_losses(post: State, prior: State) -> list[Tensor]:
     return [post["deter"], post["stoch"], post["logit"], prior["logit"]]
 
 
-@case("rssm_observe", [{"B": 16, "T": 25, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES)
+@case("rssm_observe", [{"B": 16, "T": 25, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES, wider=WIDER, memory=True)
+@case("rssm_observe", [{"B": 16, "T": 25, "E": 512, "A": 0, **NARROW}], dtypes=DTYPES, wider=WIDER)
 @case("rssm_observe", [{"B": 8, "T": 25, "E": 512, "A": 0, **SMALL}])
-@case("rssm_observe", [{"B": 50, "T": 50, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES, slow=True)
+@case("rssm_observe", [{"B": 50, "T": 50, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES, wider=WIDER, slow=True)
 def rssm_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: int, A: int, **sizes: int) -> Problem:
     """Filter a batch; gradients of every weight and of the embedding."""
     rssm = _model(device, dtype, E, A, sizes)
@@ -59,7 +63,23 @@ def rssm_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: in
     return differentiable(forward, [embed, *rssm.parameters()], slow_to_compile=True)
 
 
-@case("stacked_observe", [{"B": 16, "T": 25, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES)
+def _sweep() -> list[dict[str, int]]:
+    """B, T and D = H, one at a time."""
+    middle = {"B": 16, "T": 25, "E": 1536, "A": 0, **FULL}
+    changes = [{"B": batch} for batch in BATCHES] + [{"T": length} for length in LENGTHS]
+    changes += [{"deter": width, "hidden": width} for width in WIDTHS]
+    shapes = {tuple((middle | change).items()): middle | change for change in changes}
+    return list(shapes.values())
+
+
+@case("observe_sweep", _sweep(), dtypes=DTYPES, uses=("rssm_observe",))
+def observe_sweep(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
+    """``rssm_observe`` with gradients over its sizes, for the plots of time against each."""
+    both = rssm_observe(device, dtype, **shape)
+    return Problem({FORWARD_BACKWARD: both.passes[FORWARD_BACKWARD]})
+
+
+@case("stacked_observe", [{"B": 16, "T": 25, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES, wider=WIDER)
 @case("stacked_observe", [{"B": 8, "T": 25, "E": 512, "A": 6, **SMALL}])
 @case("stacked_observe", [{"B": 50, "T": 50, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
 def stacked_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: int, A: int, **sizes: int) -> Problem:
@@ -69,7 +89,16 @@ def stacked_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E:
     embed, is_first, action = _sequence(device, B, T, E, A)
     af_noise, noise = ((_noise(rssm, B, T), _noise(rssm, B, T)) for rssm in (lower, upper))
 
+    def two_scans() -> list[Tensor]:
+        below = ops.rssm_observe(lower.params(), embed, is_first, None, latent=lower.latent, noise=af_noise)
+        above = ops.rssm_observe(
+            upper.params(), lower.feat(below[0]), is_first, action, latent=upper.latent, noise=noise
+        )  # fmt: skip
+        return _read_by_losses(*below) + _read_by_losses(*above)
+
     def forward(backend: str) -> list[Tensor]:
+        if backend == TWO_SCANS:
+            return two_scans()
         states = ops.stacked_observe(
             lower.params(), upper.params(), embed, is_first, action,
             af_latent=lower.latent, latent=upper.latent, af_noise=af_noise, noise=noise, backend=backend,
@@ -77,10 +106,11 @@ def stacked_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E:
         return _read_by_losses(states["af_post"], states["af_prior"]) + _read_by_losses(states["post"], states["prior"])
 
     leaves = [embed, *lower.parameters(), *upper.parameters()]
-    return differentiable(forward, leaves, slow_to_compile=True)
+    problem = differentiable(forward, leaves, slow_to_compile=True)
+    return dataclasses.replace(problem, rivals=(TWO_SCANS,))
 
 
-@case("rssm_imagine", [{"B": 400, "T": 15, "A": 4, **FULL}], dtypes=DTYPES)
+@case("rssm_imagine", [{"B": 400, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, wider=WIDER)
 @case("rssm_imagine", [{"B": 200, "T": 15, "A": 6, **SMALL}])
 @case("rssm_imagine", [{"B": 2500, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
 def rssm_imagine(device: torch.device, dtype: torch.dtype, B: int, T: int, A: int, **sizes: int) -> Problem:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from apv_fast.agent.agent import Agent, Pretrainer
+from apv_fast.backend import use_backend
 from apv_fast.config import PRESETS, Backend, FinetuneConfig, Graph, ModelConfig, PretrainConfig
-from bench.registry import FORWARD_BACKWARD, REFERENCE, Problem, case
+from bench.registry import EAGER_FP32, FORWARD_BACKWARD, REFERENCE, Problem, case
 
 ACTIONS = 4
 DTYPES = (torch.float32, torch.bfloat16)  # of the products
@@ -67,13 +68,21 @@ def _graph(backend: str) -> Graph:
 
 
 def _whole(make: Callable[[Backend], Callable[[], object]]) -> Problem:
-    """A problem from a function that makes a learner; each contestant trains one of its own."""
+    """A problem from a function that makes a learner; each contestant trains one of its own.
+
+    Layers without a backend of their own to be told follow ``use_backend``, so that all of the reference is PyTorch.
+    """
     learner = functools.cache(make)
-    return Problem({FORWARD_BACKWARD: lambda name: learner(name)()})
+
+    def update(name: str) -> object:
+        with use_backend(name):
+            return learner(name)()
+
+    return Problem({FORWARD_BACKWARD: update})
 
 
-@case("pretrain_update", [SEQUENCES | FULL], dtypes=DTYPES, uses=MODEL_OPS)
-@case("pretrain_update", [SEQUENCES | SMALL], uses=MODEL_OPS)
+@case("pretrain_update", [SEQUENCES | FULL], dtypes=DTYPES, uses=MODEL_OPS, wider=(EAGER_FP32,))
+@case("pretrain_update", [SEQUENCES | SMALL], dtypes=DTYPES, uses=MODEL_OPS, wider=(EAGER_FP32,))
 @case("pretrain_update", [PAPER | FULL], dtypes=DTYPES, uses=MODEL_OPS, slow=True)
 def pretrain_update(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
     """One update of the action-free video model."""
@@ -86,8 +95,8 @@ def pretrain_update(device: torch.device, dtype: torch.dtype, **shape: int) -> P
     return _whole(make)
 
 
-@case("finetune_update", [SEQUENCES | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS)
-@case("finetune_update", [SEQUENCES | SMALL | HORIZON], uses=TASK_OPS)
+@case("finetune_update", [SEQUENCES | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, wider=(EAGER_FP32,))
+@case("finetune_update", [SEQUENCES | SMALL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, wider=(EAGER_FP32,))
 @case("finetune_update", [PAPER | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, slow=True)
 def finetune_update(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
     """One update of world model, actor and critic."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from bench.cost import updates
 from bench.cost.machine import Machine
@@ -37,6 +39,40 @@ def imagination_step(scan: Scan) -> list[Work]:
 
 def _one_step(scan: Scan) -> Scan:
     return Scan(scan.B, 1, scan.E, scan.A, scan.D, scan.H, scan.S, scan.C, scan.dtype)
+
+
+def _policy(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    """One posterior step of a stack, without priors, and the actor: every weight is read once."""
+    parts: list[Work] = []
+    for scan in (
+        Scan.of({**shape, "A": 0, "T": 1}, dtype),
+        Scan.of({**shape, "E": updates.feat(shape), "T": 1}, dtype),
+    ):
+        gathered = scan.B * scan.S * scan.H * BYTES[dtype]
+        parts.append(Work("x", hbm=gathered + scan.A * scan.H * BYTES[dtype]))
+        widths = ((scan.H + scan.D, 3 * scan.D), (scan.D + scan.E, scan.H), (scan.H, scan.M))
+        parts += [product("step", scan.B, width, out, dtype) for width, out in widths]
+    return parts + updates.head("actor", shape["B"], updates.feat(shape), 2 * shape["A"], dtype)
+
+
+def _image_encoder(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    """Bytes have no gradient, so with the backward pass the first layer costs twice, not three times as much."""
+    layers = updates.encoder_layers(shape["depth"])
+    parts = updates.convolutions(layers, shape["B"] * shape["T"], dtype, "encoder")
+    times = [2, *[3] * (len(parts) - 1)] if backward else [1] * len(parts)
+    return [replace(part, times=n) for part, n in zip(parts, times, strict=True)]
+
+
+def _image_decoder(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    layers = updates.decoder_layers(shape["depth"], shape["F"])
+    parts = updates.convolutions(layers, shape["B"] * shape["T"], dtype, "decoder")
+    return [replace(part, times=3 if backward else 1) for part in parts]
+
+
+def _mlp(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
+    widths = [shape["F"], *[shape["units"]] * shape["layers"]]
+    layers = [product("mlp", shape["N"], before, after, dtype) for before, after in itertools.pairwise(widths)]
+    return [replace(layer, times=3 if backward else 1) for layer in layers]
 
 
 def _imagine(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
@@ -131,10 +167,15 @@ def _finetune(shape: Shape, dtype: str, backward: bool, machine: Machine) -> lis
 
 PARTS: dict[str, Parts] = {
     "rssm_observe": _observe,
+    "observe_sweep": _observe,
     "stacked_observe": _stacked,
     "rssm_imagine": _imagine,
     "rssm_rollout": _rollout,
     "rssm_step": _step,
+    "policy": _policy,
+    "mlp": _mlp,
+    "image_encoder": _image_encoder,
+    "image_decoder": _image_decoder,
     "knn_bonus": _knn_bonus,
     "video_bonus": _video_bonus,
     "image_loss": _image_loss,

@@ -28,9 +28,10 @@ class Work:
 
     def seconds(self, machine: Machine) -> dict[str, float]:
         """Seconds of all ``times`` by what they are spent on: the kind of work that binds, "barrier", "launch"."""
+        near = machine.cached and self.hbm <= machine.l2_size
         kinds = {
             self.unit: self.flops / machine.rates[self.unit],
-            "HBM": self.hbm / machine.hbm,
+            "HBM": self.hbm / (machine.l2 if near else machine.hbm),
             "L2": self.l2 / machine.l2,
             "shared": self.shared / (machine.shared_width * machine.clock * machine.sms),
         }
