@@ -24,12 +24,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Time ops and updates against the reference.")
     add = parser.add_argument
     add("--only", default="", metavar="PATTERN", help="only cases whose name contains this; * matches all")
-    add("--json", type=Path, metavar="FILE", help="write the rows here, a .txt and plots beside it")
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write rows and the parts of updates here, a .txt and plots beside it",
+    )
     add("--slow", action="store_true", help="also what takes minutes: the paper's batch, compiled scans")
     add("--list", action="store_true", help="print the names of the cases and stop")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     add("--threads", type=int, help="CPU threads for all contestants; default: torch's")
-    add("--parts", action="store_true", help="also profile where the time of whole updates goes")
     add("--seconds", type=float, default=1.0, help="time for the rounds of a pass of a case")
     return parser.parse_args(arguments)
 
@@ -62,25 +66,22 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"no row for {reason} ({', '.join(ops)})", highlight=False, markup=False)
     facts["load at the end"] = f"{os.getloadavg()[0]:.2f} (this run itself makes about one a thread)"
     if options.json:
-        found = report.Results(facts, rows, *extras(cases, rows, device, options, console))
+        found = report.Results(facts, rows, *extras(cases, rows, device, console))
         for path in report.write(options.json, found):
             console.print(f"wrote {path}", highlight=False)
     return status
 
 
 def extras(
-    cases: list[Case], rows: list[report.Row], device: torch.device, options: argparse.Namespace, console: Console
+    cases: list[Case], rows: list[report.Row], device: torch.device, console: Console
 ) -> tuple[dict[str, float], list[report.Row]]:
-    """What the plots want beside the rows: the ceilings of a CPU, and the parts of updates if asked for."""
+    """What the plots want beside the rows: the ceilings of a CPU, and the parts of the updates among the cases."""
     if device.type != "cpu":
         return {}, []
-    found: list[report.Row] = []
-    missing: list[str] = []
-    if options.parts:
-        contestants: dict[str, list[str]] = {}
-        for row in rows:
-            contestants.setdefault(report.case_name(row), []).append(row["backend"])
-        found, missing = breakdown.rows([case for case in cases if case.op in UPDATES], contestants)
+    contestants: dict[str, list[str]] = {}
+    for row in rows:
+        contestants.setdefault(report.case_name(row), []).append(row["backend"])
+    found, missing = breakdown.rows([case for case in cases if case.op in UPDATES], contestants)
     for reason in missing:
         console.print(f"no parts of {reason}", highlight=False, markup=False)
     return ceilings.measure(), found

@@ -24,11 +24,11 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 
 from apv_fast.profile import ENVIRONMENT_VARIABLE
-from bench.registry import FORWARD_BACKWARD, REFERENCE, Case, select
+from bench.registry import FORWARD_BACKWARD, OURS, REFERENCE, Case, select
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 180  # after which a process is given up
-UPDATES, WARM_UP = 3, 2
+UPDATES, WARM_UP = 2, 1
 OTHER = "other"
 BACKWARD = "autograd::engine::evaluate_function"
 
@@ -132,7 +132,7 @@ def rows(cases: Sequence[Case], contestants: Mapping[str, Sequence[str]]) -> tup
     found, missing = [], []
     for case in cases:
         names = contestants.get(case.name, ())
-        ours = next((name for name in names if name != REFERENCE), None)
+        ours = next((name for name in OURS if name in names), None)
         for name in (REFERENCE, ours) if ours else ():
             try:
                 parts = run(case, name)

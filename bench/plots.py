@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cost.machine import CPU, with_ceilings
 from bench.cost.ops import floor
-from bench.registry import REFERENCE
+from bench.registry import OURS, REFERENCE
 from bench.roofline import shape_name
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def shares(rows: Sequence[Row], ceilings: Mapping[str, float]) -> list[tuple[str
     """Of every row on a CPU with a floor that is the reference or ours: label, contestant, share of the floor."""
     machine, found = with_ceilings(CPU, ceilings), []
     for row in rows:
-        if row["device"] != "cpu" or row["op"] == SWEEP or row["backend"] not in (REFERENCE, "cpu", "auto"):
+        if row["device"] != "cpu" or row["op"] == SWEEP or row["backend"] not in (REFERENCE, *OURS):
             continue
         least = floor(row["op"], row["shape"], row["dtype"], row["pass"], machine)
         if least is not None:

@@ -20,6 +20,7 @@ COMPILED = "torch.compile"  # of the reference
 EAGER_FP32 = "eager fp32"  # the reference in float32, beside a case of bfloat16
 AUTOCAST = "autocast"  # the same under torch.autocast: PyTorch's own way to bfloat16
 WIDER = (EAGER_FP32, AUTOCAST)
+OURS = ("cpu", "auto")  # of a machine without a GPU
 FORWARD, FORWARD_BACKWARD = "forward", "forward_backward"
 
 Run = Callable[[str], object]  # does the work once, on the contestant of that name

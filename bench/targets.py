@@ -19,11 +19,10 @@ from bench.cases.knn_bonus import FAISS, PLAIN
 from bench.cases.rssm import TWO_SCANS
 from bench.cost.machine import CPU, with_ceilings
 from bench.cost.ops import floor
-from bench.registry import AUTOCAST, COMPILED, EAGER_FP32, FORWARD, FORWARD_BACKWARD, REFERENCE
+from bench.registry import AUTOCAST, COMPILED, EAGER_FP32, FORWARD, FORWARD_BACKWARD, OURS, REFERENCE
 from bench.roofline import columns, shape_name
 
 Row = Mapping[str, Any]  # of a result
-OURS = ("cpu", "auto")
 UNKNOWN = "not measured"
 
 
