@@ -14,8 +14,8 @@ import torch
 from apv_fast.backend import probe
 from bench.cost.machine import MB
 
-RUNS = 8
-SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048))  # rows, inner, columns
+RUNS = 20
+SHAPES = ((400, 2048, 3072), (1024, 1024, 1024))  # rows, inner, columns
 FAR, NEAR = 256 * MB, 8 * MB  # beyond any L3, and within ours but beyond L2
 
 

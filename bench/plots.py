@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from bench.cost.machine import CPU, with_ceilings
 from bench.cost.ops import floor
 from bench.registry import OURS, REFERENCE
-from bench.roofline import shape_name
 
 if TYPE_CHECKING:
     from bench.report import Results, Row
@@ -36,6 +35,13 @@ def draw(path: Path, found: Results) -> list[Path]:
     if found.updates:
         made.append(updates(path.with_name(f"{path.stem}-updates.png"), found.updates, found.facts))
     return made
+
+
+def size_name(row: Mapping[str, Any]) -> str:
+    """For example "B=16 T=25 D=1024", without what follows from the rest or is always the same."""
+    names = {"deter": "D", "cnn_depth": "depth"}
+    hidden = {"E", "A", "hidden", "stoch", "discrete", "d", "k", "S", "C", "horizon", "layers", "units"}
+    return " ".join(f"{names.get(name, name)}={size}" for name, size in row["shape"].items() if name not in hidden)
 
 
 def _title(facts: Mapping[str, str]) -> str:
@@ -71,7 +77,7 @@ def bars(path: Path, found: Results) -> Path:
     figure, axes = plt.subplots(figsize=(12, 2 + 0.28 * len(rows)), layout="constrained")
     position = 0.0
     for row in rows:
-        label = f"{row['op']} {row['dtype']} {row['pass']}\n{shape_name(row['shape'])}"
+        label = f"{row['op']} {row['dtype']} {row['pass']}\n{size_name(row)}"
         position += 1 if label in ticks else 1.6
         ticks.setdefault(label, position)
         whisker = [[row["median_ms"] - row["p10_ms"]], [row["p90_ms"] - row["median_ms"]]]
@@ -106,8 +112,11 @@ def sizes(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> Path:
                 if points:
                     axes.plot(*zip(*points, strict=True), style, marker="o", color=color, label=f"{backend}, {dtype}")
         axes.set(xscale="log", yscale="log", xlabel=NAMES[size])
+        ticks = sorted({row["shape"][size] for row in rows})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
         axes.set_title(", ".join(f"{name}={value}" for name, value in fixed.items()), size=8)
-        axes.grid(which="both", alpha=0.3)
+        axes.grid(alpha=0.3)
     panels[0].set_ylabel("ms, observe, forward and backward")
     panels[0].legend(fontsize=8)
     figure.suptitle(_title(facts), size=8)
@@ -122,7 +131,7 @@ def shares(rows: Sequence[Row], ceilings: Mapping[str, float]) -> list[tuple[str
             continue
         least = floor(row["op"], row["shape"], row["dtype"], row["pass"], machine)
         if least is not None:
-            label = f"{row['op']} {shape_name(row['shape'])} {row['dtype']} {row['pass']}"
+            label = f"{row['op']} {size_name(row)} {row['dtype']} {row['pass']}"
             found.append((label, row["backend"], 1e3 * least.seconds / row["median_ms"]))
     return found
 
@@ -170,7 +179,7 @@ def updates(path: Path, found: Sequence[Row], facts: Mapping[str, str]) -> Path:
             )
             left += width
         axes.text(left, position, f" {left:.0f} ms", va="center", size=8)
-        labels.append(f"{row['op']} {shape_name(row['shape'])} {row['dtype']}\n{row['backend']}")
+        labels.append(f"{row['op']} {size_name(row)} {row['dtype']}\n{row['backend']}")
     axes.set_yticks(range(len(found)), labels, size=7)
     axes.invert_yaxis()
     axes.margins(x=0.08)

@@ -19,8 +19,9 @@ from bench.cases.knn_bonus import FAISS, PLAIN
 from bench.cases.rssm import TWO_SCANS
 from bench.cost.machine import CPU, with_ceilings
 from bench.cost.ops import floor
+from bench.plots import size_name
 from bench.registry import AUTOCAST, COMPILED, EAGER_FP32, FORWARD, FORWARD_BACKWARD, OURS, REFERENCE
-from bench.roofline import columns, shape_name
+from bench.roofline import columns
 
 Row = Mapping[str, Any]  # of a result
 UNKNOWN = "not measured"
@@ -202,7 +203,7 @@ def floor_lines(results: Sequence[Result]) -> list[str]:
             if row["backend"] not in OURS or found is None:
                 continue
             ms, bound = 1e3 * found.seconds, found.bound.replace("HBM", "memory")
-            what = [row["op"], shape_name(row["shape"]), row["dtype"], row["pass"]]
+            what = [row["op"], size_name(row), row["dtype"], row["pass"]]
             table.append([*what, f"{row['median_ms']:.3f}", f"{ms:.3f}", f"{ms / row['median_ms']:.0%}", bound])
     return columns(table, 4)
 
