@@ -1,4 +1,4 @@
-"""Where a whole update's time goes: ``python -m bench.breakdown CASE CONTESTANT`` prints milliseconds by part as JSON.
+"""Where whole updates' time goes: ``python -m bench.breakdown CASE CONTESTANT...`` prints milliseconds by part as JSON.
 
 An update runs under ``torch.profiler`` with the ranges of :mod:`apv_fast.profile`. The time of an event itself, not of
 the events inside it, belongs to the innermost range around it. The backward pass of an op has no range around it but
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections import Counter
@@ -28,7 +27,6 @@ from bench.registry import FORWARD_BACKWARD, OURS, REFERENCE, Case, select
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 180  # after which a process is given up
-UPDATES, WARM_UP = 2, 1
 OTHER = "other"
 BACKWARD = "autograd::engine::evaluate_function"
 
@@ -50,13 +48,13 @@ PARTS = {
 }
 
 
-def run(case: Case, contestant: str) -> dict[str, float]:
-    """Milliseconds of an update by part, measured in a process of its own.
+def run(case: Case, contestants: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Milliseconds of an update by contestant and part, measured in a process of its own.
 
     Raises:
         RuntimeError: it could not be measured; says why.
     """
-    command = [sys.executable, "-m", "bench.breakdown", case.name, contestant]
+    command = [sys.executable, "-m", "bench.breakdown", case.name, *contestants]
     environment = {**os.environ, ENVIRONMENT_VARIABLE: "torch", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     try:
         done = subprocess.run(
@@ -65,8 +63,8 @@ def run(case: Case, contestant: str) -> dict[str, float]:
     except subprocess.CalledProcessError as error:
         raise RuntimeError(error.stderr.strip().rpartition("\n")[2] or f"exit status {error.returncode}") from None
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{case.name} of {contestant} took over {SECONDS} s") from None
-    parts: dict[str, float] = json.loads(done.stdout)
+        raise RuntimeError(f"{case.name} took over {SECONDS} s") from None
+    parts: dict[str, dict[str, float]] = json.loads(done.stdout)
     return parts
 
 
@@ -79,7 +77,7 @@ def attribute(events: Sequence[FunctionEvent]) -> dict[str, float]:
         if not backward and event.sequence_nr >= 0:
             made[event.sequence_nr] = part  # ops without a node show the number of the next one: the last is right
         spent[part] += event.cpu_time_total - sum(child.cpu_time_total for child in event.cpu_children)
-    return {part: micros / 1e3 for part, micros in spent.items()}
+    return {part: round(micros / 1e3, 3) for part, micros in spent.items()}
 
 
 def _walk(roots: Sequence[FunctionEvent], made: Mapping[int, str]) -> Iterator[tuple[FunctionEvent, str, bool]]:
@@ -100,20 +98,18 @@ def _start(event: FunctionEvent) -> float:
     return start
 
 
-def measure(case: Case, contestant: str) -> dict[str, float]:
-    """Medians over some updates, in this process, whose environment asks for torch's ranges."""
+def measure(case: Case, contestants: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Of the second update of each, in this process, whose environment asks for torch's ranges."""
     torch.manual_seed(0)
     problem = case.build(torch.device("cpu"), case.dtype, **case.shape)
-    update = functools.partial(problem.passes[FORWARD_BACKWARD], contestant)
-    for _ in range(WARM_UP):
+    found = {}
+    for name in contestants:
+        update = functools.partial(problem.passes[FORWARD_BACKWARD], name)
         update()
-    found: list[dict[str, float]] = []
-    for _ in range(UPDATES):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             update()
-        found.append(attribute(list(profiler.events() or ())))
-    names = sorted({name for parts in found for name in parts})
-    return {name: round(statistics.median(parts.get(name, 0.0) for parts in found), 2) for name in names}
+        found[name] = attribute(list(profiler.events() or ()))
+    return found
 
 
 def main(arguments: list[str]) -> int:
@@ -121,9 +117,9 @@ def main(arguments: list[str]) -> int:
     from apv_fast.cpu.memory import keep_freed_memory
 
     keep_freed_memory()
-    name, contestant = arguments
+    name, *contestants = arguments
     case = next(case for case in select(name, slow=True) if case.name == name)
-    print(json.dumps(measure(case, contestant)))
+    print(json.dumps(measure(case, contestants)))
     return 0
 
 
@@ -131,16 +127,16 @@ def rows(cases: Sequence[Case], contestants: Mapping[str, Sequence[str]]) -> tup
     """Parts of every update on the reference and on ours, and why some are missing; ``contestants`` by case's name."""
     found, missing = [], []
     for case in cases:
-        names = contestants.get(case.name, ())
-        ours = next((name for name in OURS if name in names), None)
-        for name in (REFERENCE, ours) if ours else ():
-            try:
-                parts = run(case, name)
-            except RuntimeError as error:
-                missing.append(f"{case.name} on {name}: {error}")
-                continue
-            what = {"op": case.op, "backend": name, "dtype": case.dtype_name, "shape": dict(case.shape)}
-            found.append(what | {"parts_ms": parts})
+        ours = next((name for name in OURS if name in contestants.get(case.name, ())), None)
+        if ours is None:
+            continue
+        try:
+            parts = run(case, (REFERENCE, ours))
+        except RuntimeError as error:
+            missing.append(f"{case.name}: {error}")
+            continue
+        what = {"op": case.op, "dtype": case.dtype_name, "shape": dict(case.shape)}
+        found += [what | {"backend": name, "parts_ms": parts[name]} for name in (REFERENCE, ours)]
     return found, missing
 
 

@@ -12,7 +12,7 @@ Work = Callable[[], object]
 
 MIN_ROUNDS = 5
 FEW_ROUNDS = 3  # instead, once they have taken PATIENCE seconds
-PATIENCE = 8.0
+PATIENCE = 4.0
 MAX_ROUNDS = 200
 WARM_UP_SECONDS = 0.3
 LONG = 1.5  # seconds, after which work is warm once it has run

@@ -8,12 +8,12 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.nn import RSSM, Actor
 from bench.cases.rssm import DTYPES, FULL, SMALL
-from bench.registry import REFERENCE, WIDER, Problem, case, differentiable
+from bench.registry import EAGER_FP32, REFERENCE, Problem, case, differentiable
 
 HEADS = {"layers": 4, "units": 400}  # BehaviorConfig's
 
 
-@case("rssm_rollout", [{"B": 400, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, wider=WIDER)
+@case("rssm_rollout", [{"B": 400, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, wider=(EAGER_FP32,))
 @case("rssm_rollout", [{"B": 200, "T": 15, "A": 6, **SMALL}])
 @case("rssm_rollout", [{"B": 2500, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
 def rssm_rollout(device: torch.device, dtype: torch.dtype, B: int, T: int, A: int, **sizes: int) -> Problem:

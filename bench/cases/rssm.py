@@ -79,7 +79,7 @@ def observe_sweep(device: torch.device, dtype: torch.dtype, **shape: int) -> Pro
     return Problem({FORWARD_BACKWARD: both.passes[FORWARD_BACKWARD]})
 
 
-@case("stacked_observe", [{"B": 16, "T": 25, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES, wider=WIDER)
+@case("stacked_observe", [{"B": 16, "T": 25, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES)
 @case("stacked_observe", [{"B": 8, "T": 25, "E": 512, "A": 6, **SMALL}])
 @case("stacked_observe", [{"B": 50, "T": 50, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
 def stacked_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: int, A: int, **sizes: int) -> Problem:
@@ -110,7 +110,7 @@ def stacked_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E:
     return dataclasses.replace(problem, rivals=(TWO_SCANS,))
 
 
-@case("rssm_imagine", [{"B": 400, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, wider=WIDER)
+@case("rssm_imagine", [{"B": 400, "T": 15, "A": 4, **FULL}], dtypes=DTYPES)
 @case("rssm_imagine", [{"B": 200, "T": 15, "A": 6, **SMALL}])
 @case("rssm_imagine", [{"B": 2500, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
 def rssm_imagine(device: torch.device, dtype: torch.dtype, B: int, T: int, A: int, **sizes: int) -> Problem:
