@@ -91,6 +91,27 @@ def test_every_op_has_a_case() -> None:
     assert set(IMPLEMENTATIONS) <= {case.op for case in select()}
 
 
+def test_a_backend_that_auto_picks_for_all_is_not_timed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("both", {"n": 1}, torch.float32, record, ("knn_bonus", "video_bonus"))
+    if not probe("cpu").available:
+        pytest.skip("the extension is not built")
+    assert contestants(case, CPU)[0] == ["reference", "auto"]
+    monkeypatch.delitem(IMPLEMENTATIONS["video_bonus"], "cpu")
+    assert contestants(case, CPU)[0] == ["reference", "auto"]  # knn_bonus in C++, the other in PyTorch
+    monkeypatch.delitem(IMPLEMENTATIONS["knn_bonus"], "cpu")
+    assert contestants(case, CPU)[0] == ["reference"]
+
+
+def test_long_work_is_warm_after_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(timing, "LONG", 0.0)
+    timing.warm_up(lambda: calls.append(0))
+    assert len(calls) == 1
+    monkeypatch.setattr(timing, "LONG", 10.0)
+    timing.warm_up(lambda: calls.append(0))
+    assert len(calls) > 3
+
+
 def test_names_are_unique() -> None:
     names = [case.name for case in select(slow=True)]
     assert len(set(names)) == len(names)
@@ -109,11 +130,15 @@ def test_no_match_says_how_to_find_names(capsys: pytest.CaptureFixture[str]) -> 
     assert "--list" in capsys.readouterr().out
 
 
+CALLS: list[tuple[str, torch.dtype, bool]] = []  # of record
+
+
 def record(device: torch.device, dtype: torch.dtype, n: int) -> Problem:
-    """A case whose work tells how it was called."""
+    """A case whose work tells how it was called: contestant, dtype, autocast."""
 
     def run(name: str) -> object:
-        return name, dtype, torch.is_autocast_enabled("cpu")
+        CALLS.append((name, dtype, torch.is_autocast_enabled("cpu")))
+        return CALLS[-1]
 
     return Problem({"forward": run})
 
@@ -124,14 +149,18 @@ def test_wider_contestants_run_the_reference_in_float32(monkeypatch: pytest.Monk
     assert passes[EAGER_FP32]["forward"](EAGER_FP32) == ("reference", torch.float32, False)
     assert passes[AUTOCAST]["forward"](AUTOCAST) == ("reference", torch.float32, True)
     monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.0)
+    CALLS.clear()
     rows, _ = measure(case, CPU, 0.0)
+    assert {("reference", torch.float32, False), ("reference", torch.float32, True)} <= set(CALLS)
+    assert {name for name, _, _ in CALLS} <= {row["backend"] for row in rows} - {EAGER_FP32, AUTOCAST}
     assert {EAGER_FP32, AUTOCAST, "reference"} <= {row["backend"] for row in rows}
     assert {row["dtype"] for row in rows} == {"bfloat16"}
     assert {case.wider for case in select(slow=True) if case.dtype == torch.float32} == {()}
 
 
 def allocate(device: torch.device, dtype: torch.dtype, B: int, T: int) -> Problem:
-    """B·T megabytes for a moment, half of them as the result."""
+    """B·T megabytes for a moment, half of them as the result; more than that while it is built."""
+    torch.ones(6 * B * T, 125_000)
 
     def run(name: str) -> object:
         first = torch.ones(B * T, 125_000)
@@ -233,6 +262,7 @@ def test_plots(tmp_path: Path) -> None:
     made = plots.draw(tmp_path / "r.json", report.Results(FACTS, [row("cpu", 100.0), *sweep], {}, parts))
     assert [path.name for path in made] == ["r.png", "r-sizes.png", "r-floors.png", "r-updates.png"]
     assert all(path.stat().st_size > 1000 for path in made)
-    [(label, backend, share)] = plots.shares([row("cpu", 100.0)], {"fp32_tflop_s": 0.48})
+    elsewhere = [row("cpu", 100.0, device="cuda"), row("torch.compile", 100.0), row("cpu", 100.0, op="no model of it")]
+    [(label, backend, share)] = plots.shares([row("cpu", 100.0), *elsewhere], {"fp32_tflop_s": 0.48})
     assert (backend, label.split()[0]) == ("cpu", "rssm_observe")
     assert share == pytest.approx(0.66, abs=0.02)
