@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--list", action="store_true", help="print the names of the cases and stop")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     add("--threads", type=int, help="CPU threads for all contestants; default: torch's")
-    add("--seconds", type=float, default=1.0, help="time for the rounds of a pass of a case")
+    add("--seconds", type=float, default=0.5, help="time for the rounds of a pass of a case")
     return parser.parse_args(arguments)
 
 
