@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; 0 if every case ran, 2 if nothing matches, 130 if interrupted."""
+    """Run the benchmark; 0 if every case ran, 1 if one failed, 2 if nothing matches, 130 if interrupted."""
     options = parse(arguments)
     console = Console()
     cases = select(options.only, slow=options.slow)
@@ -93,6 +93,7 @@ def run(
     """Rows of all cases, the reasons for missing ones with their ops, the exit status; Ctrl-C keeps what is done."""
     rows: list[report.Row] = []
     reasons: dict[str, list[str]] = {}
+    status = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(cases))
@@ -103,13 +104,17 @@ def run(
             except KeyboardInterrupt:
                 console.print(f"interrupted in {case.name}; rows before it are kept", style="yellow")
                 return rows, reasons, 130
+            except Exception as error:  # one broken case must not cost the others' minutes
+                console.print(f"{case.name} failed: {type(error).__name__}: {error}", style="red", markup=False)
+                status = 1
+                continue
             rows += found
             console.print(f"[bold]{case.name}[/bold]", report.table(found), "", sep="\n", highlight=False)
             for backend, reason in left_out.items():
                 ops = reasons.setdefault(f"{backend}: {reason}", [])
                 ops += [case.op] if case.op not in ops else []
             progress.advance(task)
-    return rows, reasons, 0
+    return rows, reasons, status
 
 
 if __name__ == "__main__":

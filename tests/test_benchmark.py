@@ -68,6 +68,23 @@ def test_json_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "knn_bonus Q=16" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("light")
+def test_a_case_that_fails_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(device: torch.device, dtype: torch.dtype, n: int) -> Problem:
+        raise ValueError("this one is broken")
+
+    cases = [
+        Case(name, {"n": 1}, torch.float32, build, ("knn_bonus",)) for name, build in (("a", broken), ("b", record))
+    ]
+    monkeypatch.setattr(__main__, "select", lambda *_, **__: cases)
+    assert main(["--seconds", "0", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert "a n=1 float32 failed: ValueError: this one is broken" in out
+    assert "b n=1 float32\n" in out
+
+
 def test_gradients_are_timed() -> None:
     case = select("lambda_return H=15 N=400 ")[0]
     problem = case.build(CPU, case.dtype, **case.shape)
