@@ -41,7 +41,7 @@ struct GradientPlan {
     stride = Columns<T>(columns).vectors * kLanes<T>;
     units = units_of(group);
     small_slot = units * pair * x.small_channels;
-    large_slot = patches ? units * pair * stride : group * x.large_size() * pair;
+    large_slot = (patches ? units * stride : group * x.large_size()) * pair + kLanes<T> * pair;
   }
 
   int64_t units_of(int64_t images) const {
@@ -59,28 +59,19 @@ struct GradientPlan {
   }
 };
 
-// to[2i] = a[i], to[2i + 1] = b[i], or 0 if b is nullptr.
-inline void interleave(const Bf16* a, const Bf16* b, int64_t n, Bf16* to) {
-  constexpr int64_t width = kWidth<float>;
-  int64_t i = 0;
-  for (; i + width <= n; i += width) {
-    const Words pair = (Words)load(a + i) >> 16 | (b == nullptr ? Words{} : (Words)load(b + i));
-    __builtin_memcpy(to + 2 * i, &pair, sizeof pair);
-  }
-  for (; i < n; ++i) {
-    to[2 * i] = a[i];
-    to[2 * i + 1] = b == nullptr ? Bf16{} : b[i];
-  }
-}
-
-// One unit's values: of one pixel, or of two (`second` may be nullptr).
+// One unit's values: of one pixel, or of two, alternating (`second` may be nullptr: zeros). Whole vectors are written: what
+// follows the values is zero until it is written itself.
 template <class T>
 inline void stage_unit(const T* first, const T* second, int64_t n, Element<T>* to) {
-  if constexpr (kPair<T> == 2) {
-    interleave(first, second, n, to);
-  } else {
-    to_operands<T>(first, n, to);
-  }
+  each_vector<T>(n, [&](int64_t i, int64_t count) {
+    if constexpr (kPair<T> == 2) {
+      const Words other = second == nullptr ? Words{} : (Words)load_some(second + i, count);
+      const Words pair = (Words)load_some(first + i, count) >> 16 | other;
+      __builtin_memcpy(to + 2 * i, &pair, sizeof pair);
+    } else {
+      store(to + i, load_some(first + i, count));
+    }
+  });
 }
 
 template <class T>
@@ -90,7 +81,7 @@ inline void stage_small(const GradientPlan<T>& plan, const T* small, int64_t ima
   for (int64_t first = 0; first < pixels; first += length) {
     for (int64_t p = first; p < first + length; p += kPair<T>) {
       const T* from = small + p * channels;
-      stage_unit(from, p + 1 < first + length ? from + channels : nullptr, channels, to);
+      stage_unit<T>(from, p + 1 < first + length ? from + channels : nullptr, channels, to);
       to += kPair<T> * channels;
     }
   }
@@ -100,15 +91,12 @@ template <class T>
 inline void stage_patches(const GradientPlan<T>& plan, const T* large, int64_t images, Element<T>* to) {
   const Layer& layer = plan.layer;
   const int64_t pixels = images * layer.small_pixels(), line = layer.large * layer.large_channels, run = layer.run();
-  const auto patch = [&](int64_t p) {
-    const int64_t n = p / layer.small_pixels(), h = p / layer.small % layer.small, w = p % layer.small;
-    return large + n * layer.large_size() + 2 * h * line + 2 * w * layer.large_channels;
-  };
+  Walk<const T> patches(large, layer.small, 2 * layer.large_channels, 2 * line, layer.large_size());
   for (int64_t p = 0; p < pixels; p += kPair<T>, to += plan.stride * kPair<T>) {
-    const T* first = patch(p);
-    const T* second = p + 1 < pixels ? patch(p + 1) : nullptr;
+    const T* first = patches.next();
+    const T* second = kPair<T> == 2 && p + 1 < pixels ? patches.next() : nullptr;
     for (int64_t i = 0; i < layer.kernel; ++i) {
-      stage_unit(first + i * line, second == nullptr ? nullptr : second + i * line, run, to + i * run * kPair<T>);
+      stage_unit<T>(first + i * line, second == nullptr ? nullptr : second + i * line, run, to + i * run * kPair<T>);
     }
     for (int64_t c = plan.columns * kPair<T>; c < plan.stride * kPair<T>; ++c) to[c] = Element<T>{};
   }
@@ -121,8 +109,8 @@ inline void stage_large(const GradientPlan<T>& plan, const T* large, int64_t ima
   if constexpr (kPair<T> == 2) {
     const int64_t line = layer.large * layer.large_channels, two = 2 * layer.large_channels;
     for (int64_t y = 0; y < images * layer.large; ++y, large += line, to += 2 * line) {
-      interleave(large, large + two, line - two, to);
-      interleave(large + line - two, nullptr, two, to + 2 * (line - two));
+      stage_unit<T>(large, large + two, line - two, to);
+      stage_unit<T>(large + line - two, nullptr, two, to + 2 * (line - two));
     }
   } else {
     to_operands<T>(large, images * layer.large_size(), to);

@@ -58,9 +58,19 @@ inline void each_vector(int64_t n, const F& f) {
   for (int64_t i = 0; i < n; i += kLanes<T>) f(i, n - i < kLanes<T> ? n - i : kLanes<T>);
 }
 
+// The first `count` lanes, 0 in the others. Masked loads have neither a loop nor a detour through memory.
 template <class X>
-inline auto load_some(const X* from, int64_t count) {
-  return count == kLanes<X> ? load(from) : load(from, count);
+inline Vector<Wide<X>> load_some(const X* from, int64_t count) {
+  if (count == kLanes<X>) return load(from);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<X, float>) {
+    return (Floats)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+  } else if constexpr (std::is_same_v<X, Bf16>) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), from);
+    return (Floats)(__builtin_convertvector((Halves)bits, Words) << 16);
+  }
+#endif
+  return load(from, count);
 }
 
 template <class X>
@@ -106,17 +116,43 @@ struct GatherBuffer {
         out(arena.take<Wide<T>*>(kChunkRows)) {}
 };
 
-// Products of `rows` patches with a packed matrix of `columns` columns. patch(row) is the row's first segment;
+// The pixels of a grid `side` wide, line after line, `step` apart and lines `line`, and then those of the next image.
+template <class X>
+class Walk {
+ public:
+  Walk(X* first, int64_t side, int64_t step, int64_t line, int64_t image)
+      : at_(first), side_(side), step_(step), to_line_(line - side * step), to_image_(image - side * line) {}
+
+  X* next() {
+    X* const result = at_;
+    at_ += step_;
+    if (++w_ == side_) {
+      w_ = 0;
+      at_ += to_line_;
+      if (++h_ == side_) {
+        h_ = 0;
+        at_ += to_image_;
+      }
+    }
+    return result;
+  }
+
+ private:
+  X* at_;
+  int64_t side_, step_, to_line_, to_image_, h_ = 0, w_ = 0;
+};
+
+// Products of `rows` patches with a packed matrix of `columns` columns; patches: the first segment of each.
 // post(row, column, count, sums) takes `count` columns' sums from `column` on.
-template <class T, class Patch, class Post>
-inline void gather_rows(int64_t rows, const Segments& shape, const Patch& patch, const Element<T>* packed,
+template <class T, class Post>
+inline void gather_rows(int64_t rows, const Segments& shape, Walk<const Element<T>> patches, const Element<T>* packed,
                         int64_t columns, const GatherBuffer<T>& buffer, const Post& post) {
   const Columns<T> split(columns);
   const int64_t depth = padded<T>(shape.segments * shape.length);
   for (int64_t i = 0; i < kChunkRows; ++i) buffer.out[i] = buffer.sums + i * kSumVectors * kLanes<T>;
   for (int64_t first = 0; first < rows; first += kChunkRows) {
     const int64_t count = rows - first < kChunkRows ? rows - first : kChunkRows;
-    for (int64_t i = 0; i < count; ++i) buffer.a[i] = patch(first + i);
+    for (int64_t i = 0; i < count; ++i) buffer.a[i] = patches.next();
     for (int64_t p = 0; p < split.panels; ++p) {
       const int64_t vector = split.first(p), column = vector * kLanes<T>, width = split.width(p) * kLanes<T>;
       product<T>(count, buffer.a, shape, packed + column * depth, split.width(p), false, buffer.out, 0);
@@ -131,12 +167,9 @@ template <class T, class Post>
 inline void gather(const Layer& layer, int64_t images, const Element<T>* large, const Element<T>* packed,
                    const GatherBuffer<T>& buffer, const Post& post) {
   const int64_t line = layer.large * layer.large_channels;
-  const auto patch = [&](int64_t row) {
-    const int64_t n = row / layer.small_pixels(), pixel = row % layer.small_pixels();
-    return large + n * layer.large_size() + pixel / layer.small * 2 * line + pixel % layer.small * 2 * layer.large_channels;
-  };
-  gather_rows<T>(images * layer.small_pixels(), {layer.kernel, layer.run(), line}, patch, packed, layer.small_channels,
-                 buffer, post);
+  const Walk<const Element<T>> patches(large, layer.small, 2 * layer.large_channels, 2 * line, layer.large_size());
+  gather_rows<T>(images * layer.small_pixels(), {layer.kernel, layer.run(), line}, patches, packed,
+                 layer.small_channels, buffer, post);
 }
 
 // ---- scatter
@@ -159,11 +192,10 @@ inline void scatter(const Layer& layer, int64_t images, const Element<T>* small,
                     const ScatterBuffer<T>& buffer, const Post& post) {
   const int64_t stride = scatter_stride<T>(layer), rows = images * layer.small_pixels();
   const int64_t depth = padded<T>(layer.small_channels), pixels = images * layer.large_pixels();
+  Walk<Wide<T>> out(buffer.sums, layer.small, 2 * stride, 2 * layer.large * stride, layer.large_pixels() * stride);
   for (int64_t row = 0; row < rows; ++row) {
-    const int64_t n = row / layer.small_pixels(), pixel = row % layer.small_pixels();
     buffer.a[row] = small + row * depth;
-    buffer.out[row] = buffer.sums + (n * layer.large_pixels() + pixel / layer.small * 2 * layer.large +
-                                     pixel % layer.small * 2) * stride;
+    buffer.out[row] = out.next();
   }
   // Where no two taps fall on one pixel, each writes its own.
   const bool add = layer.kernel > 1 && layer.small > 1;
@@ -211,23 +243,21 @@ inline void pad_image(const Quads& quads, const T* small, Element<T>* to) {
   }
 }
 
-// One image: post(large pixel, values, sums) with the channels of `values / channels` neighbours in a line.
+// One image: post(large pixel, first value, values, sums) with the channels of two neighbours, or some of them.
 template <class T, class Post>
 inline void scatter_quads(const Quads& quads, const Element<T>* image, const Element<T>* packed,
                           const GatherBuffer<T>& buffer, const Post& post) {
   const int64_t line = quads.padded_side * quads.channels, pair = 2 * quads.layer.large_channels;
-  const auto patch = [&](int64_t row) { return image + row / quads.side * line + row % quads.side * quads.channels; };
-  const auto split = [&](int64_t row, int64_t column, int64_t count, const Wide<T>* sums) {
-    const int64_t pixel = row / quads.side * 2 * quads.layer.large + row % quads.side * 2;
-    for (int64_t c = 0; c < count;) {
-      const int64_t a = (column + c) / pair, within = (column + c) % pair;
-      const int64_t values = count - c < pair - within ? count - c : pair - within;
-      post(pixel + a * quads.layer.large, within, values, sums + c);
-      c += values;
+  const Walk<const Element<T>> patches(image, quads.side, quads.channels, line, 0);
+  const auto halves = [&](int64_t row, int64_t column, int64_t count, const Wide<T>* sums) {
+    const int64_t pixel = row / quads.side * 2 * quads.layer.large + row % quads.side * 2, end = column + count;
+    for (int64_t a = 0; a < 2; ++a) {
+      const int64_t first = a * pair < column ? column : a * pair, last = (a + 1) * pair < end ? (a + 1) * pair : end;
+      if (first < last) post(pixel + a * quads.layer.large, first - a * pair, last - first, sums + first - column);
     }
   };
-  gather_rows<T>(quads.side * quads.side, {quads.half, quads.half * quads.channels, line}, patch, packed,
-                 quads.columns(), buffer, split);
+  gather_rows<T>(quads.side * quads.side, {quads.half, quads.half * quads.channels, line}, patches, packed,
+                 quads.columns(), buffer, halves);
 }
 
 }  // namespace

@@ -42,25 +42,44 @@ struct Columns {
   }
 };
 
+// sums += one row of the panel times its values in rows of a.
+template <class T, int Rows, int Vectors>
+inline void add_term(const Element<T>* const (&row)[Rows], int64_t k, const Element<T>* panel,
+                     Vector<Wide<T>> (&sums)[Rows][Vectors]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i) {
+    const auto value = broadcast<T>(row[i] + k);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      sums[i][v] = multiply_add<T>(value, panel + v * kLanes<T> * kPair<T>, sums[i][v]);
+    }
+  }
+}
+
 // sums += the terms of the segments [first, last), of each from k on and kTerms at most (see product.h). Returns the
-// panel's next row.
+// panel's next row. So few sums as a narrow panel has would wait for one another: they take turns with a second set.
 template <class T, int Rows, int Vectors>
 inline const Element<T>* sum_terms(const Element<T>* const* a, const Segments& shape, int64_t first, int64_t last,
                                    int64_t k, const Element<T>* panel, Vector<Wide<T>> (&sums)[Rows][Vectors]) {
-  constexpr int64_t step = kLanes<T> * kPair<T>;
+  constexpr int64_t step = Vectors * kLanes<T> * kPair<T>;
   const int64_t end = shape.length - k < kTerms ? shape.length : k + kTerms;
+  Vector<Wide<T>> others[Rows][Vectors] = {};
   for (int64_t s = first; s < last; ++s) {
     const Element<T>* row[Rows];
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) row[i] = a[i] + s * shape.stride;
-    for (int64_t at = k; at < end; at += kPair<T>, panel += Vectors * step) {
-#pragma GCC unroll 8
-      for (int i = 0; i < Rows; ++i) {
-        const auto value = broadcast<T>(row[i] + at);
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) sums[i][v] = multiply_add<T>(value, panel + v * step, sums[i][v]);
+    int64_t at = k;
+    if constexpr (Vectors == 1) {
+      for (; at + kPair<T> < end; at += 2 * kPair<T>, panel += 2 * step) {
+        add_term<T>(row, at, panel, sums);
+        add_term<T>(row, at + kPair<T>, panel + step, others);
       }
     }
+    for (; at < end; at += kPair<T>, panel += step) add_term<T>(row, at, panel, sums);
+  }
+  if constexpr (Vectors == 1) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) sums[i][0] += others[i][0];
   }
   return panel;
 }

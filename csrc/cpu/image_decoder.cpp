@@ -50,6 +50,7 @@ class Forward {
     sizes.grow_scatter(layers_[kThird], 1);
     sizes.grow(sizes.pack_rows, Panels<T>::scratch(1, quads_.depth()));
     sizes.grow(sizes.staged, quads_.padded_size());
+    pair_bias_ = arena_.take<Wide<T>>(2 * x.channels);
     buffers_ = TeamBuffers<T>(sizes, x.threads, arena_);
   }
 
@@ -62,7 +63,10 @@ class Forward {
       for (int l = kFirst; l < kLast; ++l) {
         pack_scatter<T>(layers_[l], weight_of<T>(x_, l), team, own.pack_rows, packed_[l]);
       }
-      if (team.rank == 0) pack_quads<T>(quads_, weight_of<T>(x_, kLast), own.pack_rows, packed_[kLast]);
+      if (team.rank == 0) {
+        pack_quads<T>(quads_, weight_of<T>(x_, kLast), own.pack_rows, packed_[kLast]);
+        for (int64_t i = 0; i < 2 * x_.channels; ++i) pair_bias_[i] = bias(kLast)[i % x_.channels];
+      }
       team.barrier();
       each_group(kDense, team, [&](int64_t first, int64_t count) { dense_layer(first, count, own); });
       team.barrier();
@@ -137,11 +141,8 @@ class Forward {
     pad_image(quads_, output(kThird, n), own.staged);
     T* out = output(kLast, n);
     scatter_quads<T>(quads_, own.staged, packed_[kLast], own.gather,
-                     [&](int64_t pixel, int64_t within, int64_t values, const Wide<T>* sums) {
-                       T* to = out + pixel * channels + within;
-                       for (int64_t i = 0; i < values; ++i) {
-                         to[i] = narrow<T>(sums[i] + bias(kLast)[(within + i) % channels]);
-                       }
+                     [&](int64_t pixel, int64_t first, int64_t values, const Wide<T>* sums) {
+                       finish<false>(sums, pair_bias_ + first, values, out + pixel * channels + first);
                      });
   }
 
@@ -151,6 +152,7 @@ class Forward {
   Layer layers_[kLayers];
   int64_t groups_[kLayers];
   Element<T>* packed_[kLayers];
+  Wide<T>* pair_bias_;  // of two neighbouring pixels of the last layer
   TeamBuffers<T> buffers_;
 };
 
