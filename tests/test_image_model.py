@@ -26,8 +26,8 @@ BACKENDS = ["reference", *(["cpu"] if CPU else [])]
 every = pytest.mark.parametrize("backend", BACKENDS)
 kinds = pytest.mark.parametrize("kind", ["bytes", "images", "decoder"])
 needs_cpu = pytest.mark.skipif(not CPU, reason="the C++ extension is not built")
-# images, depth, channels, features: one of each; sizes that no vector divides; pixels in several vectors; full depth.
-SIZES = [(1, 1, 1, 1), (2, 3, 3, 9), (7, 16, 3, 40), (1, 48, 3, 33)]
+# images, depth, channels, features: one of each; sizes that no vector divides; more images than a block; full depth.
+SIZES = [(1, 1, 1, 1), (7, 3, 3, 9), (67, 8, 3, 40), (1, 48, 3, 33)]
 
 Case = tuple[Tensor, list[Tensor], Tensor]
 
@@ -95,20 +95,26 @@ def squares(tensors: list[Tensor]) -> Tensor:
 def test_values_and_gradients(
     engine: str, kind: str, size: tuple[int, int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Errors are at most twice PyTorch's own in that dtype; of float64, a few roundings."""
+    """Errors are at most twice PyTorch's own in that dtype.
+
+    Where that is the dtype of the truth, its own error is float32's by the ratio of their roundings, and so is the
+    truth's: twice and once.
+    """
     backend, _, isa = engine.partition("/")
     monkeypatch.setenv("APV_FAST_CPU_ISA", isa)
+    eps, exact = torch.finfo(dtype).eps, dtype == torch.float64
     error = own = size_of = torch.zeros((), dtype=torch.float64)
-    for seed in range(2 if size[1] < 16 else 1):
+    for seed in range(2 if size[1] < 8 else 1):
         (x, layers, cotangent), wanted, plain = expected(kind, size, dtype, seed)
         got = run(kind, x, layers, cotangent, dtype, backend)
         assert [a.dtype for a in got] == [a.dtype for a in plain]
         assert [a.shape for a in got] == [a.shape for a in plain]
         error = error + squares([a.double() - right for a, right in zip(got, wanted, strict=True)])
-        own = own + squares([a.double() - right for a, right in zip(plain, wanted, strict=True)])
+        _, judged, plain = expected(kind, size, torch.float32 if exact else dtype, seed)
+        own = own + squares([a.double() - right for a, right in zip(plain, judged, strict=True)])
         size_of = size_of + squares(wanted)
-    rounding = (32 if dtype == torch.float64 else 1) * torch.finfo(dtype).eps
-    assert (error <= torch.maximum(4 * own, rounding**2 * size_of)).all(), (error / own).sqrt()
+    bound = 3 * own.sqrt() * eps / torch.finfo(torch.float32).eps if exact else 2 * own.sqrt()
+    assert (error.sqrt() <= torch.maximum(bound, eps * size_of.sqrt())).all(), error.sqrt() / own.sqrt()
 
 
 @needs_cpu

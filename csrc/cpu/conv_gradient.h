@@ -4,9 +4,10 @@
 //
 // For one row i of the kernel the right-hand values are one run (j, l), so the gradient is `kernel` matrices [s, (j, l)].
 // Threads share their tiles; each runs through all pixels, in groups of images that the second-level cache holds: a tile
-// adds a group's sum to its place in memory. So the result does not depend on the number of threads.
+// adds a group's sum to its place in memory. A layer of few weights has one place a group instead, and a thread computes
+// all of it; those are added afterwards, in order. Either way the result does not depend on the number of threads.
 //
-// Floats are read where they are. Otherwise the team first writes groups, one a thread, in the form that tiles read:
+// Floats are read where they are. Otherwise a group is first written in the form that tiles read, by one thread:
 //   - pairs of bfloat16: two small pixels beside each other, and with every large pixel the one two further on, which
 //     the second of them meets;
 //   - patches: the runs of all rows of the kernel side by side, where one run would fill its vectors badly (3 channels).
@@ -23,7 +24,7 @@ constexpr int64_t kGradientPixels = 160;  // a group has about so many: their su
 template <class T>
 struct GradientPlan {
   Layer layer;
-  bool patches, staged;
+  bool patches, staged, separate;  // separate: sums of each group for themselves
   int64_t group;                          // images
   int64_t line;                           // units (pixels, or pairs of them) in a line of small pixels
   int64_t matrices, columns, stride;      // of the gradient as tiles see it; stride of its rows
@@ -31,8 +32,8 @@ struct GradientPlan {
 
   explicit GradientPlan(const Layer& x) : layer(x) {
     constexpr int64_t pair = kPair<T>;
-    const bool narrow = x.run() % kLanes<T> != 0 || (x.kernel > 1 && x.run() < kSumVectors * kLanes<T>);
-    patches = narrow || (pair == 2 && x.small == 1);
+    separate = x.kernel > 1 && x.run() < kSumVectors * kLanes<T>;
+    patches = separate || x.run() % kLanes<T> != 0 || (pair == 2 && x.small == 1);
     staged = patches || pair == 2 || !kReadsInPlace<T>;
     group = x.small == 1 ? 256 : (kGradientPixels + x.small_pixels() - 1) / x.small_pixels();
     line = (x.small + pair - 1) / pair;
@@ -48,6 +49,8 @@ struct GradientPlan {
     return patches ? (images * layer.small_pixels() + kPair<T> - 1) / kPair<T> : images * layer.small * line;
   }
   int64_t sums() const { return matrices * layer.small_channels * stride; }
+  // Memory for sums, where add_gradient takes `images` at most.
+  int64_t memory(int64_t images) const { return sums() * (separate ? 1 + (images + group - 1) / group : 1); }
   // Whether sums are laid out as PyTorch's weights already.
   bool in_place() const { return layer.taps() == 1 && stride == columns; }
 
@@ -142,7 +145,37 @@ inline void add_group(const GradientPlan<T>& plan, const Element<T>* small, cons
   }
 }
 
-// sums (+)= the gradient of `images` images. All threads of the team call it; nothing else may write `sums` meanwhile.
+template <class T>
+inline void stage_group(const GradientPlan<T>& plan, const T* small, const T* large, int64_t first, int64_t images,
+                        Element<T>* slot) {
+  stage_small(plan, small + first * plan.layer.small_size(), images, slot);
+  stage_large(plan, large + first * plan.layer.large_size(), images, slot + plan.small_slot);
+}
+
+// The way of layers with few weights; `sums` is followed by those of each group.
+template <class T, class Slot>
+inline void add_separately(const GradientPlan<T>& plan, const T* small, const T* large, int64_t images, bool add,
+                           const Team& team, const GradientBuffer<Slot>& buffer, Wide<T>* sums) {
+  const int64_t count = (images + plan.group - 1) / plan.group, size = plan.sums();
+  const Range own = share(count, team);
+  for (int64_t g = own.begin; g < own.end; ++g) {
+    const int64_t first = g * plan.group, left = images - first, in_group = left < plan.group ? left : plan.group;
+    Element<T>* slot = buffer.slot(team.rank);
+    stage_group(plan, small, large, first, in_group, slot);
+    const Pixels pixels{buffer.small_at, buffer.large_at, plan.units_of(in_group)};
+    add_group(plan, slot, slot + plan.small_slot, pixels, false, Team{0, 1}, sums + (1 + g) * size);
+  }
+  team.barrier();
+  const Range part = share(size / kLanes<T>, team);
+  for (int64_t i = part.begin * kLanes<T>; i < part.end * kLanes<T>; i += kLanes<T>) {
+    Vector<Wide<T>> sum = add ? load(sums + i) : Vector<Wide<T>>{};
+    for (int64_t g = 1; g <= count; ++g) sum += load(sums + g * size + i);
+    store(sums + i, sum);
+  }
+}
+
+// sums (+)= the gradient of `images` images. All threads of the team call it, and a barrier follows before the next call
+// or any use of sums.
 template <class T, class Slot>
 inline void add_gradient(const GradientPlan<T>& plan, const T* small, const T* large, int64_t images, bool add,
                          const Team& team, const GradientBuffer<Slot>& buffer, Wide<T>* sums) {
@@ -150,6 +183,7 @@ inline void add_gradient(const GradientPlan<T>& plan, const T* small, const T* l
     buffer.small_at[u] = plan.small_at(u);
     buffer.large_at[u] = plan.large_at(u);
   }
+  if (plan.separate) return add_separately(plan, small, large, images, add, team, buffer, sums);
   const int64_t step = plan.staged ? team.size : 1;
   const auto count = [&](int64_t g) {
     const int64_t left = images - g * plan.group;
@@ -158,11 +192,7 @@ inline void add_gradient(const GradientPlan<T>& plan, const T* small, const T* l
   for (int64_t base = 0; base * plan.group < images; base += step) {
     const int64_t mine = base + team.rank;
     if (plan.staged) {
-      Element<T>* slot = buffer.slot(team.rank);
-      if (count(mine) > 0) {
-        stage_small(plan, small + mine * plan.group * plan.layer.small_size(), count(mine), slot);
-        stage_large(plan, large + mine * plan.group * plan.layer.large_size(), count(mine), slot + plan.small_slot);
-      }
+      if (count(mine) > 0) stage_group(plan, small, large, mine * plan.group, count(mine), buffer.slot(team.rank));
       team.barrier();
     }
     for (int64_t g = base; g < base + step && count(g) > 0; ++g) {

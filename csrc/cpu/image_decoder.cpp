@@ -198,7 +198,7 @@ class Backward {
   }
 
  private:
-  LayerGradient<T> gradient(int l) { return LayerGradient<T>(layer_of(x_, l), x_.layers[l], arena_); }
+  LayerGradient<T> gradient(int l) { return LayerGradient<T>(layer_of(x_, l), block_, x_.layers[l], arena_); }
   const Layer& layer(int l) const { return gradients_[l].plan.layer; }
 
   // Of the pixels that layer l computes.

@@ -152,7 +152,7 @@ class Backward {
   }
 
  private:
-  LayerGradient<T> gradient(int l) { return LayerGradient<T>(layer_of(x_, l), x_.layers[l], arena_); }
+  LayerGradient<T> gradient(int l) { return LayerGradient<T>(layer_of(x_, l), block_, x_.layers[l], arena_); }
   bool scatters(int l) const { return l > 0 || x_.image_grad != nullptr; }
 
   // The gradient of the last layer's sums.

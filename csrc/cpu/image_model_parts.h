@@ -125,10 +125,11 @@ struct LayerGradient {
   const LayerParameters* parameters;
   Wide<T>* sums;
 
-  LayerGradient(const Layer& layer, const LayerParameters& to, Arena& arena)
+  // `images`: of a call of add_gradient, at most.
+  LayerGradient(const Layer& layer, int64_t images, const LayerParameters& to, Arena& arena)
       : plan(layer),
         parameters(&to),
-        sums(plan.in_place() ? static_cast<Wide<T>*>(to.weight_grad) : arena.take<Wide<T>>(plan.sums())) {}
+        sums(plan.in_place() ? static_cast<Wide<T>*>(to.weight_grad) : arena.take<Wide<T>>(plan.memory(images))) {}
 
   void unpack(const Team& team) const {
     if (!plan.in_place()) unpack_gradient(plan, sums, team, static_cast<Wide<T>*>(parameters->weight_grad));
