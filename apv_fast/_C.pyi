@@ -72,6 +72,23 @@ def sample(
     dtype: str,
     isa: str,
 ) -> None: ...
+def gumbel(*, count: int, seed: int, out: int, threads: int, dtype: str, isa: str) -> None: ...
+def keras_adam(
+    *,
+    weights: Sequence[int],
+    gradients: Sequence[int],
+    first: Sequence[int],
+    second: Sequence[int],
+    sizes: Sequence[int],
+    size: float,
+    eps: float,
+    clip: float,
+    decay: float,
+    betas: Sequence[float],
+    threads: int,
+    dtype: str,
+    isa: str,
+) -> float: ...
 def kl_loss(
     *,
     sizes: Sequence[int],

@@ -1,15 +1,17 @@
-// apv_fast._C.sample, kl_loss, image_loss, normalize_image, lambda_return and apply_function, see csrc/cpu/pointwise.h.
+// apv_fast._C.sample, gumbel, kl_loss, image, lambda_return, keras_adam and apply_function: csrc/cpu/pointwise.h, adam.h.
 // Tensors are contiguous and given by address; 0 is none. What is there of sizes and dtypes, Python has checked.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "bindings.h"
+#include "cpu/adam.h"
 #include "cpu/pointwise.h"
 #include "cpu/threads.h"
 #include "cpu/workspace.h"
@@ -55,6 +57,13 @@ void sample_latents(int64_t rows, int64_t stoch, int64_t discrete, double min_st
   p.stats = input(stats), p.noise = input(noise), p.seed = static_cast<const int64_t*>(input(seed));
   p.grad = input(grad), p.out = output(out);
   run(APV_FAST_PICK(isa_of(isa), sample), p, dtype);
+}
+
+void gumbel_noise(int64_t count, Address seed, Address out, int threads, const std::string& dtype,
+                  const std::string& isa) {
+  require(count >= 0, "gumbel: count must not be negative");
+  const GumbelProblem p{count, threads_for(count, threads), static_cast<const int64_t*>(input(seed)), output(out)};
+  run(APV_FAST_PICK(isa_of(isa), draw_gumbel), p, dtype);
 }
 
 void kl(std::array<int64_t, 3> sizes, std::array<double, 2> weights, double free, bool per_step, Two p_tensors,
@@ -107,6 +116,32 @@ void returns(int64_t horizon, int64_t n, double lambda, std::array<Address, 4> i
   run(APV_FAST_PICK(isa_of(isa), lambda_return), p, dtype);
 }
 
+using Numbers = std::vector<int64_t>;
+
+double adam(const Numbers& weights, const Numbers& gradients, const Numbers& first, const Numbers& second,
+            const Numbers& sizes, double size, double eps, double clip, double decay, std::array<double, 2> betas,
+            int threads, const std::string& dtype, const std::string& isa) {
+  const size_t n = weights.size();
+  require(gradients.size() == n && first.size() == n && second.size() == n && sizes.size() == n,
+          "keras_adam: there must be as many gradients, moments and sizes as weights");
+  std::vector<AdamWeight> of_weight;
+  std::vector<AdamBlock> blocks;
+  for (size_t i = 0; i < n; ++i) {
+    of_weight.push_back({output(weights[i]), input(gradients[i]), output(first[i]), output(second[i]), sizes[i]});
+    for (int64_t begin = 0; begin < sizes[i]; begin += kAdamBlock) {
+      blocks.push_back({int64_t(i), begin, std::min(begin + kAdamBlock, sizes[i])});
+    }
+  }
+  std::vector<double> partial(blocks.size());
+  double norm = 0;
+  const AdamProblem p{of_weight.data(),  blocks.data(), int64_t(blocks.size()), size, eps, clip, decay, betas[0],
+                      betas[1], threads_for(int64_t(blocks.size()) * kAdamBlock, threads), partial.data(), &norm};
+  const AdamTable& table = APV_FAST_PICK(isa_of(isa), keras_adam);
+  require(dtype == "float32" || dtype == "float64", "keras_adam: weights must be float32 or float64");
+  (dtype == "float32" ? table.float32 : table.float64)(p);
+  return norm;
+}
+
 void apply(const std::string& name, int64_t count, Address from, Address out, const std::string& dtype,
            const std::string& isa) {
   require(count >= 0, "apply_function: count must not be negative");
@@ -124,6 +159,9 @@ void bind_pointwise(pybind11::module_& module) {
              py::kw_only(), py::arg("rows"), py::arg("stoch"), py::arg("discrete"), py::arg("min_std"),
              py::arg("stats"), py::arg("noise"), py::arg("seed"), py::arg("grad"), py::arg("out"), py::arg("threads"),
              py::arg("dtype"), py::arg("isa"));
+  module.def("gumbel", &gumbel_noise, released, "Gumbel noise of the seed at an address, `count` numbers.",
+             py::kw_only(), py::arg("count"), py::arg("seed"), py::arg("out"), py::arg("threads"), py::arg("dtype"),
+             py::arg("isa"));
   module.def("kl_loss", &kl, released,
              "Leaves `results`: value, its mean and the loss; or, with the cotangent `grad`, reads them and leaves the "
              "gradients. `sizes`: steps, S and C (0: Gaussian, whose tensors are means and deviations).",
@@ -139,6 +177,11 @@ void bind_pointwise(pybind11::module_& module) {
              "Returns or, with their gradient `grad`, the gradients of reward, value, discount and bootstrap.",
              py::kw_only(), py::arg("horizon"), py::arg("n"), py::arg("lambda_"), py::arg("inputs"), py::arg("out"),
              py::arg("grad"), py::arg("gradients"), py::arg("threads"), py::arg("dtype"), py::arg("isa"));
+  module.def("keras_adam", &adam, released,
+             "A step in place; returns the gradients' norm. A gradient of 0 is none. `size` is the corrected rate.",
+             py::kw_only(), py::arg("weights"), py::arg("gradients"), py::arg("first"), py::arg("second"),
+             py::arg("sizes"), py::arg("size"), py::arg("eps"), py::arg("clip"), py::arg("decay"), py::arg("betas"),
+             py::arg("threads"), py::arg("dtype"), py::arg("isa"));
   module.def("apply_function", &apply, released, "One of csrc/cpu/functions.cpp, element by element; for tests.",
              py::kw_only(), py::arg("name"), py::arg("count"), py::arg("from_"), py::arg("out"), py::arg("dtype"),
              py::arg("isa"));

@@ -6,6 +6,7 @@ What the ops compute is tested with the other backends in ``test_kl_balance.py``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ if not probe("cpu").available:
 from apv_fast import _C
 from apv_fast.cpu.latent import sample, sample_backward
 from apv_fast.ops import normalize_image
+from apv_fast.optim import KerasAdam
 from apv_fast.scan.core import sample_latent, sample_latent_backward
 from apv_fast.structure import Latent
 from tests import test_image_loss, test_kl_balance, test_lambda_return
@@ -143,10 +145,34 @@ def _returns(dtype: torch.dtype) -> list[Tensor]:
     return list(test_lambda_return.run(test_lambda_return.inputs((33, 2501), dtype, "cpu"), "cpu").values())
 
 
+def _adam(dtype: torch.dtype) -> list[Tensor]:
+    """Three steps of weights of 100 001 and 7 numbers; what is not float32 or float64 is the reference's."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(n, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for n in (100_001, 7)]
+    adam = KerasAdam(leaves, clip=20.0, backend="cpu")
+    for _ in range(3):
+        for leaf in leaves:
+            leaf.grad = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(dtype)
+        norm = adam.step()
+    return [norm, *leaves]
+
+
+@every_isa
+@pytest.mark.usefixtures("forced")
+def test_adam() -> None:
+    """Whole blocks and parts of one, by other sums than the reference's: float64, and float32 to its rounding."""
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+        got = _adam(dtype)
+        with mock.patch("apv_fast.cpu.adam.Step._ours", return_value=False):
+            wanted = _adam(torch.float64)
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)
+
+
 @every_isa
 @pytest.mark.usefixtures("forced", "threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("op", [_samples, _kl, _images, _returns])
+@pytest.mark.parametrize("op", [_samples, _kl, _images, _returns, _adam])
 def test_the_same_bits_on_any_number_of_threads(op: Callable[[torch.dtype], list[Tensor]], dtype: torch.dtype) -> None:
     """Sizes that are worth several threads, and are not theirs to share evenly."""
     results = []

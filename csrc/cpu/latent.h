@@ -60,17 +60,33 @@ inline void store_left(T* to, Vector<Wide<T>> x, int64_t left) {
   store(to, x, left);
 }
 
+// The lanes `by` places further down, the first ones last.
+template <int by, class V>
+inline V rotate(V x) {
+  constexpr int width = sizeof(V) / sizeof(x[0]);
+#if defined(__clang__)
+  V result;
+  for (int i = 0; i < width; ++i) result[i] = x[(i + by) % width];
+  return result;
+#else
+  std::conditional_t<sizeof(x[0]) == 8, Longs, Words> from;
+  for (int i = 0; i < width; ++i) from[i] = (i + by) % width;
+  return __builtin_shuffle(x, from);
+#endif
+}
+
+// All lanes with each other, in halves: the result is in every lane, and in the order of simd.h's sum.
+template <int half, class V, class Operation>
+inline V fold(V x, const Operation& operation) {
+  x = operation(x, rotate<half>(x));
+  if constexpr (half > 1) return fold<half / 2>(x, operation);
+  return x;
+}
+
 // The largest lane; unspecified where one is NaN.
 template <class Real>
 inline Real largest(const Vector<Real>& x) {
-  Real lanes[kWidth<Real>];
-  store(lanes, x);
-#pragma GCC unroll 4
-  for (int half = kWidth<Real> / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) lanes[i] = lanes[i] < lanes[i + half] ? lanes[i + half] : lanes[i];
-  }
-  return lanes[0];
+  return fold<kWidth<Real> / 2>(x, [](auto a, auto b) { return a < b ? b : a; })[0];
 }
 
 template <class Real>
@@ -94,7 +110,9 @@ struct Total {
     part = V{};
   }
 
-  auto value() const { return sum(V(total + part)); }
+  auto value() const {
+    return fold<sizeof(V) / sizeof(total[0]) / 2>(V(total + part), [](V a, V b) { return a + b; })[0];
+  }
 };
 
 template <class Real>

@@ -114,12 +114,19 @@ inline Vector<Real> noise_vector(uint64_t seed, uint32_t index) {
   }
 }
 
-// Noise of the elements index ... index + n - 1.
+// Noise of the elements index ... index + n - 1. Two vectors at a time: Philox is a chain of dependent steps.
 template <Noise kind, class Real>
 inline void make_noise(uint64_t seed, uint32_t index, int64_t n, Real* out) {
+  constexpr int width = kWidth<Real>;
+  const auto at = [&](int64_t i) { return noise_vector<kind, Real>(seed, index + uint32_t(i)); };
   int64_t i = 0;
-  for (; i + kWidth<Real> <= n; i += kWidth<Real>) store(out + i, noise_vector<kind, Real>(seed, index + uint32_t(i)));
-  if (i < n) store(out + i, noise_vector<kind, Real>(seed, index + uint32_t(i)), n - i);
+  for (; i + 2 * width <= n; i += 2 * width) {
+    const Vector<Real> first = at(i), second = at(i + width);
+    store(out + i, first);
+    store(out + i + width, second);
+  }
+  for (; i + width <= n; i += width) store(out + i, at(i));
+  if (i < n) store(out + i, at(i), n - i);
 }
 
 }  // namespace

@@ -28,6 +28,13 @@ struct SampleProblem {
   void* out;                  // [rows, L], or [rows, M] on the way back
 };
 
+struct GumbelProblem {
+  int64_t count;
+  int threads;
+  const int64_t* seed;
+  void* out;  // [count]
+};
+
 // ---- kl.cpp
 
 struct KlProblem {
@@ -81,7 +88,8 @@ struct FunctionProblem {
   void* out;
 };
 
-APV_FAST_FOR_EACH_ISA(extern const ByType<SampleProblem> sample; extern const ByType<KlProblem> kl_loss;
+APV_FAST_FOR_EACH_ISA(extern const ByType<SampleProblem> sample; extern const ByType<GumbelProblem> draw_gumbel;
+                      extern const ByType<KlProblem> kl_loss;
                       extern const ByType<ImageProblem> image_loss; extern const ByType<ImageProblem> normalize_image;
                       extern const ByType<ReturnsProblem> lambda_return;
                       extern const ByType<FunctionProblem> apply_function;)
