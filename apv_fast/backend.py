@@ -32,14 +32,17 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "lambda_return": {
         "reference": "apv_fast.reference.returns:lambda_return",
+        "cpu": "apv_fast.cpu.lambda_return:lambda_return",
         "triton": "apv_fast.kernels.lambda_return:lambda_return",
     },
     "image_loss": {
         "reference": "apv_fast.reference.image_loss:image_loss",
+        "cpu": "apv_fast.cpu.image_loss:image_loss",
         "triton": "apv_fast.kernels.image_loss:image_loss",
     },
     "normalize_image": {
         "reference": "apv_fast.reference.image_loss:normalize_image",
+        "cpu": "apv_fast.cpu.image_loss:normalize_image",
         "triton": "apv_fast.kernels.image_loss:normalize_image",
     },
     "image_encoder": {
@@ -61,10 +64,12 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "kl_balance": {
         "reference": "apv_fast.reference.kl:kl_balance",
+        "cpu": "apv_fast.cpu.kl_balance:kl_balance",
         "triton": "apv_fast.kernels.kl_balance:kl_balance",
     },
     "kl_balance_normal": {
         "reference": "apv_fast.reference.kl:kl_balance_normal",
+        "cpu": "apv_fast.cpu.kl_balance:kl_balance_normal",
         "triton": "apv_fast.kernels.kl_balance:kl_balance_normal",
     },
     "rssm_observe": {

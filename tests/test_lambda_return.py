@@ -14,16 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apv_fast.backend import probe
+from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import lambda_return
 
 NAMES = ("reward", "value", "discount", "bootstrap")
 SHAPES = [(1, 1), (1, 5), (2, 1), (3, 7), (15, 64), (15, 65), (16, 20), (17, 130), (33, 3), (15, 2500)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-TRITON = pytest.param(
-    "triton", marks=pytest.mark.skipif(not probe("triton").available, reason=f"triton: {probe('triton').reason}")
-)
-BACKENDS = ["reference", TRITON]
+BACKENDS = [name for name in IMPLEMENTATIONS["lambda_return"] if probe(name).available]
 
 
 def device_of(backend: str) -> str:
@@ -170,8 +167,9 @@ def test_opcheck(backend: str) -> None:
     tensors = inputs((4, 3), torch.float32, device_of(backend))
     leaves = tuple(tensors[name].requires_grad_() for name in NAMES)
     torch.library.opcheck(torch.ops.apv_fast.lambda_return.default, (*leaves, 0.95, backend))
-    if backend == "triton":
-        torch.library.opcheck(torch.ops.apv_fast.lambda_return_triton.default, (*leaves, 0.95))
+    if backend != "reference":
+        own = getattr(torch.ops.apv_fast, f"lambda_return_{backend}")
+        torch.library.opcheck(own.default, (*leaves, 0.95))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
