@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apv_fast.cpu.step import Filter, Inputs, Model, joined_heads
 from apv_fast.nn import RSSM, Actor
-from apv_fast.ops import sample_noise
+from apv_fast.ops.rssm_arguments import MANY, sample_noise
 from apv_fast.scan.imagination import state_of
 from apv_fast.structure import RSSMParams, State, state_dtype
 
@@ -94,6 +94,9 @@ class CpuPolicy:
         """The posterior's; then the prior's is drawn, which nothing reads, so that what follows is the same."""
         device = torch.device("cpu")
         noise = sample_noise(model.latent, rows, dtype=dtype, device=device, generator=generator)
+        if noise.numel() >= MANY:  # then it takes one number of the generator
+            sample_noise(model.latent, rows, dtype=dtype, device=device, generator=generator)
+            return noise
         unused = torch.empty_like(noise)
         unused.exponential_(generator=generator) if model.latent.discrete else unused.normal_(generator=generator)
         return noise
