@@ -18,23 +18,20 @@ using Pair = std::array<int64_t, 2>;
 
 const void* at(uintptr_t address) { return reinterpret_cast<const void*>(address); }
 
-const Dense& choose(const DenseFunctions& functions, const std::string& a, const std::string& b,
-                    const std::string& out) {
-  if (b == "float32" && a == "float32" && out == "float32") return functions.floats;
-  if (b == "bfloat16" && a == "bfloat16" && out == "bfloat16") return functions.halves;
-  if (b == "bfloat16" && a == "float32" && out == "bfloat16") return functions.halves_of_floats;
-  if (b == "bfloat16" && a == "bfloat16" && out == "float32") return functions.floats_of_halves;
-  throw std::invalid_argument("dense: no product of " + a + " by " + b + " into " + out);
+const Dense& choose(const DenseFunctions& functions, const std::string& a, const std::string& b) {
+  if (b == "float32" && a == "float32") return functions.floats;
+  if (b == "bfloat16" && a == "float32") return functions.halves_of_floats;
+  throw std::invalid_argument("dense: no product of " + a + " by " + b);
 }
 
 void dense(uintptr_t a, Pair a_shape, Pair a_strides, const std::string& a_dtype, uintptr_t b, Pair b_shape,
-           Pair b_strides, const std::string& b_dtype, uintptr_t bias, uintptr_t out, const std::string& out_dtype,
-           bool elu, int threads, const std::string& isa) {
+           Pair b_strides, const std::string& b_dtype, uintptr_t bias, uintptr_t out, bool elu, int threads,
+           const std::string& isa) {
   if (a_shape[1] != b_shape[0] || a_shape[0] < 0 || a_shape[1] < 0 || b_shape[1] < 0) {
     throw std::invalid_argument("dense: a must have as many columns as b has rows");
   }
   const DenseFunctions& functions = APV_FAST_PICK(isa_of(isa), dense_functions);
-  const Dense& layer = choose(functions, a_dtype, b_dtype, out_dtype);
+  const Dense& layer = choose(functions, a_dtype, b_dtype);
   if (a_shape[0] == 0 || b_shape[1] == 0) return;
   const DenseArguments arguments{{at(a), a_strides[0], a_strides[1]},
                                  {at(b), b_strides[0], b_strides[1]},
@@ -69,7 +66,7 @@ void bind_dense(pybind11::module_& module) {
              "Writes f(a @ b + bias) to the address `out`, contiguous; a bias of 0 is none, f is ELU or nothing.",
              py::kw_only(), py::arg("a"), py::arg("a_shape"), py::arg("a_strides"), py::arg("a_dtype"), py::arg("b"),
              py::arg("b_shape"), py::arg("b_strides"), py::arg("b_dtype"), py::arg("bias"), py::arg("out"),
-             py::arg("out_dtype"), py::arg("elu"), py::arg("threads"), py::arg("isa"));
+             py::arg("elu"), py::arg("threads"), py::arg("isa"));
   module.def("elu_backward", &elu_backward, py::call_guard<py::gil_scoped_release>(),
              "Writes grad * elu'(z) [m, n] and its sum over the rows [n], from y = elu(z); all contiguous.",
              py::kw_only(), py::arg("grad"), py::arg("y"), py::arg("out"), py::arg("sum"), py::arg("m"), py::arg("n"),

@@ -1,4 +1,7 @@
-"""``mlp`` with products, bias and ELU in C++, for float32; PyTorch's are as fast in other dtypes."""
+"""``mlp`` with products, bias and ELU in C++ where they are faster than PyTorch's, see :mod:`apv_fast.cpu.product`.
+
+A bfloat16 network takes a float32 input: the first layer rounds it on the way, and its gradient comes as float32.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apv_fast.cpu.product import dense, product
-from apv_fast.reference.mlp import mlp as plain
+from apv_fast.cpu.product import dense, elu_backward, product
 
 
 @torch.library.custom_op("apv_fast::mlp_cpu", mutates_args=(), schema="(Tensor x, Tensor[] layers) -> Tensor[]")
@@ -33,18 +35,17 @@ def _backward(
     """Gradients of x, then of the layers; empty where they are not wanted."""
     before, grads = [x, *made[:-1]], [x.new_empty(0) for _ in layers]
     for i in reversed(range(len(made))):
-        # From the output y: ELU'(z) is 1 or y + 1.
-        grad = torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, made[i])
+        grad, total = elu_backward(grad, made[i])
         if of_layers:
-            grads[2 * i : 2 * i + 2] = [product(grad.T, before[i]), grad.sum(0)]
+            grads[2 * i : 2 * i + 2] = [product(grad.T, before[i].to(grad.dtype)), total]
         if i > 0 or of_x:
-            grad = product(grad, layers[2 * i])
+            grad = product(grad, layers[2 * i], before[i].dtype)
     return [grad if of_x else x.new_empty(0), *grads]
 
 
 @_forward.register_fake
 def _(x: Tensor, layers: Sequence[Tensor]) -> list[Tensor]:
-    return [x.new_empty(x.shape[0], bias.shape[0]) for bias in layers[1::2]]
+    return [bias.new_empty(x.shape[0], bias.shape[0]) for bias in layers[1::2]]
 
 
 @_backward.register_fake
@@ -81,4 +82,4 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 def mlp(x: Tensor, layers: list[Tensor]) -> Tensor:
     """See :func:`apv_fast.reference.mlp.mlp`."""
-    return _forward(x, layers)[-1] if x.dtype == torch.float32 else plain(x, layers)
+    return _forward(x, layers)[-1]

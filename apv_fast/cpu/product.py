@@ -1,7 +1,6 @@
-"""Products of large matrices in C++, ``csrc/cpu/dense.cpp``: of float32, and of bfloat16 with bfloat16 instructions.
+"""Products of large matrices in C++, ``csrc/cpu/dense.cpp``, where they beat PyTorch's (DESIGN.md has the figures).
 
-Everything else is PyTorch's. A bfloat16 product takes a float32 left operand, which it rounds on the way, and gives a
-float32 result if asked: neither costs a pass over memory.
+That is for float32, and for bfloat16 weights with a float32 left operand, which is rounded on the way.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ WORTH_IT = 2**18  # multiplications from which packing, threads and this module'
 
 def _ours(a: Tensor, b: Tensor) -> bool:
     large = a.shape[0] * a.shape[1] * b.shape[1] >= WORTH_IT and a.shape[0] >= 4 and b.shape[1] >= 4
-    if b.dtype == torch.bfloat16:
-        return large and a.dtype in (torch.bfloat16, torch.float32) and isa() == "avx512bf16"
-    return large and a.dtype == b.dtype == torch.float32
+    rounded = b.dtype == torch.bfloat16 and isa() == "avx512bf16"
+    return large and a.dtype == torch.float32 and (b.dtype == torch.float32 or rounded)
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -28,17 +26,14 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
     ``dtype`` of the result: that of ``b`` unless given.
     """
-    dtype = dtype or b.dtype
-    # A result of another dtype comes from operands that need no rounding.
-    if _ours(a, b) and (dtype == b.dtype or (a.dtype == b.dtype and dtype == torch.float32)):
-        return _dense(a, b, None, elu=False, dtype=dtype)
-    return (a.to(b.dtype) @ b).to(dtype)
+    made = _dense(a, b, None, elu=False) if _ours(a, b) else a.to(b.dtype) @ b
+    return made if dtype is None else made.to(dtype)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Tensor:
     """``x [M, K] @ weight [N, K]ᵀ + bias [N]``, perhaps ELU of it, in the weight's dtype; no gradients."""
     if _ours(x, weight.T) and bias.is_contiguous() and bias.dtype == weight.dtype:
-        return _dense(x, weight.T, bias, elu=elu, dtype=weight.dtype)
+        return _dense(x, weight.T, bias, elu=elu)
     y = F.linear(x.to(weight.dtype), weight, bias)
     return F.elu(y, inplace=True) if elu else y
 
@@ -64,8 +59,8 @@ def elu_backward(grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return made, total
 
 
-def _dense(a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool, dtype: torch.dtype) -> Tensor:
-    out = a.new_empty(a.shape[0], b.shape[1], dtype=dtype)
+def _dense(a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool) -> Tensor:
+    out = b.new_empty(a.shape[0], b.shape[1])
     _C.dense(
         a=a.data_ptr(),
         a_shape=a.shape,
@@ -77,7 +72,6 @@ def _dense(a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool, dtype: torch
         b_dtype=_name(b),
         bias=0 if bias is None else bias.data_ptr(),
         out=out.data_ptr(),
-        out_dtype=_name(out),
         elu=elu,
         threads=torch.get_num_threads(),
         isa=isa(),

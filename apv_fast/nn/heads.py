@@ -27,13 +27,13 @@ class Trunk(nn.Module):
         """Features of the last layer."""
         layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         if not layers:
-            return x
+            return x.to(self.dtype)
         if x.shape[-1] != layers[0].in_features:
             raise ValueError(
                 f"the features have shape {tuple(x.shape)}; their last size must be {layers[0].in_features}"
             )
         weights = [(layer.weight.to(self.dtype), layer.bias.to(self.dtype)) for layer in layers]
-        return mlp(x.to(self.dtype), weights)
+        return mlp(x, weights)
 
 
 class MLPHead(nn.Module):

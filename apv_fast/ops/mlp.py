@@ -14,7 +14,7 @@ from apv_fast.ops.library import define
 
 @define("mlp(Tensor x, Tensor[] layers, str backend) -> Tensor")
 def _mlp(x: Tensor, layers: list[Tensor], backend: str) -> Tensor:
-    result: Tensor = resolve("mlp", x, backend)(x, layers)
+    result: Tensor = resolve("mlp", layers[0], backend)(x, layers)
     return result
 
 
@@ -22,12 +22,12 @@ def mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], *, backend: str | No
     """``elu(… elu(x·W₁ᵀ + b₁) …·Wₙᵀ + bₙ)``, differentiable with respect to everything.
 
     Args:
-        x: ``[..., F]``, of the weights' dtype, which is that of all products.
-        layers: weights ``[units, units before]`` and biases ``[units]``, first to last, at least one.
+        x: ``[..., F]``, floating; it is rounded to the weights' dtype, which is that of all products.
+        layers: weights ``[units, units before]`` and biases ``[units]``, first to last, at least one, of one dtype.
         backend: see :mod:`apv_fast.backend`.
 
     Returns:
-        ``[..., units of the last layer]`` in the dtype of ``x``.
+        ``[..., units of the last layer]`` in the dtype of the weights.
 
     Raises:
         TypeError: an argument is no tensor, or dtypes differ.
@@ -39,10 +39,10 @@ def mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], *, backend: str | No
     arguments.require(len(layers) > 0, "layers is empty; there must be at least one")
     leading = [f"N{i}" for i in range(x.dim() - 1)] if isinstance(x, Tensor) else []
     arguments.tensor("x", x, " ".join([*leading, "F"]))
-    before = "F"
+    before, dtype = "F", getattr(layers[0][0], "dtype", None)
     for i, (weight, bias) in enumerate(layers):
-        arguments.tensor(f"layers[{i}] weight", weight, f"U{i} {before}", x.dtype)
-        arguments.tensor(f"layers[{i}] bias", bias, f"U{i}", x.dtype)
+        arguments.tensor(f"layers[{i}] weight", weight, f"U{i} {before}", dtype)
+        arguments.tensor(f"layers[{i}] bias", bias, f"U{i}", dtype)
         before = f"U{i}"
     rows = x.reshape(-1, x.shape[-1])
     result: Tensor = torch.ops.apv_fast.mlp(rows, [w for layer in layers for w in layer], backend or "")

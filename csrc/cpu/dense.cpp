@@ -26,9 +26,11 @@ struct Depth {
   int64_t size() const { return end - begin; }
 };
 
-// A product of operands T; a comes as A and out leaves as Out.
-template <class T, class A, class Out>
+// A product of operands T.
+template <class T>
 struct Layer {
+  static constexpr bool kAsTheyAre = std::is_same_v<T, float>;  // floats are operands already
+
   const DenseArguments& x;
   int64_t panel_count, depth, block_rows, row_blocks;
   bool copied;  // of a's rows
@@ -38,8 +40,7 @@ struct Layer {
     depth = x.k < kDepth ? x.k : kDepth;
     block_rows = depth * kBlockRows > kBlockNumbers ? kBlockNumbers / depth : kBlockRows;
     row_blocks = panels(x.m, block_rows);
-    const bool operands = std::is_same_v<A, Element<T>> && x.a.column_stride == 1 && x.k % kPair<T> == 0;
-    copied = !operands || x.a.row_stride * int64_t(sizeof(A)) % kCrowdedBytes == 0;
+    copied = !kAsTheyAre || x.a.column_stride != 1 || x.a.row_stride * int64_t(sizeof(float)) % kCrowdedBytes == 0;
     row_stride = copied ? padded<T>(depth) + kPadBytes / int64_t(sizeof(Element<T>)) : x.a.row_stride;
     copy_size = copied ? block_rows * row_stride : 0;
   }
@@ -51,23 +52,23 @@ struct Layer {
   // Columns `part` of `count` rows of a from `first` on, as operands.
   void copy_rows(Depth part, int64_t first, int64_t count, Element<T>* to) const {
     const int64_t between = x.a.column_stride, size = part.size();
-    const A* from = static_cast<const A*>(x.a.data) + first * x.a.row_stride + part.begin * between;
+    const float* from = static_cast<const float*>(x.a.data) + first * x.a.row_stride + part.begin * between;
     int64_t m = 0;
     for (; x.a.row_stride == 1 && m + kWidest <= count; m += kWidest) turn_rows(from + m, size, to + m * row_stride);
     for (; m < count; ++m) {
-      const A* row = from + m * x.a.row_stride;
+      const float* row = from + m * x.a.row_stride;
       Element<T>* out = to + m * row_stride;
       if (between == 1) {
         to_operands<T>(row, size, out);
       } else {
-        for (int64_t k = 0; k < size; ++k) out[k] = operand<T>(widen(row[k * between]));
+        for (int64_t k = 0; k < size; ++k) out[k] = operand<T>(row[k * between]);
         for (int64_t k = size; k < padded<T>(size); ++k) out[k] = Element<T>{};
       }
     }
   }
 
   // A vector of rows whose numbers lie beside each other.
-  void turn_rows(const A* from, int64_t size, Element<T>* to) const {
+  void turn_rows(const float* from, int64_t size, Element<T>* to) const {
     int64_t k = 0;
     for (; k + kWidest <= size; k += kWidest) {
       Floats square[kWidest];
@@ -76,24 +77,25 @@ struct Layer {
       for (int64_t i = 0; i < kWidest; ++i) store_operand<T>(to + i * row_stride + k, square[i]);
     }
     for (int64_t i = 0; i < kWidest; ++i) {
-      for (int64_t j = k; j < size; ++j) to[i * row_stride + j] = operand<T>(widen(from[i + j * x.a.column_stride]));
+      for (int64_t j = k; j < size; ++j) to[i * row_stride + j] = operand<T>(from[i + j * x.a.column_stride]);
       for (int64_t j = size; j < padded<T>(size); ++j) to[i * row_stride + j] = Element<T>{};
     }
   }
 
-  // A tile of sums joins what came before and, if they are the last, becomes a tile of the result.
-  void finish(Depth part, float* before, const float* sums, int64_t rows, int64_t columns, int64_t n, Out* out) const {
+  // A tile of sums joins what came `before` (nullptr: there is one part) and, after the last, becomes one of the result.
+  void finish(Depth part, float* before, const float* sums, int64_t rows, int64_t columns, int64_t n, T* out) const {
     const bool last = part.end == x.k;
     const T* bias = last && x.bias != nullptr ? static_cast<const T*>(x.bias) + n : nullptr;
-    for (int64_t i = 0; i < rows; ++i, sums += kColumns<T>, out += x.n, before += x.n) {
+    for (int64_t i = 0; i < rows; ++i, sums += kColumns<T>, out += x.n) {
+      float* so_far = before == nullptr ? nullptr : before + i * x.n;
       for (int64_t c = 0; c < columns; c += kWidest) {
         const int64_t left = columns - c;
         const auto part_of = [&](const auto* from) { return left >= kWidest ? load(from) : load(from, left); };
         const auto keep = [&](auto* to, Floats y) { left >= kWidest ? store(to, y) : store(to, y, left); };
         Floats y = load(sums + c);
-        if (part.begin > 0) y += part_of(before + c);
+        if (part.begin > 0) y += part_of(so_far + c);
         if (!last) {
-          keep(before + c, y);
+          keep(so_far + c, y);
           continue;
         }
         if (bias != nullptr) y += part_of(bias + c);
@@ -113,37 +115,37 @@ struct Layer {
       const int64_t count = x.m - first < block_rows ? x.m - first : block_rows;
       if (block != in_rows) {
         if (copied) copy_rows(part, first, count, copy);
-        const auto* given = static_cast<const Element<T>*>(x.a.data) + first * row_stride + part.begin;
-        for (int64_t r = 0; r < count; ++r) rows[r] = (copied ? copy : given) + r * row_stride;
+        const auto* from = copied ? copy : static_cast<const Element<T>*>(x.a.data) + first * row_stride + part.begin;
+        for (int64_t r = 0; r < count; ++r) rows[r] = from + r * row_stride;
         in_rows = block;
       }
       const int64_t p = i % panel_count, n = p * kColumns<T>, at = first * x.n + n;
       const int64_t columns = x.n - n < kColumns<T> ? x.n - n : kColumns<T>;
       const Element<T>* panel = packed + p * panel_size<T>(part.size());
       multiply<T>(rows, count, dense(part.size()), panel, columns, nullptr, false, sums);
-      finish(part, totals == nullptr ? nullptr : totals + at, sums, count, columns, n, static_cast<Out*>(x.out) + at);
+      finish(part, totals == nullptr ? nullptr : totals + at, sums, count, columns, n, static_cast<T*>(x.out) + at);
     }
   }
 };
 
 // Sums of several parts of the depth are floats: in the result itself, if that is floats.
-template <class T, class A, class Out>
+template <class T>
 int64_t totals_size(const DenseArguments& x) {
-  return x.k > kDepth && !std::is_same_v<Out, float> ? x.m * x.n * int64_t(sizeof(float)) : 0;
+  return x.k > kDepth && !std::is_same_v<T, float> ? x.m * x.n * int64_t(sizeof(float)) : 0;
 }
 
-template <class T, class A, class Out>
+template <class T>
 int64_t workspace(const DenseArguments& x) {
-  return Layer<T, A, Out>(x).workspace() + totals_size<T, A, Out>(x);
+  return Layer<T>(x).workspace() + totals_size<T>(x);
 }
 
-template <class T, class A, class Out>
+template <class T>
 void run(const DenseArguments& x, void* memory) {
-  const Layer<T, A, Out> layer(x);
+  const Layer<T> layer(x);
   Element<T>* packed = static_cast<Element<T>*>(memory);
   Element<T>* copies = packed + packed_size<T>(layer.depth, x.n);
   float* totals = nullptr;
-  if constexpr (std::is_same_v<Out, float>) {
+  if constexpr (std::is_same_v<T, float>) {
     totals = static_cast<float*>(x.out);
   } else if (x.k > kDepth) {
     totals = reinterpret_cast<float*>(static_cast<char*>(memory) + layer.workspace());
@@ -205,18 +207,11 @@ void elu_run(const EluBackward& x, void* memory) {
   });
 }
 
-template <class T, class A, class Out>
-constexpr Dense of() {
-  return {workspace<T, A, Out>, run<T, A, Out>};
-}
-
 }  // namespace
 
 const DenseFunctions dense_functions = {
-    of<float, float, float>(),
-    of<Bf16, Bf16, Bf16>(),
-    of<Bf16, float, Bf16>(),
-    of<Bf16, Bf16, float>(),
+    {workspace<float>, run<float>},
+    {workspace<Bf16>, run<Bf16>},
     {elu_workspace<float>, elu_run<float>},
     {elu_workspace<Bf16>, elu_run<Bf16>},
 };

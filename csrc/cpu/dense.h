@@ -16,7 +16,7 @@ struct Operand {
   int64_t row_stride, column_stride;  // in elements
 };
 
-// The product's dtype is that of b and bias: float or Bf16.
+// a is floats, b, bias and out are T = float or Bf16, to which a is rounded on the way.
 struct DenseArguments {
   Operand a, b;
   const void* bias;  // [n], or nullptr
@@ -46,9 +46,7 @@ struct EluGradient {
 };
 
 struct DenseFunctions {
-  Dense floats, halves;
-  Dense halves_of_floats;  // a is floats: rounded to Bf16 on the way
-  Dense floats_of_halves;  // out is floats: not rounded
+  Dense floats, halves_of_floats;
   EluGradient elu_floats, elu_halves;
 };
 
