@@ -25,14 +25,19 @@ def dense(
     a: int,
     a_shape: Sequence[int],
     a_strides: Sequence[int],
+    a_dtype: str,
     b: int,
     b_shape: Sequence[int],
     b_strides: Sequence[int],
+    b_dtype: str,
     bias: int,
     out: int,
     elu: bool,
     threads: int,
     isa: str,
+) -> None: ...
+def elu_backward(
+    *, grad: int, y: int, out: int, sum: int, m: int, n: int, dtype: str, threads: int, isa: str
 ) -> None: ...
 def rssm_scan(
     *,
@@ -41,18 +46,6 @@ def rssm_scan(
     min_std: float,
     weights: Sequence[Sequence[int]],
     addresses: Mapping[str, int],
-    threads: int,
-    dtype: str,
-    isa: str,
-) -> None: ...
-def imagine(
-    *,
-    backward: bool,
-    sizes: Mapping[str, int],
-    units: Sequence[int],
-    latent_min_std: float,
-    min_std: float,
-    tensors: Mapping[str, int],
     threads: int,
     dtype: str,
     isa: str,
@@ -134,6 +127,18 @@ def lambda_return(
     isa: str,
 ) -> None: ...
 def apply_function(*, name: str, count: int, from_: int, out: int, dtype: str, isa: str) -> None: ...
+def imagine(
+    *,
+    backward: bool,
+    sizes: Mapping[str, int],
+    units: Sequence[int],
+    latent_min_std: float,
+    min_std: float,
+    tensors: Mapping[str, int],
+    threads: int,
+    dtype: str,
+    isa: str,
+) -> None: ...
 def encoder_pass(
     *,
     shape: tuple[int, ...],
@@ -161,6 +166,7 @@ def decoder_pass(
     threads: int,
     isa: str,
 ) -> None: ...
+
 class FilterStep:
     def __init__(
         self,

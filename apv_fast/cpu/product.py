@@ -12,13 +12,13 @@ from torch import Tensor
 from apv_fast import _C
 from apv_fast.cpu import isa
 
-WORTH_IT = 2**18  # multiplications from which packing, threads and this module's own call pay
+PARALLEL = 2**18  # multiplications from which a second thread pays
 
 
 def _ours(a: Tensor, b: Tensor) -> bool:
-    large = a.shape[0] * a.shape[1] * b.shape[1] >= WORTH_IT and a.shape[0] >= 4 and b.shape[1] >= 4
+    # All of float32, however small: MKL's sums depend on the number of threads there.
     rounded = b.dtype == torch.bfloat16 and isa() == "avx512bf16"
-    return large and a.dtype == torch.float32 and (b.dtype == torch.float32 or rounded)
+    return a.dtype == torch.float32 and (b.dtype == torch.float32 or rounded)
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -61,6 +61,7 @@ def elu_backward(grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _dense(a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool) -> Tensor:
     out = b.new_empty(a.shape[0], b.shape[1])
+    large = a.shape[0] * a.shape[1] * b.shape[1] >= PARALLEL
     _C.dense(
         a=a.data_ptr(),
         a_shape=a.shape,
@@ -73,7 +74,7 @@ def _dense(a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool) -> Tensor:
         bias=0 if bias is None else bias.data_ptr(),
         out=out.data_ptr(),
         elu=elu,
-        threads=torch.get_num_threads(),
+        threads=torch.get_num_threads() if large else 1,
         isa=isa(),
     )
     return out
