@@ -7,7 +7,7 @@
 // adds a group's sum to its place in memory. A layer of few weights has one place a group instead, and a thread computes
 // all of it; those are added afterwards, in order. Either way the result does not depend on the number of threads.
 //
-// Floats are read where they are. Otherwise a group is first written in the form that tiles read, by one thread:
+// Floats are read where they are. Otherwise a group is first written in the form that tiles read:
 //   - pairs of bfloat16: two small pixels beside each other, and with every large pixel the one two further on, which
 //     the second of them meets;
 //   - patches: the runs of all rows of the kernel side by side, where one run would fill its vectors badly (3 channels).
@@ -174,6 +174,9 @@ inline void add_separately(const GradientPlan<T>& plan, const T* small, const T*
   }
 }
 
+// So few threads do better to write every group each for itself than to read what another core has in its cache.
+constexpr int kFewThreads = 2;
+
 // sums (+)= the gradient of `images` images. All threads of the team call it, and a barrier follows before the next call
 // or any use of sums.
 template <class T, class Slot>
@@ -184,28 +187,29 @@ inline void add_gradient(const GradientPlan<T>& plan, const T* small, const T* l
     buffer.large_at[u] = plan.large_at(u);
   }
   if (plan.separate) return add_separately(plan, small, large, images, add, team, buffer, sums);
-  const int64_t step = plan.staged ? team.size : 1;
+  const bool together = plan.staged && team.size > kFewThreads;
+  const int64_t step = together ? team.size : 1;
   const auto count = [&](int64_t g) {
     const int64_t left = images - g * plan.group;
     return left < plan.group ? left : plan.group;
   };
   for (int64_t base = 0; base * plan.group < images; base += step) {
-    const int64_t mine = base + team.rank;
-    if (plan.staged) {
-      if (count(mine) > 0) stage_group(plan, small, large, mine * plan.group, count(mine), buffer.slot(team.rank));
-      team.barrier();
+    const int64_t mine = together ? base + team.rank : base;
+    if (plan.staged && count(mine) > 0) {
+      stage_group(plan, small, large, mine * plan.group, count(mine), buffer.slot(team.rank));
     }
+    if (together) team.barrier();
     for (int64_t g = base; g < base + step && count(g) > 0; ++g) {
       const Pixels pixels{buffer.small_at, buffer.large_at, plan.units_of(count(g))};
       if (plan.staged) {
-        const Element<T>* slot = buffer.slot(int(g - base));
+        const Element<T>* slot = buffer.slot(together ? int(g - base) : team.rank);
         add_group(plan, slot, slot + plan.small_slot, pixels, add || g > 0, team, sums);
       } else if constexpr (kReadsInPlace<T>) {
         add_group(plan, small + g * plan.group * plan.layer.small_size(),
                   large + g * plan.group * plan.layer.large_size(), pixels, add || g > 0, team, sums);
       }
     }
-    if (plan.staged) team.barrier();
+    if (together) team.barrier();
   }
 }
 
