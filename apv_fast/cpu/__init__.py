@@ -1,6 +1,7 @@
 """Ops in C++ for the CPU (``csrc/``), on the fastest instruction set that the machine has.
 
-``APV_FAST_CPU_ISA`` = scalar | avx2 | avx512 | avx512bf16 picks another one. Limits: Linux and GCC or Clang; tensors on the CPU.
+``APV_FAST_CPU_ISA`` = scalar | avx2 | avx512 | avx512bf16 picks another one. Limits: Linux and GCC or Clang; tensors on
+the CPU.
 """
 
 from __future__ import annotations
