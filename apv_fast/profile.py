@@ -1,11 +1,11 @@
 """Ranges around ops and phases of the loop; free unless ``APV_FAST_NVTX`` is set.
 
 ``APV_FAST_NVTX=1``: NVTX ranges, for Nsight Systems, in the domain "apv_fast" of the ``nvtx`` package; where that is
-not installed, torch's own ranges are used, which have no domain. ``APV_FAST_NVTX=torch``: ranges that ``torch.profiler``
-shows, on any machine; ``python -m bench`` uses them for its plot of an update. The variable is read when this module is
-imported. Off, :func:`annotate` returns one shared object that does nothing, and :func:`annotated` the function itself:
-a range costs a quarter of a microsecond on the development machine
-(``python -m timeit -s "from apv_fast.profile import annotate" "with annotate('a'): pass"``).
+not installed, torch's own ranges are used, which have no domain. ``APV_FAST_NVTX=torch``: ranges that
+``torch.profiler`` shows, on any machine; ``python -m bench`` uses them for its plot of an update. The variable is read
+when this module is imported. Off, :func:`annotate` returns one shared object that does nothing, and :func:`annotated`
+the function itself: a range costs a quarter of a microsecond on the development machine (``python -m timeit -s "from
+apv_fast.profile import annotate" "with annotate('a'): pass"``).
 
 Limits: a range marks what the host does. The replay of a CUDA graph is one call, so the phases inside an update show
 only with ``--graph off``.
