@@ -111,6 +111,9 @@ def test_images(dtype: torch.dtype) -> None:
             test_image_loss.test_value_and_gradient("cpu", dtype, shape, factor)
     for layout in ("spaced", "contiguous"):
         test_image_loss.test_normalize_image("cpu", dtype, layout)
+    image = torch.arange(41 * 43 * 5).to(torch.uint8).view(41, 43, 5)  # no whole number of vectors, more than one block
+    wanted = normalize_image(image, dtype, backend="reference")
+    assert torch.equal(normalize_image(image, dtype, backend="cpu"), wanted)
 
 
 @every_isa
