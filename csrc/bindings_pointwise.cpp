@@ -107,7 +107,8 @@ void returns(int64_t horizon, int64_t n, double lambda, std::array<Address, 4> i
   ReturnsProblem p{};
   p.horizon = horizon, p.n = n, p.lambda = lambda;
   p.threads = threads_for(horizon * n, threads);
-  p.reward = input(inputs[0]), p.value = input(inputs[1]), p.discount = input(inputs[2]), p.bootstrap = input(inputs[3]);
+  p.reward = input(inputs[0]), p.value = input(inputs[1]);
+  p.discount = input(inputs[2]), p.bootstrap = input(inputs[3]);
   p.out = output(out), p.grad = input(grad);
   p.grad_reward = output(gradients[0]), p.grad_value = output(gradients[1]);
   p.grad_discount = output(gradients[2]), p.grad_bootstrap = output(gradients[3]);
