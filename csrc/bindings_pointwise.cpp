@@ -1,4 +1,4 @@
-// apv_fast._C.sample, gumbel, kl_loss, image, lambda_return, keras_adam and apply_function: csrc/cpu/pointwise.h, adam.h.
+// apv_fast._C.sample, gumbel, kl_loss, image, lambda_return, keras_adam, apply_function: csrc/cpu/pointwise.h, adam.h.
 // Tensors are contiguous and given by address; 0 is none. What is there of sizes and dtypes, Python has checked.
 
 #include <pybind11/pybind11.h>

@@ -4,7 +4,7 @@
 //     KL = Σ_s ½(ρ² + δ² - 1) - log ρ,  ρ = σp/σq, δ = (μp - μq)/σq     Gaussian
 //
 // Both halves of the loss have that value and differ in where their gradient goes: L = max(mean KL, free), or with
-// per_step mean max(KL, free). Backward, for the cotangent g and N steps, a = g/N where the limit is not reached, else 0:
+// per_step mean max(KL, free). Backward, for the cotangent g and N steps, a = g/N, or 0 where the limit is reached:
 //
 //     dlogit_p = a·wp·p·(log p - log q - KL_s)   dlogit_q = a·wq·(q - p)
 //     dμp = a·wp·δ/σq   dσp = a·wp·(ρ/σq - 1/σp)   dμq = -a·wq·δ/σq   dσq = a·wq·(1 - ρ² - δ²)/σq

@@ -1,7 +1,8 @@
 // The λ-return and its gradient, a vector of sequences at a time:
 //
 //     m_t = (1 - λ)·v_{t+1} + λ·G_{t+1},  G_t = r_t + γ_t·m_t;  v_H = G_H = bootstrap
-//     a_t = g_t + λ·γ_{t-1}·a_{t-1};  dr_t = a_t,  dγ_t = a_t·m_t,  dv_{t+1} = (1 - λ)·γ_t·a_t,  dbootstrap = γ·a at t = H-1
+//     a_t = g_t + λ·γ_{t-1}·a_{t-1};  dr_t = a_t,  dγ_t = a_t·m_t,  dv_{t+1} = (1 - λ)·γ_t·a_t
+//     dbootstrap = γ_{H-1}·a_{H-1}
 //
 // The way back computes the m_t again: returns that were rounded to 16 bits would not do.
 
