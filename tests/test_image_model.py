@@ -37,7 +37,9 @@ def case(kind: str, size: tuple[int, int, int, int], dtype: torch.dtype, seed: i
     n, depth, channels, features = size
     generator = torch.Generator().manual_seed(seed + 10 * n)
     wide = torch.promote_types(dtype, torch.float32)
-    module = Decoder(features, depth, channels=channels) if kind == "decoder" else Encoder(depth, channels=channels)
+    with torch.random.fork_rng(devices=[]):  # its scales are part of the case
+        torch.manual_seed(seed)
+        module = Decoder(features, depth, channels=channels) if kind == "decoder" else Encoder(depth, channels=channels)
     layers = []
     for p in module.parameters():
         scale = 0.3 if p.dim() == 1 else 1.5 * p.detach().std().item() if p.numel() > 1 else 1.0
