@@ -85,12 +85,18 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
     "rssm_step": {
         "reference": "apv_fast.reference.rssm:rssm_step",
+        "cpu": "apv_fast.cpu.step:rssm_step",
         "triton": "apv_fast.kernels.rssm_step:rssm_step",
     },
     "rssm_rollout": {
         "reference": "apv_fast.reference.imagination:rssm_rollout",
         "cpu": "apv_fast.cpu.imagine:rssm_rollout",
         "triton": "apv_fast.kernels.rssm_rollout:rssm_rollout",
+    },
+    "policy": {  # classes: of apv_fast.agent.policy.Policy
+        "reference": "apv_fast.agent.policy:ModulePolicy",
+        "cpu": "apv_fast.cpu.act:CpuPolicy",
+        "triton": "apv_fast.agent.policy:ModulePolicy",
     },
     "stacked_observe": {
         "reference": "apv_fast.reference.rssm:stacked_observe",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from apv_fast.agent.behavior import Behavior
 from apv_fast.agent.graph import GraphedUpdate, optimizer_tensors
+from apv_fast.agent.policy import Policy
 from apv_fast.agent.world_model import Batch, Metrics, VideoModel, WorldModel
+from apv_fast.backend import resolve
 from apv_fast.config import FinetuneConfig, OptimizerConfig, PretrainConfig
 from apv_fast.optim import KerasAdam
 from apv_fast.profile import annotate, annotated
@@ -123,6 +125,7 @@ class Agent:
         if video_weights:  # with stacking, encoder and action-free RSSM have an optimiser, and a clip, of their own
             self.optimizers["video"] = make_optimizer(video_weights, config.optimizer, config.backend)
         self._clock = torch.zeros((), dtype=torch.int64, device=device)  # updates, for what is decided on the device
+        self._policies: dict[Callable[..., Policy], Policy] = {}  # by what makes them; see _policy
         self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph)
 
     def load_pretrained(self, state: Mapping[str, Any], source: Path) -> None:
@@ -222,16 +225,19 @@ class Agent:
             zeros = torch.zeros(batch, width, device=self.device)
             upper = model.rssm.initial(batch)
             memory = Memory(upper if model.af_rssm is None else model.af_rssm.initial(batch), upper, zeros)
-        embed, af_post = model.encoder(image), memory.af_state
-        if model.stack is None:
-            post, _ = model.rssm.obs_step(memory.state, memory.action, embed, is_first, generator=generator)
-        else:
-            af_post, post = model.stack.obs_step(
-                memory.af_state, memory.state, memory.action, embed, is_first, generator=generator
-            )
-        policy = self.behavior.actor(model.rssm.feat(post))
-        action = policy.rsample(generator=generator) if explore else policy.mode
-        return action, Memory(af_post, post, action)
+        states = [memory.state] if model.af_rssm is None else [memory.af_state, memory.state]
+        posts, action = self._policy()(
+            model.encoder(image), is_first, states, memory.action, explore=explore, generator=generator
+        )
+        return action, Memory(memory.af_state if model.af_rssm is None else posts[0], posts[-1], action)
+
+    def _policy(self) -> Policy:
+        """What the backend in force has for the step behind the encoder."""
+        make = resolve("policy", self.behavior.actor.out.weight, self.config.backend)
+        if make not in self._policies:
+            models = [rssm for rssm in (self.model.af_rssm, self.model.rssm) if rssm is not None]
+            self._policies[make] = make(models, self.behavior.actor, concat_embed=self.config.concat_embed)
+        return self._policies[make]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning changes: weights, queue, normaliser, moments, clocks."""
