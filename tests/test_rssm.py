@@ -126,6 +126,25 @@ def test_values_and_gradients(case: str, backend: str, sizes: Sizes, dtype: torc
     assert_exact(case, backend, sizes, dtype, sample)
 
 
+@pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
+@pytest.mark.parametrize("name", ["odd", "gaussian", "action-free", "wide"])
+@pytest.mark.parametrize(("case", "backend"), [e for e in EXACT if e[0] in ("imagine", "step")])
+def test_values_without_gradients(case: str, backend: str, name: str, sample: bool) -> None:
+    """An engine may have another way for these; float64, and where sums are long the narrower dtypes too."""
+    sizes, call = SIZES[name], CASES[case][1]
+    for dtype in REFERENCE_ERROR if name == "wide" and sample else [torch.float64]:
+        tensors = make_case(case, sizes, dtype, device=probe(backend).devices[-1])
+        exact = {key: x.double() if x.is_floating_point() else x for key, x in tensors.items()}
+        with torch.no_grad():
+            expected = call(exact, sizes, "reference", sample)
+            got, reference = (
+                relative_errors(call(tensors, sizes, engine, sample), expected) for engine in (backend, "reference")
+            )
+        for key, error in got.items():
+            bound = 1e-12 if dtype == torch.float64 else 2 * max(reference[key], torch.finfo(dtype).eps / 2)
+            assert error <= bound, f"{key}, {dtype}: {error:.2e}, reference {reference[key]:.2e}"
+
+
 sizes_strategy = st.builds(
     lambda b, t, e, a, extra, d, h, s, c: Sizes(b, t, e, a, a + extra, d, h, s, c),
     *(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(0, 3), st.integers(0, 3)),
