@@ -143,8 +143,8 @@ void bind_step(pybind11::module_& module) {
       .def("add_actor", &FilterStep::add_actor, "Weight, bias and units of every layer.", py::kw_only(),
            py::arg("layers"), py::arg("head"), py::arg("actions"), py::arg("one_hot"), py::arg("min_std"))
       .def("run", &FilterStep::run, py::call_guard<py::gil_scoped_release>(),
-           "Addresses or 0, a model: deter, stoch, action, embed, then the new deter; stoch, stats, noise and its seed of "
-           "the posterior, and of the prior. Of the actor: noise, its seed, the action.",
+           "Addresses or 0, a model: deter, stoch, action, embed, then the new deter; stoch, stats, noise and its seed "
+           "of the posterior, and of the prior. Of the actor: noise, its seed, the action.",
            py::arg("rows"), py::arg("is_first"), py::arg("models"), py::arg("actor"), py::arg("threads"));
 }
 

@@ -1,13 +1,14 @@
 // Actions of an actor, sampled and differentiated, row by row. One-hot ones are a categorical variable (latent.h). From
-// the head (o, r) of a continuous one and a uniform u, the normal truncated to [-1, 1], by the inverse of its distribution:
+// the head (o, r) of a continuous one and a uniform u, the normal truncated to [-1, 1], by the inverse of its
+// distribution:
 //
 //     mu = tanh(o),  sigma = 2·sigmoid(r/2) + min_std,  l = (-1 - mu)/sigma,  h = (1 - mu)/sigma
 //     xi = Φ⁻¹((1 - u)·Φ(l) + u·Φ(h)),  a = clip(mu + sigma·xi, ±(1 - 1e-6)), the clip with a straight-through gradient
 //     da/dmu = 1 - ((1 - u)·φ(l) + u·φ(h))/φ(xi),  da/dsigma = xi - ((1 - u)·φ(l)·l + u·φ(h)·h)/φ(xi)
 //
-// All of it in doubles, which a few numbers a row can afford: in float Φ rounds to 1 and the tails are lost. xi is clamped
-// into [l, h], where it lies but for rounding, so that φ(l)/φ(xi) = exp((xi² - l²)/2) cannot overflow. Φ⁻¹ is Wichura's
-// algorithm AS 241 (Applied Statistics 37, 1988), 16 digits. See simd.h on files of this kind.
+// All of it in doubles, which a few numbers a row can afford: in float Φ rounds to 1 and the tails are lost. xi is
+// clamped into [l, h], where it lies but for rounding, so that φ(l)/φ(xi) = exp((xi² - l²)/2) cannot overflow. Φ⁻¹ is
+// Wichura's algorithm AS 241 (Applied Statistics 37, 1988), 16 digits. See simd.h on files of this kind.
 #pragma once
 
 #include "latent.h"

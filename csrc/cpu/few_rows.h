@@ -3,7 +3,8 @@
 //     out[m, n] = sum over k of a[m, k]·w[n, k]
 //
 // Nothing is packed: for a few rows the time is that of reading the weight once, in order. Every sum runs over k in
-// vectors and then over the lanes, in one order, whatever the number of rows or threads. See simd.h on files of this kind.
+// vectors and then over the lanes, in one order, whatever the number of rows or threads. See simd.h on files of this
+// kind.
 #pragma once
 
 #include "product.h"

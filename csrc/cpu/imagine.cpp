@@ -29,7 +29,8 @@ void imagine(const ImagineProblem& problem, bool backward, const std::string& dt
   require(p.layers >= 0 && p.layers <= kMostLayers, "an actor has at most 16 hidden layers");
   p.threads = usable_threads(p.threads);
   const Isa chosen = isa_of(isa);
-  const ImagineTable& table = backward ? APV_FAST_PICK(chosen, imagine_backward) : APV_FAST_PICK(chosen, imagine_forward);
+  const ImagineTable& table =
+      backward ? APV_FAST_PICK(chosen, imagine_backward) : APV_FAST_PICK(chosen, imagine_forward);
   const ImagineFunctions& functions = functions_of(table, dtype);
   const Workspace memory(functions.bytes(p));
   functions.run(p, static_cast<char*>(memory.data()));

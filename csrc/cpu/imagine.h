@@ -9,7 +9,7 @@
 // and one back, with the carry dh and dx of the step after:
 //
 //     dstats = dstats' + sample'(dz' + W_stochᵀ dx⁺)  |  dy = elu'(y)·W_distᵀ dstats  |  dh = dh' + W_outᵀ dy + carry
-//     dparts = LayerNorm'(gates'(dh))                 |  [dx, carry] = W_gruᵀ dparts, dx ·= elu'(x), carry += (1 - g)·dh
+//     dparts = LayerNorm'(gates'(dh))  |  [dx, carry] = W_gruᵀ dparts, dx ·= elu'(x), carry += (1 - g)·dh
 //     da = da' + W_actionᵀ dx;  dhead = sample'(da);  du_l = elu'(u_l)·W_{l+1}ᵀ du_{l+1}
 //
 // No step looks at another row, so every thread takes rows of its own through all steps: no barrier but the one behind
@@ -40,9 +40,9 @@ struct LayerWeights {
   int64_t units;
 };
 
-// N rows, H steps; D deter, H hidden, S·C stoch and discrete (C = 0: Gaussian), L = S·C or S, M = S·C or 2·S, A actions.
-// "wide": float, or double where the operands are double. A tensor of the steps is [H, N, ...] or, batch-first,
-// [N, H, ...]; everything is contiguous; null where something is absent or not wanted.
+// N rows, H steps; D deter, H hidden, S·C stoch and discrete (C = 0: Gaussian), L = S·C or S, M = S·C or 2·S, A
+// actions. "wide": float, or double where the operands are double. A tensor of the steps is [H, N, ...] or,
+// batch-first, [N, H, ...]; everything is contiguous; null where something is absent or not wanted.
 struct ImagineProblem {
   int64_t steps, rows, deter, hidden, stoch, discrete, inputs, actions;  // inputs: columns of img_in's weight
   double latent_min_std, min_std;
@@ -57,13 +57,15 @@ struct ImagineProblem {
   const void *start_deter, *start_stoch;  // wide: [N, D], [N, L]
   NoiseSource noise, action_noise;        // wide: [.., L], [.., A]
   const void* given_action;               // operands' dtype
-  // Outputs, wide: D, L, M and A; and what the way back needs: operands' dtype H, 3D, H, U of each layer; wide 2, heads.
+  // Outputs, wide: D, L, M and A; and what the way back needs: operands' dtype H, 3D, H, U of each layer; wide 2,
+  // heads.
   void *deter_trace, *stoch_trace, *stats_trace, *action_trace;
   void *x_trace, *parts_trace, *y_trace, *norm_trace, *head_trace;
   void* layer_trace[kMostLayers];
   // Backward: gradients of the outputs, wide; null: zeros.
   const void *grad_deter, *grad_stoch, *grad_stats, *grad_action;
-  // Gradients that it leaves. Of preactivations, operands' dtype: H, 3D, H, M (null: not wanted), heads, U of each layer.
+  // Gradients that it leaves. Of preactivations, operands' dtype: H, 3D, H, M (null: not wanted), heads, U of each
+  // layer.
   void *dx, *dparts, *dy, *dstats, *dhead;
   void* dlayer[kMostLayers];
   void *dstart_deter, *dstart_stoch, *daction;  // wide: [N, D]; [N, L] and [.., A] or null

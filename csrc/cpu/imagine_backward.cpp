@@ -310,7 +310,8 @@ void run(const ImagineProblem& problem, char* memory) {
 
 }  // namespace
 
-const ImagineTable imagine_backward = {{bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
+const ImagineTable imagine_backward = {
+    {bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

@@ -211,7 +211,8 @@ struct ForwardRows {
     const int64_t width = p.mixed();
     Real* made = row_of<Real>(p.stoch_trace, at(t, i), width);
     const Real* stats = row_of<Real>(p.stats_trace, at(t, i), p.statistics());
-    sample_latents(latent_shape(p), stats, noise_at<Real>(p.noise, at(t, i), width), made, p.discrete ? chosen : nullptr);
+    const LatentNoise<Real> noise = noise_at<Real>(p.noise, at(t, i), width);
+    sample_latents(latent_shape(p), stats, noise, made, p.discrete ? chosen : nullptr);
     if (p.discrete) {
       stoch.set_ones(i, chosen, p.stoch, p.discrete);
     } else {
@@ -284,7 +285,8 @@ void run(const ImagineProblem& problem, char* memory) {
 
 }  // namespace
 
-const ImagineTable imagine_forward = {{bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
+const ImagineTable imagine_forward = {
+    {bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

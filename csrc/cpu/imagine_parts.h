@@ -124,7 +124,8 @@ inline Vector<Wide<T>> panel_row(const Element<T>* panel, int64_t k, int64_t v) 
   }
 }
 
-// sums += rows of the packed matrix, from `column` on, that a sparse row weighs: the product of both. `Vectors` of them.
+// sums += rows of the packed matrix, from `column` on, that a sparse row weighs: the product of both. `Vectors` of
+// them.
 template <int Vectors, class T>
 inline void add_rows(const Packed<T>& matrix, const SparseRows<Wide<T>>& sparse, int64_t i, int64_t column,
                      Vector<Wide<T>>* sums) {

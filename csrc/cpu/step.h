@@ -6,8 +6,9 @@
 //     y = elu(W_obs [h', e] + b)  |  stats = W_dist y + b, z' = sample(stats)      the posterior, e what it sees
 //     y = elu(W_out h' + b)       |  stats = W_dist y + b, z' = sample(stats)      the prior
 //
-// One OpenMP region for all of it. Products split their units among the threads (few_rows.h), what follows splits the rows,
-// with a barrier in between. Weights are read as they lie: 24 million numbers for both models and the actor at full size.
+// One OpenMP region for all of it. Products split their units among the threads (few_rows.h), what follows splits the
+// rows, with a barrier in between. Weights are read as they lie: 24 million numbers for both models and the actor at
+// full size.
 #pragma once
 
 #include <cstdint>

@@ -19,7 +19,10 @@ struct FewRows {
   Real* sums;  // [B, units]
 
   FewRows(Arena& arena, const LayerWeights& layer, int64_t rows, int64_t depth)
-      : layer(layer), in(arena, layer.weight ? rows : 0, depth), depth(depth), sums(arena.take<Real>(in.rows * layer.units)) {}
+      : layer(layer),
+        in(arena, layer.weight ? rows : 0, depth),
+        depth(depth),
+        sums(arena.take<Real>(in.rows * layer.units)) {}
 
   // Calls put(row, unit, x, left) with vectors of the units that this thread has.
   template <class Put>
@@ -45,7 +48,9 @@ struct FewRows {
 
   // out into rows of memory.
   void run_into(const Team& team, Real* to) const {
-    run(team, [&](int64_t i, int64_t j, Vector<Real> x, int64_t left) { store_some(to + i * layer.units + j, x, left); });
+    run(team, [&](int64_t i, int64_t j, Vector<Real> x, int64_t left) {
+      store_some(to + i * layer.units + j, x, left);
+    });
   }
 };
 
