@@ -56,6 +56,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "mlp": {
         "reference": "apv_fast.reference.mlp:mlp",
         "cpu": "apv_fast.cpu.mlp:mlp",
+        "triton": "apv_fast.reference.mlp:mlp",  # cuBLAS has nothing to be spared there
     },
     "keras_adam": {
         "reference": "apv_fast.reference.adam:Step",
