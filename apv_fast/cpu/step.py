@@ -1,7 +1,7 @@
 """``rssm_step`` in C++: ``csrc/cpu/step.h``, one call that reads every weight once, as it lies.
 
-That is for a few rows without gradients, as in acting. With gradients the prior is ``rssm_imagine`` with one step and
-the posterior's head is plain PyTorch; so it is for many rows, where packed weights pay. float16 runs on the reference.
+That is for a few rows without gradients, as in acting. With gradients a step is a sequence of one; so it is for many
+rows, where packed weights pay. float16 runs on the reference.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from apv_fast import _C
 from apv_fast.cpu import isa
 from apv_fast.cpu.imagine import rssm_imagine
+from apv_fast.cpu.scan import observe as rssm_observe
 from apv_fast.reference import rssm as reference
-from apv_fast.reference.noise import whole_noise
 from apv_fast.scan.imagination import state_of, wants_gradients
 from apv_fast.structure import ActorParams, Latent, RSSMParams, State
 
@@ -229,7 +228,7 @@ def _first(x: Tensor | None) -> Tensor | None:
     return x if x is None or x.dim() == 0 else x[:, None]
 
 
-def _by_parts(
+def _as_sequence(
     params: RSSMParams,
     state: State,
     action: Tensor | None,
@@ -239,21 +238,18 @@ def _by_parts(
     post_noise: Tensor | None,
     prior_noise: Tensor | None,
 ) -> tuple[State, State]:
-    """The prior in C++, the posterior's head in PyTorch; differentiable."""
-    if is_first is not None:
-        keep = ~is_first
-        state = {key: x * keep.view(-1, *[1] * (x.dim() - 1)) for key, x in state.items()}
-        action = None if action is None else action * keep[:, None]
-    sequence = rssm_imagine(params, state, _first(action), 1, latent, _first(prior_noise))
-    prior = {key: x[:, 0] for key, x in sequence.items()}
-    if embed is None:
+    """As a sequence of one step; differentiable."""
+    if embed is None or is_first is None:
+        prior = _only(rssm_imagine(params, state, _first(action), 1, latent, _first(prior_noise)))
         return prior, prior
-    deter = prior["deter"]
-    seen = torch.cat([deter, embed.to(deter.dtype)], -1)
-    hidden = F.elu(reference.dense(seen, params.obs_out_weight, params.obs_out_bias))
-    out = reference.dense(hidden, params.obs_dist_weight, params.obs_dist_bias)
-    noise = whole_noise(post_noise, (len(deter),), latent, deter.dtype)
-    return {"deter": deter, **reference.latent_state(out, latent, noise)}, prior
+    noises = _first(post_noise), _first(prior_noise)
+    post, prior = rssm_observe(params, embed[:, None], is_first[:, None], _first(action), state, latent, *noises)
+    return _only(post), _only(prior)
+
+
+def _only(sequence: State) -> State:
+    """The state of its one step."""
+    return {key: x[:, 0] for key, x in sequence.items()}
 
 
 def rssm_step(
@@ -271,7 +267,7 @@ def rssm_step(
     if params.gru_weight.dtype == torch.float16:
         return reference.rssm_step(params, state, action, embed, is_first, latent, post_noise, prior_noise)
     if wants_gradients(*params, deter, stoch, action, embed) or deter.shape[0] > FEW:
-        return _by_parts(params, state, action, embed, is_first, latent, post_noise, prior_noise)
+        return _as_sequence(params, state, action, embed, is_first, latent, post_noise, prior_noise)
     made = _step(list(params), deter, stoch, action, embed, is_first, *latent, post_noise, prior_noise)
     prior = state_of(made[0], made[1], made[2], latent)
     return (prior if embed is None else state_of(made[0], made[3], made[4], latent)), prior
