@@ -1,4 +1,4 @@
-"""What issue 4 asks of the CPU engine, held against a result: ``python -m bench.targets FILE...`` prints tables.
+"""The CPU engine's targets held against a result: ``python -m bench.targets FILE...`` prints tables.
 
 The first, in Markdown, has a line a target with the command that measures it anew. The second has the floor of every
 row of ours, computed from its operations and bytes with the ceilings in the file, and the share of it that was reached.
