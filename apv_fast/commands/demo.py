@@ -47,7 +47,7 @@ class Scale:
     episodes: int  # of the final evaluation
 
 
-FULL = Scale(videos=20, pretrain_updates=500, steps=6000, prefill=1000, first_updates=100, eval_every=1000, episodes=10)
+FULL = Scale(videos=20, pretrain_updates=800, steps=8000, prefill=1000, first_updates=100, eval_every=1000, episodes=10)
 QUICK = Scale(videos=2, pretrain_updates=20, steps=300, prefill=250, first_updates=5, eval_every=1000, episodes=2)
 
 
