@@ -55,7 +55,7 @@ def demo(config: DemoConfig) -> int:
     """Run everything; returns the exit status: 1 if the policy did not learn (never with ``quick``)."""
     scale = QUICK if config.quick else FULL
     started = time.monotonic()
-    minutes = "under 2 minutes" if config.quick else "about 4 minutes on 2 CPU cores with AVX-512 (at most 12 on older ones)"
+    minutes = "under 2 minutes" if config.quick else "about 4 minutes on 2 CPU cores with AVX-512"
     print(f"APV on {TASK}, pre-trained on videos of {VIDEO_TASK}. This takes {minutes}.")
     _clear(config.out)
     print(f"\n1/4  videos: {scale.videos} episodes of {VIDEO_TASK} with random actions")
