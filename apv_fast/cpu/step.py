@@ -240,16 +240,19 @@ def _as_sequence(
 ) -> tuple[State, State]:
     """As a sequence of one step; differentiable."""
     if embed is None or is_first is None:
-        prior = _only(rssm_imagine(params, state, _first(action), 1, latent, _first(prior_noise)))
+        prior = _only(rssm_imagine(params, state, _first(action), 1, latent, _first(prior_noise)), latent, prior_noise)
         return prior, prior
     noises = _first(post_noise), _first(prior_noise)
     post, prior = rssm_observe(params, embed[:, None], is_first[:, None], _first(action), state, latent, *noises)
-    return _only(post), _only(prior)
+    return _only(post, latent, post_noise), _only(prior, latent, prior_noise)
 
 
-def _only(sequence: State) -> State:
-    """The state of its one step."""
-    return {key: x[:, 0] for key, x in sequence.items()}
+def _only(sequence: State, latent: Latent, noise: Tensor | None) -> State:
+    """The state of its one step; a mode of one-hots is a constant."""
+    state = {key: x[:, 0] for key, x in sequence.items()}
+    if latent.discrete and noise is None:
+        state["stoch"] = state["stoch"].detach()
+    return state
 
 
 def rssm_step(
