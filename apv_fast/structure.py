@@ -78,3 +78,15 @@ class Latent(NamedTuple):
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of states and statistics for weights of ``dtype``: at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def state_of(deter: Tensor, stoch: Tensor, stats: Tensor, latent: Latent) -> State:
+    """A state with DreamerV2's keys, of flat latents ``[..., L]`` and a distribution layer's output ``[..., M]``.
+
+    Views of them, except for Gaussian std.
+    """
+    if latent.discrete:
+        shape = (latent.stoch, latent.discrete)
+        return {"deter": deter, "stoch": stoch.unflatten(-1, shape), "logit": stats.unflatten(-1, shape)}
+    mean, raw = stats.chunk(2, -1)
+    return {"deter": deter, "stoch": stoch, "mean": mean, "std": 2 * torch.sigmoid(raw / 2) + latent.min_std}

@@ -115,7 +115,6 @@ class Trace(NamedTuple):
 
 
 ACTION_PAD = 64  # what actions are padded to, so that no product has a remainder that is read number by number
-OUTPUTS = 3  # of a trace's tensors; the others are for the way back
 
 
 class Start(NamedTuple):

@@ -38,6 +38,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from apv_fast.ops.kl_engine import Settings, define_kl
+from apv_fast.structure import state_dtype
+
 from .pointwise import divide, exp
 
 TILE = 2048  # numbers of each latent that a program holds at a time
@@ -188,10 +191,6 @@ def finish_kernel(
         tl.store(loss, tl.where(average < FREE, FREE, average))
 
 
-def _acc(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def _constants(tensor: Tensor) -> dict[str, Any]:
     """Compile-time sizes of a kernel over ``tensor``: [B, T, S, C] or [B, T, S]."""
     acc = tl.float64 if tensor.dtype == torch.float64 else tl.float32
@@ -214,129 +213,37 @@ def _strides(statistics: list[Tensor]) -> list[int]:
     return [stride for tensor in statistics for stride in tensor.stride()]
 
 
-@torch.library.custom_op(
-    "apv_fast::kl_triton",
-    mutates_args=(),
-    schema="(Tensor[] statistics, float p_weight, float q_weight, float free, bool per_step) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-def _forward(
-    statistics: list[Tensor], p_weight: float, q_weight: float, free: float, per_step: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, value [B, T] and its mean, of the logits (or means and deviations) of p and q."""
-    first = statistics[0]
-    value = first.new_empty(first.shape[:2], dtype=_acc(first))
-    loss, mean = value.new_empty(()), value.new_empty(())
-    if not first.numel():
-        value.zero_()
-    constants = _constants(first)
-    with _on(first):
-        if first.numel():
-            kernel = categorical_forward_kernel if first.dim() == 4 else normal_forward_kernel
-            kernel[(value.numel(),)](*statistics, value, *_strides(statistics), **constants)
-        finish_kernel[(1,)](
-            value, loss, mean, value.numel(), FREE=free, PER_STEP=per_step, ACC=constants["ACC"], BLOCK=FINISH
-        )
-    return loss, value, mean
+class _Kernels:
+    """:class:`apv_fast.ops.kl_engine.Engine`; settings are compile-time constants of the kernels, strides are free."""
 
-
-@torch.library.custom_op(
-    "apv_fast::kl_triton_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor[] statistics, Tensor value, Tensor mean, float p_weight, float q_weight, float free, "
-    "bool per_step) -> Tensor[]",
-)
-def _backward(
-    grad: Tensor,
-    statistics: list[Tensor],
-    value: Tensor,
-    mean: Tensor,
-    p_weight: float,
-    q_weight: float,
-    free: float,
-    per_step: bool,
-) -> list[Tensor]:
-    """Gradients of the statistics, contiguous."""
-    first = statistics[0]
-    gradients = [tensor.new_empty(tensor.shape) for tensor in statistics]
-    if first.numel():
-        kernel = categorical_backward_kernel if first.dim() == 4 else normal_backward_kernel
+    def forward(self, statistics: list[Tensor], settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
+        first = statistics[0]
+        value = first.new_empty(first.shape[:2], dtype=state_dtype(first.dtype))
+        loss, mean = value.new_empty(()), value.new_empty(())
+        if not first.numel():
+            value.zero_()
+        constants, limit = _constants(first), {"FREE": settings.free, "PER_STEP": settings.per_step}
         with _on(first):
-            kernel[(value.numel(),)](
-                grad, *statistics, value, mean, *gradients, *_strides(statistics), **_constants(first),
-                P_WEIGHT=p_weight, Q_WEIGHT=q_weight, FREE=free, PER_STEP=per_step,
-            )  # fmt: skip
-    return gradients
+            if first.numel():
+                kernel = categorical_forward_kernel if first.dim() == 4 else normal_forward_kernel
+                kernel[(value.numel(),)](*statistics, value, *_strides(statistics), **constants)
+            finish_kernel[(1,)](value, loss, mean, value.numel(), **limit, ACC=constants["ACC"], BLOCK=FINISH)
+        return loss, value, mean
+
+    def backward(
+        self, grad: Tensor, statistics: list[Tensor], value: Tensor, mean: Tensor, settings: Settings
+    ) -> list[Tensor]:
+        first = statistics[0]
+        gradients = [tensor.new_empty(tensor.shape) for tensor in statistics]
+        if first.numel():
+            kernel = categorical_backward_kernel if first.dim() == 4 else normal_backward_kernel
+            with _on(first):
+                kernel[(value.numel(),)](
+                    grad, *statistics, value, mean, *gradients, *_strides(statistics), **_constants(first),
+                    P_WEIGHT=settings.p_weight, Q_WEIGHT=settings.q_weight, FREE=settings.free,
+                    PER_STEP=settings.per_step,
+                )  # fmt: skip
+        return gradients
 
 
-@_forward.register_fake
-def _(
-    statistics: list[Tensor], p_weight: float, q_weight: float, free: float, per_step: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    value = statistics[0].new_empty(statistics[0].shape[:2], dtype=_acc(statistics[0]))
-    return value.new_empty(()), value, value.new_empty(())
-
-
-@_backward.register_fake
-def _(
-    grad: Tensor,
-    statistics: list[Tensor],
-    value: Tensor,
-    mean: Tensor,
-    p_weight: float,
-    q_weight: float,
-    free: float,
-    per_step: bool,
-) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in statistics]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    statistics, *ctx.settings = inputs
-    ctx.save_for_backward(*statistics, *output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    *statistics, value, mean = ctx.saved_tensors
-    gradients = None if grad is None else _backward(grad, statistics, value, mean, *ctx.settings)
-    return gradients, None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def _balance(
-    post: list[Tensor], prior: list[Tensor], balance: float, free: float, free_avg: bool, forward: bool
-) -> tuple[Tensor, Tensor]:
-    p, q = (prior, post) if forward else (post, prior)
-    p_weight = balance if forward else 1 - balance
-    weights = (1.0, 1.0) if balance == 0.5 else (p_weight, 1 - p_weight)
-    loss, value, _ = _forward(p + q, *weights, free, balance == 0.5 or not free_avg)
-    return loss, value.detach()
-
-
-def kl_balance(
-    post_logit: Tensor, prior_logit: Tensor, balance: float, free: float, free_avg: bool, forward: bool
-) -> tuple[Tensor, Tensor]:
-    """The loss, differentiable once, and the divergence [B, T], of arguments that the op has checked.
-
-    Args:
-        post_logit, prior_logit: [B, T, S, C], one floating dtype and one device; any strides, read in place.
-        balance, free, free_avg, forward: see :func:`apv_fast.ops.kl_balance`; compile-time constants of the kernels.
-    """
-    return _balance([post_logit], [prior_logit], balance, free, free_avg, forward)
-
-
-def kl_balance_normal(
-    post_mean: Tensor,
-    post_std: Tensor,
-    prior_mean: Tensor,
-    prior_std: Tensor,
-    balance: float,
-    free: float,
-    free_avg: bool,
-    forward: bool,
-) -> tuple[Tensor, Tensor]:
-    """The same for means and standard deviations [B, T, S]."""
-    return _balance([post_mean, post_std], [prior_mean, prior_std], balance, free, free_avg, forward)
+kl_balance, kl_balance_normal = define_kl("triton", _Kernels())

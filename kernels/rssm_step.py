@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apv_fast.structure import Latent, RSSMParams, State
+from apv_fast.structure import Latent, RSSMParams, State, state_of
 
 from .dense import dense, dense_sample, fits
 from .imagine import packed
 from .latent import sample_backward_into, sample_into, whole
-from .rssm_imagine import rssm_imagine, state_of
+from .rssm_imagine import rssm_imagine
 
 _SCHEMA = "Tensor[] weights, Tensor deter, Tensor embed, int S, int C, float min_std, Tensor? noise"
 _FIRST = RSSMParams._fields.index("obs_out_weight")  # of the head's four weights

@@ -17,8 +17,7 @@ from torch import Tensor
 from apv_fast.cpu.step import Filter, Inputs, Model, joined_heads
 from apv_fast.nn import RSSM, Actor
 from apv_fast.ops.rssm_arguments import MANY, sample_noise
-from apv_fast.scan.imagination import state_of
-from apv_fast.structure import RSSMParams, State, state_dtype
+from apv_fast.structure import RSSMParams, State, state_dtype, state_of
 
 _Key = tuple[tuple[int, int], ...]
 

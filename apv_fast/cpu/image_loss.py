@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.pointwise import address, computed, how, wide
+from apv_fast.cpu.pointwise import address, computed, how
+from apv_fast.structure import state_dtype
 
 
 def _in_order(x: Tensor, order: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def _run(mean: Tensor, image: Tensor, loss: Tensor | None, gradient: Tensor | No
 @torch.library.custom_op("apv_fast::image_loss_cpu", mutates_args=())
 def _forward(mean: Tensor, image: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
     """The loss and its gradient, which is empty if not wanted."""
-    loss = mean.new_empty((), dtype=wide(mean.dtype))
+    loss = mean.new_empty((), dtype=state_dtype(mean.dtype))
     gradient = torch.empty_like(mean) if with_gradient else mean.new_empty(0)
     _run(mean, image, loss, gradient if with_gradient else None, 1.0)
     return loss, gradient
@@ -81,7 +82,7 @@ def _normalize(image: Tensor, dtype: torch.dtype) -> Tensor:
 @_forward.register_fake
 def _(mean: Tensor, image: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
     gradient = torch.empty_like(mean) if with_gradient else mean.new_empty(0)
-    return mean.new_empty((), dtype=wide(mean.dtype)), gradient
+    return mean.new_empty((), dtype=state_dtype(mean.dtype)), gradient
 
 
 @_backward.register_fake
@@ -121,4 +122,4 @@ def image_loss(mean: Tensor, image: Tensor) -> Tensor:
 
 def normalize_image(image: Tensor, dtype: torch.dtype) -> Tensor:
     """u/255 - ½ in ``dtype``, contiguous ``[..., H, W, C]``."""
-    return _normalize(image, wide(dtype)).to(dtype) if dtype == torch.float16 else _normalize(image, dtype)
+    return _normalize(image, state_dtype(dtype)).to(dtype) if dtype == torch.float16 else _normalize(image, dtype)

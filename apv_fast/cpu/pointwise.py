@@ -21,11 +21,6 @@ def how(tensor: Tensor) -> dict[str, Any]:
     return {"dtype": name, "threads": torch.get_num_threads(), "isa": isa()}
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums and states: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def computed(tensor: Tensor) -> Tensor:
     """The tensor in a dtype that the C++ code reads; float16 becomes float32, differentiably."""
     return tensor.float() if tensor.dtype == torch.float16 else tensor

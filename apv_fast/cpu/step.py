@@ -17,8 +17,8 @@ from apv_fast.cpu import isa
 from apv_fast.cpu.imagine import rssm_imagine
 from apv_fast.cpu.scan import observe as rssm_observe
 from apv_fast.reference import rssm as reference
-from apv_fast.scan.imagination import state_of, wants_gradients
-from apv_fast.structure import ActorParams, Latent, RSSMParams, State
+from apv_fast.scan.imagination import wants_gradients
+from apv_fast.structure import ActorParams, Latent, RSSMParams, State, state_of
 
 FEW = 64  # rows up to which nothing is packed: there the time is that of reading the weights
 

@@ -22,7 +22,7 @@ from apv_fast.scan.core import (
     elu_grad,
     scan_weights,
 )
-from apv_fast.structure import Latent, RSSMParams, State
+from apv_fast.structure import Latent, RSSMParams, State, state_of
 
 
 class ObserveArguments(NamedTuple):
@@ -248,13 +248,6 @@ def fake_traces(params: RSSMParams, arguments: ObserveArguments) -> tuple[Tensor
 
 
 def states(trace: Trace, prior: PriorTrace, latent: Latent) -> tuple[State, State]:
-    """Posterior and prior with DreamerV2's keys; views of the traces, except for Gaussian std."""
-
-    def state(stoch: Tensor, stats: Tensor) -> State:
-        if latent.discrete:
-            shape = (latent.stoch, latent.discrete)
-            return {"deter": trace.deter, "stoch": stoch.unflatten(-1, shape), "logit": stats.unflatten(-1, shape)}
-        mean, raw = stats.chunk(2, -1)
-        return {"deter": trace.deter, "stoch": stoch, "mean": mean, "std": 2 * torch.sigmoid(raw / 2) + latent.min_std}
-
-    return state(trace.stoch, trace.stats), state(prior.stoch, prior.stats)
+    """Posterior and prior with DreamerV2's keys."""
+    post = state_of(trace.deter, trace.stoch, trace.stats, latent)
+    return post, state_of(trace.deter, prior.stoch, prior.stats, latent)

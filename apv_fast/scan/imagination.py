@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from apv_fast.structure import ActorParams, Latent, RSSMParams, State
+from apv_fast.structure import ActorParams, Latent, RSSMParams, State, state_of
 
 WEIGHTS = RSSMParams._fields.index("obs_out_weight")  # a step without looking reads those before it
 OUTPUTS = 3  # deter, stoch, stats: of what an engine leaves, the tensors that have gradients
@@ -113,15 +113,6 @@ class Rollout(Protocol):
 def wants_gradients(*tensors: Tensor | None) -> bool:
     """Whether anything will ask for the way back from these tensors."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def state_of(deter: Tensor, stoch: Tensor, stats: Tensor, latent: Latent) -> State:
-    """A state with DreamerV2's keys from flat latents ``[..., L]`` and statistics ``[..., M]``."""
-    if latent.discrete:
-        shape = (latent.stoch, latent.discrete)
-        return {"deter": deter, "stoch": stoch.unflatten(-1, shape), "logit": stats.unflatten(-1, shape)}
-    mean, raw = stats.chunk(2, -1)
-    return {"deter": deter, "stoch": stoch, "mean": mean, "std": 2 * torch.sigmoid(raw / 2) + latent.min_std}
 
 
 def _outputs(like: Tensor, leading: tuple[int, int], deter: int, width: int, statistics: int) -> list[Tensor]:
