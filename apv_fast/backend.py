@@ -48,15 +48,17 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "image_encoder": {
         "reference": "apv_fast.reference.image_model:image_encoder",
         "cpu": "apv_fast.cpu.image_model:image_encoder",
+        "triton": "apv_fast.reference.image_model:image_encoder",  # cuDNN's
     },
     "image_decoder": {
         "reference": "apv_fast.reference.image_model:image_decoder",
         "cpu": "apv_fast.cpu.image_model:image_decoder",
+        "triton": "apv_fast.reference.image_model:image_decoder",
     },
     "mlp": {
         "reference": "apv_fast.reference.mlp:mlp",
         "cpu": "apv_fast.cpu.mlp:mlp",
-        "triton": "apv_fast.reference.mlp:mlp",  # cuBLAS has nothing to be spared there
+        "triton": "apv_fast.reference.mlp:mlp",  # cuBLAS's
     },
     "keras_adam": {
         "reference": "apv_fast.reference.adam:Step",

@@ -5,41 +5,19 @@
 
 #include <array>
 #include <map>
-#include <stdexcept>
 #include <string>
 
 #include "bindings.h"
 #include "cpu/rssm_scan.h"
+#include "fields.h"
 
 namespace apv_fast {
 namespace {
 
 using Addresses = std::map<std::string, uintptr_t>;
 
-// Moves what `addresses` names into the problem's pointers; whatever is left names none.
-class Fields {
- public:
-  explicit Fields(Addresses addresses) : addresses_(std::move(addresses)) {}
-
-  template <class Pointer>
-  void set(const char* name, Pointer& field) {
-    const auto found = addresses_.find(name);
-    if (found == addresses_.end()) return;
-    field = reinterpret_cast<Pointer>(found->second);
-    addresses_.erase(found);
-  }
-
-  void done() const {
-    if (addresses_.empty()) return;
-    throw std::invalid_argument("rssm_scan: unknown tensor '" + addresses_.begin()->first + "'");
-  }
-
- private:
-  Addresses addresses_;
-};
-
 void set_pointers(ScanProblem& p, Addresses addresses) {
-  Fields fields(std::move(addresses));
+  Fields<uintptr_t> fields("rssm_scan", std::move(addresses));
 #define APV_FAST_FIELD(name) fields.set(#name, p.name)
   APV_FAST_FIELD(gru_bias);
   APV_FAST_FIELD(norm_weight);

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apv_fast.agent import Agent, Pretrainer
 from apv_fast.backend import probe, use_backend
-from apv_fast.config import PRESETS, BehaviorConfig, ModelConfig
+from apv_fast.config import PRESETS, Backend, BehaviorConfig, ModelConfig
 
 if not probe("cpu").available:
     pytest.skip(f"cpu: {probe('cpu').reason}", allow_module_level=True)
@@ -45,14 +45,26 @@ def batches(count: int, size: int, length: int) -> list[dict[str, Tensor]]:
     return made
 
 
-def pretraining(model: ModelConfig, size: int, length: int) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    config = replace(PRESETS["small"].pretrain, model=model, batch=size, length=length, graph="off")
+def pretraining(
+    model: ModelConfig, size: int, length: int, backend: Backend = "auto"
+) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    config = replace(PRESETS["small"].pretrain, model=model, batch=size, length=length, backend=backend, graph="off")
     return Pretrainer(config, CPU).update
 
 
-def finetuning(model: ModelConfig, size: int, length: int) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+def finetuning(
+    model: ModelConfig, size: int, length: int, backend: Backend = "auto"
+) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     behavior = BehaviorConfig() if model is FULL else BehaviorConfig(units=32, horizon=5)
-    config = replace(PRESETS["small"].finetune, model=model, batch=size, length=length, behavior=behavior, graph="off")
+    config = replace(
+        PRESETS["small"].finetune,
+        model=model,
+        batch=size,
+        length=length,
+        behavior=behavior,
+        backend=backend,
+        graph="off",
+    )
     return Agent(config, 4, discrete=False, device=CPU).update
 
 
@@ -79,3 +91,18 @@ def test_same_losses(make: Callable, model: ModelConfig, updates: int, size: int
     # Relative to the size of each loss over the run: an actor's loss crosses zero.
     apart = (ours - reference).abs() / reference.abs().amax(0)
     assert apart.max() <= 1e-3, apart.amax(0)
+
+
+@pytest.mark.parametrize("make", [pretraining, finetuning])
+def test_a_named_backend_binds_every_layer(make: Callable) -> None:  # type: ignore[type-arg]
+    """Not only where ``use_backend`` is in force: a model that is told runs what it is told."""
+
+    def engines(backend: str) -> set[str]:
+        (batch,) = batches(1, 3, 7)
+        update = make(TINY, 3, 7, backend=backend)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            update(batch)
+        return {event.name for event in profiler.events() or () if event.name.endswith("_cpu")}
+
+    assert engines("reference") == set()
+    assert {"apv_fast::image_encoder_cpu", "apv_fast::kl_cpu"} <= engines("auto")

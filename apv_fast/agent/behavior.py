@@ -56,8 +56,11 @@ class Behavior(nn.Module):
             units=settings.units,
             min_std=settings.min_std,
             dtype=dtype,
+            backend=config.backend,
         )
-        self.critic = Critic(feat_dim, layers=settings.layers, units=settings.units, dtype=dtype)
+        self.critic = Critic(
+            feat_dim, layers=settings.layers, units=settings.units, dtype=dtype, backend=config.backend
+        )
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.backend = config.backend
         auto = "reinforce" if discrete else "dynamics"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from apv_fast import ops
-from apv_fast.config import BehaviorConfig, FinetuneConfig, KLConfig, ModelConfig, PretrainConfig
+from apv_fast.config import FinetuneConfig, KLConfig, ModelConfig, PretrainConfig
 from apv_fast.nn import RSSM, Decoder, Encoder, MLPHead, StackedRSSM, StreamNorm, VideoBonus
 from apv_fast.ops.rssm_arguments import Noise
 from apv_fast.structure import State
@@ -119,8 +119,8 @@ class WorldModel(nn.Module):
         self.rssm = make_rssm(config.model, embed_dim, action_dim, config.backend)
         feat_dim = self.rssm.feat_dim
         self.decoder = Decoder(feat_dim, config.model.cnn_depth, dtype=dtype, backend=config.backend)
-        self.reward = make_head(config.behavior, feat_dim, "normal", dtype)
-        self.discount = make_head(config.behavior, feat_dim, "bernoulli", dtype) if config.discount_head else None
+        self.reward = make_head(config, feat_dim, "normal")
+        self.discount = make_head(config, feat_dim, "bernoulli") if config.discount_head else None
         self.bonus: VideoBonus | None = None
         if config.bonus:
             settings = config.video_bonus
@@ -189,6 +189,7 @@ class WorldModel(nn.Module):
         return reward[:, : bonus.shape[1]] + self.config.video_bonus.beta * normed, metrics
 
 
-def make_head(config: BehaviorConfig, feat_dim: int, dist: str, dtype: torch.dtype) -> MLPHead:
+def make_head(config: FinetuneConfig, feat_dim: int, dist: Literal["normal", "bernoulli"]) -> MLPHead:
     """A reward or discount head of the configured size."""
-    return MLPHead(feat_dim, layers=config.layers, units=config.units, dist=dist, dtype=dtype)  # type: ignore[arg-type]
+    size, dtype = config.behavior, PRECISIONS[config.model.precision]
+    return MLPHead(feat_dim, layers=size.layers, units=size.units, dist=dist, dtype=dtype, backend=config.backend)

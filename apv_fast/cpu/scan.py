@@ -7,6 +7,7 @@ from torch import Tensor
 
 from apv_fast import _C
 from apv_fast.cpu import isa
+from apv_fast.cpu.latent import sample, sample_backward
 from apv_fast.cpu.product import dense, product
 from apv_fast.scan.core import (
     ScanGrads,
@@ -15,8 +16,6 @@ from apv_fast.scan.core import (
     ScanWeights,
     Trace,
     TraceGrads,
-    sample_latent,
-    sample_latent_backward,
 )
 from apv_fast.scan.observe import define_observe
 from apv_fast.scan.stacked import TwoScans, define_stacked
@@ -28,8 +27,8 @@ class CpuCore:
 
     product = staticmethod(product)
     dense = staticmethod(dense)
-    sample = staticmethod(sample_latent)
-    sample_backward = staticmethod(sample_latent_backward)
+    sample = staticmethod(sample)
+    sample_backward = staticmethod(sample_backward)
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
         """See :class:`apv_fast.scan.core.Core`."""

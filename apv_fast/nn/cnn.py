@@ -7,7 +7,6 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from apv_fast.backend import IMPLEMENTATIONS, requested
 from apv_fast.nn.init import keras_init
 from apv_fast.ops.image_model import DECODER_KERNELS, image_decoder, image_encoder
 
@@ -17,12 +16,6 @@ IMAGE_SIZE = 64
 def normalize(image: Tensor) -> Tensor:
     """What the model sees of a uint8 image: ``image / 255 − 0.5`` in float32."""
     return image.to(torch.float32) / 255 - 0.5
-
-
-def _backend(op: str, name: str) -> str | None:
-    """The one that runs ``op`` where a model asks for ``name``: GPU engines leave convolutions to PyTorch's cuDNN."""
-    wanted = requested(name)
-    return wanted if wanted == "auto" or wanted in IMPLEMENTATIONS[op] else "reference"
 
 
 def _parameters(*layers: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -36,7 +29,7 @@ class Encoder(nn.Module):
         depth: channels of the first convolution.
         channels: of the images.
         dtype: of the convolutions; the weights stay float32.
-        backend: see :mod:`apv_fast.backend`; one without convolutions of its own means PyTorch's.
+        backend: see :mod:`apv_fast.backend`.
     """
 
     def __init__(
@@ -61,8 +54,7 @@ class Encoder(nn.Module):
         expected = (IMAGE_SIZE, IMAGE_SIZE, self.channels)
         if tuple(image.shape[-3:]) != expected:
             raise ValueError(f"Encoder: image has shape {tuple(image.shape)}; it must end in {expected}")
-        backend = _backend("image_encoder", self.backend)
-        return image_encoder(image, _parameters(*self.convs), dtype=self.dtype, backend=backend)
+        return image_encoder(image, _parameters(*self.convs), dtype=self.dtype, backend=self.backend)
 
 
 class Decoder(nn.Module):
@@ -73,7 +65,7 @@ class Decoder(nn.Module):
         depth: channels are ``depth``·(4, 2, 1), then the image's.
         channels: of the images.
         dtype: of the products; the weights stay float32.
-        backend: see :mod:`apv_fast.backend`; one without convolutions of its own means PyTorch's.
+        backend: see :mod:`apv_fast.backend`.
     """
 
     def __init__(
@@ -107,5 +99,4 @@ class Decoder(nn.Module):
             raise ValueError(
                 f"the features have shape {tuple(feat.shape)}; their last size must be {self.dense.in_features}"
             )
-        backend = _backend("image_decoder", self.backend)
-        return image_decoder(feat, _parameters(self.dense, *self.convs), dtype=self.dtype, backend=backend)
+        return image_decoder(feat, _parameters(self.dense, *self.convs), dtype=self.dtype, backend=self.backend)

@@ -17,11 +17,11 @@ from apv_fast.structure import ActorParams
 class Trunk(nn.Module):
     """``layers`` dense layers of ``units`` with ELU; ``[..., F] → [..., units]``."""
 
-    def __init__(self, feat_dim: int, layers: int, units: int, dtype: torch.dtype) -> None:
+    def __init__(self, feat_dim: int, layers: int, units: int, dtype: torch.dtype, backend: str) -> None:
         super().__init__()
         widths = [feat_dim] + [units] * layers
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
-        self.dtype = dtype
+        self.dtype, self.backend = dtype, backend
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of the last layer."""
@@ -33,7 +33,7 @@ class Trunk(nn.Module):
                 f"the features have shape {tuple(x.shape)}; their last size must be {layers[0].in_features}"
             )
         weights = [(layer.weight.to(self.dtype), layer.bias.to(self.dtype)) for layer in layers]
-        return mlp(x, weights)
+        return mlp(x, weights, backend=self.backend)
 
 
 class MLPHead(nn.Module):
@@ -45,6 +45,7 @@ class MLPHead(nn.Module):
         units: their width.
         dist: "normal" for N(out, 1), "bernoulli" for Bernoulli(sigmoid(out)), which takes soft targets in [0, 1].
         dtype: of the products; the weights stay float32.
+        backend: see :mod:`apv_fast.backend`.
     """
 
     def __init__(
@@ -55,11 +56,12 @@ class MLPHead(nn.Module):
         units: int = 400,
         dist: Literal["normal", "bernoulli"] = "normal",
         dtype: torch.dtype = torch.float32,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if dist not in ("normal", "bernoulli"):
             raise ValueError(f"MLPHead: dist is {dist!r}; it must be 'normal' or 'bernoulli'")
-        self.trunk = Trunk(feat_dim, layers, units, dtype)
+        self.trunk = Trunk(feat_dim, layers, units, dtype, backend)
         self.out = nn.Linear(units, 1)
         self.dist, self.dtype = dist, dtype
         keras_init(self)
@@ -77,8 +79,16 @@ class MLPHead(nn.Module):
 class Critic(MLPHead):
     """The value of a state: N(out, 1)."""
 
-    def __init__(self, feat_dim: int, *, layers: int = 4, units: int = 400, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(feat_dim, layers=layers, units=units, dist="normal", dtype=dtype)
+    def __init__(
+        self,
+        feat_dim: int,
+        *,
+        layers: int = 4,
+        units: int = 400,
+        dtype: torch.dtype = torch.float32,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(feat_dim, layers=layers, units=units, dist="normal", dtype=dtype, backend=backend)
 
 
 class Actor(nn.Module):
@@ -92,6 +102,7 @@ class Actor(nn.Module):
         units: their width.
         min_std: least scale of the truncated normal.
         dtype: of the products; the weights stay float32.
+        backend: see :mod:`apv_fast.backend`.
     """
 
     def __init__(
@@ -104,11 +115,12 @@ class Actor(nn.Module):
         units: int = 400,
         min_std: float = 0.1,
         dtype: torch.dtype = torch.float32,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if action_dim < 1:
             raise ValueError(f"Actor: action_dim is {action_dim}; it must be at least 1")
-        self.trunk = Trunk(feat_dim, layers, units, dtype)
+        self.trunk = Trunk(feat_dim, layers, units, dtype, backend)
         self.out = nn.Linear(units, action_dim)
         self.std = None if discrete else nn.Linear(units, action_dim)
         self.min_std, self.dtype = min_std, dtype

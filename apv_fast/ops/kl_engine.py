@@ -49,7 +49,7 @@ def define_kl(name: str, engine: Engine) -> tuple[Balance, Balance]:
         mutates_args=(),
         schema=f"(Tensor[] statistics, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
     )
-    def forward(statistics: list[Tensor], *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def op(statistics: list[Tensor], *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
         return engine.forward(statistics, Settings(*settings))
 
     @torch.library.custom_op(
@@ -60,7 +60,7 @@ def define_kl(name: str, engine: Engine) -> tuple[Balance, Balance]:
     def backward(grad: Tensor, statistics: list[Tensor], value: Tensor, mean: Tensor, *settings: Any) -> list[Tensor]:
         return engine.backward(grad, statistics, value, mean, Settings(*settings))
 
-    @forward.register_fake
+    @op.register_fake
     def _(statistics: list[Tensor], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         first = statistics[0]
         value = first.new_empty(first.shape[:2], dtype=state_dtype(first.dtype))
@@ -80,7 +80,7 @@ def define_kl(name: str, engine: Engine) -> tuple[Balance, Balance]:
         gradients = None if grad is None else backward(grad, statistics, value, mean, *ctx.settings)
         return gradients, None, None, None, None
 
-    forward.register_autograd(differentiate, setup_context=save)
+    op.register_autograd(differentiate, setup_context=save)
 
     def balanced(
         post: list[Tensor], prior: list[Tensor], balance: float, free: float, free_avg: bool, prior_first: bool
@@ -88,17 +88,26 @@ def define_kl(name: str, engine: Engine) -> tuple[Balance, Balance]:
         p, q = (prior, post) if prior_first else (post, prior)
         p_weight = balance if prior_first else 1 - balance
         weights = (1.0, 1.0) if balance == 0.5 else (p_weight, 1 - p_weight)
-        loss, value, _ = forward(p + q, *weights, free, balance == 0.5 or not free_avg)
+        loss, value, _ = op(p + q, *weights, free, balance == 0.5 or not free_avg)
         return loss, value.detach()
 
-    def kl_balance(post_logit: Tensor, prior_logit: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    def kl_balance(
+        post_logit: Tensor, prior_logit: Tensor, balance: float, free: float, free_avg: bool, forward: bool
+    ) -> tuple[Tensor, Tensor]:
         """The loss, differentiable once, and the divergence ``[B, T]``; see :func:`apv_fast.ops.kl_balance`."""
-        return balanced([post_logit], [prior_logit], *settings)
+        return balanced([post_logit], [prior_logit], balance, free, free_avg, forward)
 
     def kl_balance_normal(
-        post_mean: Tensor, post_std: Tensor, prior_mean: Tensor, prior_std: Tensor, *settings: Any
+        post_mean: Tensor,
+        post_std: Tensor,
+        prior_mean: Tensor,
+        prior_std: Tensor,
+        balance: float,
+        free: float,
+        free_avg: bool,
+        forward: bool,
     ) -> tuple[Tensor, Tensor]:
         """The same for means and standard deviations ``[B, T, S]``."""
-        return balanced([post_mean, post_std], [prior_mean, prior_std], *settings)
+        return balanced([post_mean, post_std], [prior_mean, prior_std], balance, free, free_avg, forward)
 
     return kl_balance, kl_balance_normal

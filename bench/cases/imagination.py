@@ -10,8 +10,6 @@ from apv_fast.nn import RSSM, Actor
 from bench.cases.rssm import DTYPES, FULL, SMALL
 from bench.registry import EAGER_FP32, REFERENCE, Problem, case, differentiable
 
-HEADS = {"layers": 4, "units": 400}  # BehaviorConfig's
-
 
 @case("rssm_rollout", [{"B": 400, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, wider=(EAGER_FP32,))
 @case("rssm_rollout", [{"B": 200, "T": 15, "A": 6, **SMALL}])
@@ -19,7 +17,7 @@ HEADS = {"layers": 4, "units": 400}  # BehaviorConfig's
 def rssm_rollout(device: torch.device, dtype: torch.dtype, B: int, T: int, A: int, **sizes: int) -> Problem:
     """From B start states T steps ahead; gradients of the actor's weights, through the dynamics."""
     rssm = RSSM(1, A, dtype=dtype, **sizes).to(device).requires_grad_(False)  # type: ignore[arg-type]
-    actor = Actor(rssm.feat_dim, A, discrete=False, dtype=dtype, **HEADS).to(device)
+    actor = Actor(rssm.feat_dim, A, dtype=dtype).to(device)
     start = {key: torch.randn_like(value) for key, value in rssm.initial(B).items()}
     noise = ops.sample_noise(rssm.latent, T, B, dtype=torch.float32, device=device)
     uniforms = torch.rand(T, B, A, device=device)

@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 @case("mlp", [{"N": 6000, "F": 2048, "layers": 4, "units": 400}], dtypes=DTYPES)
 def mlp(device: torch.device, dtype: torch.dtype, N: int, F: int, layers: int, units: int) -> Problem:
     """Those of 15 x 400 imagined states: gradients of weights and, as the reward head passes on, features."""
-    trunk = Trunk(F, layers, units, dtype).to(device)
+    trunk = Trunk(F, layers, units, dtype, "auto").to(device)
     feat = torch.randn(N, F, device=device, dtype=dtype).requires_grad_()
     leaves = [feat, *trunk.parameters()]
 

@@ -9,7 +9,6 @@ from apv_fast.agent.policy import Policy
 from apv_fast.backend import resolve, use_backend
 from apv_fast.nn import RSSM, Actor
 from apv_fast.structure import State
-from bench.cases.imagination import HEADS
 from bench.cases.rssm import DTYPES, FULL, NARROW
 from bench.registry import FORWARD, WIDER, Problem, case
 
@@ -20,7 +19,7 @@ def policy(device: torch.device, dtype: torch.dtype, B: int, E: int, A: int, **s
     """From embeddings to actions, as between two steps of an environment; states are fed back, as there."""
     lower = RSSM(E, 0, dtype=dtype, **sizes).to(device)  # type: ignore[arg-type]
     upper = RSSM(lower.feat_dim, A, dtype=dtype, **sizes).to(device)  # type: ignore[arg-type]
-    actor = Actor(upper.feat_dim, A, discrete=False, dtype=dtype, **HEADS).to(device)
+    actor = Actor(upper.feat_dim, A, dtype=dtype).to(device)
     embed, is_first = torch.randn(B, E, device=device), torch.zeros(B, dtype=torch.bool, device=device)
     begin = [lower.initial(B), upper.initial(B)], torch.zeros(B, A, device=device)
     policies: dict[str, Policy] = {}

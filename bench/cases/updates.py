@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from apv_fast.agent.agent import Agent, Pretrainer
-from apv_fast.backend import use_backend
 from apv_fast.config import PRESETS, Backend, FinetuneConfig, Graph, ModelConfig, PretrainConfig
 from bench.registry import EAGER_FP32, FORWARD_BACKWARD, REFERENCE, Problem, case
 
@@ -68,17 +67,9 @@ def _graph(backend: str) -> Graph:
 
 
 def _whole(make: Callable[[Backend], Callable[[], object]]) -> Problem:
-    """A problem from a function that makes a learner; each contestant trains one of its own.
-
-    Layers without a backend of their own to be told follow ``use_backend``, so that all of the reference is PyTorch.
-    """
+    """A problem from a function that makes a learner; each contestant trains one of its own."""
     learner = functools.cache(make)
-
-    def update(name: str) -> object:
-        with use_backend(name):
-            return learner(name)()
-
-    return Problem({FORWARD_BACKWARD: update})
+    return Problem({FORWARD_BACKWARD: lambda name: learner(name)()})
 
 
 @case("pretrain_update", [SEQUENCES | FULL], dtypes=DTYPES, uses=MODEL_OPS, wider=(EAGER_FP32,))

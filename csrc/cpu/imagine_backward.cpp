@@ -139,10 +139,10 @@ struct BackwardRows {
       step(t);
       if (f.of_action()) action_step(t);
     }
-    __builtin_memcpy(row_of<Real>(p.dstart_deter, first, p.deter), carry, count * p.deter * sizeof(Real));
+    __builtin_memcpy(row<Real>(p.dstart_deter, first, p.deter), carry, count * p.deter * sizeof(Real));
     if (p.dstart_stoch == nullptr) return;
     f.to_stoch.multiply(kAlone, dx, false, [&](int64_t i, int64_t column, int64_t n, const Real* sums) {
-      copy(sums, n, row_of<Real>(p.dstart_stoch, first + i, p.mixed()) + column);
+      copy(sums, n, row<Real>(p.dstart_stoch, first + i, p.mixed()) + column);
     });
   }
 
@@ -150,7 +150,7 @@ struct BackwardRows {
 
   // Up to `left` numbers of an output's gradient, zeros where there is none.
   static Vector<Real> given(const void* grads, int64_t at, int64_t width, int64_t column, int64_t left) {
-    return grads ? load_some(row_of<Real>(grads, at, width) + column, left) : Vector<Real>{};
+    return grads ? load_some(row<Real>(grads, at, width) + column, left) : Vector<Real>{};
   }
 
   static void copy(const Real* sums, int64_t n, Real* to) {
@@ -161,13 +161,13 @@ struct BackwardRows {
   void put(Vector<Real> x, const Operands<T>& to, void* trace, int64_t width, int64_t t, int64_t i, int64_t column,
            int64_t left) const {
     store_operand_some<T>(to[i] + column, x, left);
-    if (trace != nullptr) store_some(row_of<T>(trace, at(t, i), width) + column, x, left);
+    if (trace != nullptr) store_some(row<T>(trace, at(t, i), width) + column, x, left);
   }
 
   // sums·elu'(of the layer's output).
   void put_elu(const void* output, const Operands<T>& to, void* trace, int64_t width, int64_t t, int64_t i,
                int64_t column, int64_t n, const Real* sums) const {
-    const T* y = row_of<T>(output, at(t, i), width) + column;
+    const T* y = row<T>(output, at(t, i), width) + column;
     for (int64_t j = 0; j < n; j += kLanes) {
       put(load(sums + j) * elu_grad(load_some(y + j, n - j)), to, trace, width, t, i, column + j, n - j);
     }
@@ -196,12 +196,12 @@ struct BackwardRows {
 
   void write_dstats(int64_t t, int64_t i, bool through, bool next) const {
     const int64_t width = p.statistics(), mixed = p.mixed();
-    const Real* own = p.grad_stats ? row_of<Real>(p.grad_stats, at(t, i), width) : nullptr;
-    const Real* of_stoch = p.grad_stoch ? row_of<Real>(p.grad_stoch, at(t, i), mixed) : nullptr;
+    const Real* own = p.grad_stats ? row<Real>(p.grad_stats, at(t, i), width) : nullptr;
+    const Real* of_stoch = p.grad_stoch ? row<Real>(p.grad_stoch, at(t, i), mixed) : nullptr;
     if (next) of_stoch = dz + i * mixed;
     const auto write = [&](int64_t j, Vector<Real> x, int64_t left) { put(x, dstats, p.dstats, width, t, i, j, left); };
     if (through && of_stoch) {
-      const Real* stats = row_of<Real>(p.stats_trace, at(t, i), width);
+      const Real* stats = row<Real>(p.stats_trace, at(t, i), width);
       latents_backward(latent_shape(p), stats, of_stoch, noise_at<Real>(p.noise, at(t, i), mixed), own, write);
       return;
     }
@@ -222,11 +222,11 @@ struct BackwardRows {
   // From dh to dparts; the carry becomes what passes h by.
   void gates_backward(int64_t t, int64_t i) const {
     const int64_t D = p.deter;
-    const Real* parts = widened(row_of<T>(p.parts_trace, at(t, i), 3 * D), 3 * D, wide_parts);
-    const Real* kept = row_of<Real>(p.norm_trace, at(t, i), 2);
+    const Real* parts = widened(row<T>(p.parts_trace, at(t, i), 3 * D), 3 * D, wide_parts);
+    const Real* kept = row<Real>(p.norm_trace, at(t, i), 2);
     const Norm<Real> norm{kept[0], kept[1]};
     const Real* before =
-        t ? row_of<Real>(p.deter_trace, at(t - 1, i), D) : row_of<Real>(p.start_deter, first + i, D);
+        t ? row<Real>(p.deter_trace, at(t - 1, i), D) : row<Real>(p.start_deter, first + i, D);
     Real* of_norm = p.dnorm_weight ? f.of_norm + (first + i) / kGroup * 6 * D : nullptr;
     Vector<Real> sums[2] = {};
     for (int64_t j = 0; j < D; j += kLanes) {
@@ -262,15 +262,15 @@ struct BackwardRows {
   // The gradient of step t's action, and through the actor.
   void action_step(int64_t t) const {
     f.to_action.multiply(kAlone, dx, false, [&](int64_t i, int64_t column, int64_t n, const Real* sums) {
-      Real* to = (p.daction ? row_of<Real>(p.daction, at(t, i), p.actions) : daction + i * p.actions) + column;
+      Real* to = (p.daction ? row<Real>(p.daction, at(t, i), p.actions) : daction + i * p.actions) + column;
       for (int64_t j = 0; j < n; j += kLanes) {
         store_some(to + j, given(p.grad_action, at(t, i), p.actions, column + j, n - j) + load(sums + j), n - j);
       }
     });
     if (!f.of_actor()) return;
     for (int64_t i = 0; i < count; ++i) {
-      const Real* head = row_of<Real>(p.head_trace, at(t, i), p.heads());
-      T* to = row_of<T>(p.dhead, at(t, i), p.heads());
+      const Real* head = row<Real>(p.head_trace, at(t, i), p.heads());
+      T* to = row<T>(p.dhead, at(t, i), p.heads());
       const LatentNoise<Real> noise = noise_at<Real>(p.action_noise, at(t, i), p.actions);
       sample_action_backward(action_kind(p), daction + i * p.actions, head, noise, [&](int64_t j, Real x) {
         to[j] = narrow<T>(x);

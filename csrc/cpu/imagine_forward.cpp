@@ -110,8 +110,8 @@ struct ForwardRows {
 
   void run() const {
     for (int64_t i = 0; i < count; ++i) {
-      to_operands<T>(row_of<Real>(p.start_deter, first + i, p.deter), p.deter, deter[i]);
-      stoch.template set<T>(i, row_of<Real>(p.start_stoch, first + i, p.mixed()), p.mixed());
+      to_operands<T>(row<Real>(p.start_deter, first + i, p.deter), p.deter, deter[i]);
+      stoch.template set<T>(i, row<Real>(p.start_stoch, first + i, p.mixed()), p.mixed());
     }
     for (int64_t t = 0; t < p.steps; ++t) {
       if (p.layers) {
@@ -169,12 +169,12 @@ struct ForwardRows {
   void put(Vector<Real> x, const Operands<T>& to, void* trace, int64_t width, int64_t t, int64_t i, int64_t column,
            int64_t left) const {
     store_operand_some<T>(to[i] + column, x, left);
-    if (trace != nullptr) store_some(row_of<T>(trace, at(t, i), width) + column, x, left);
+    if (trace != nullptr) store_some(row<T>(trace, at(t, i), width) + column, x, left);
   }
 
   T* parts_of(int64_t t, int64_t i) const {
     const int64_t width = 3 * p.deter;
-    return p.parts_trace ? row_of<T>(p.parts_trace, at(t, i), width) : f.parts + (first + i) * width;
+    return p.parts_trace ? row<T>(p.parts_trace, at(t, i), width) : f.parts + (first + i) * width;
   }
 
   void write_parts(int64_t t, int64_t i, int64_t column, int64_t n, const Real* sums) const {
@@ -186,13 +186,13 @@ struct ForwardRows {
     const Real* parts = widened(parts_of(t, i), 3 * p.deter, wide_parts);
     const Norm<Real> norm = layer_norm(parts, 3 * p.deter);
     if (p.norm_trace) {
-      Real* kept = row_of<Real>(p.norm_trace, at(t, i), 2);
+      Real* kept = row<Real>(p.norm_trace, at(t, i), 2);
       kept[0] = norm.mean;
       kept[1] = norm.rstd;
     }
-    const Real* before = t ? row_of<Real>(p.deter_trace, at(t - 1, i), p.deter)
-                           : row_of<Real>(p.start_deter, first + i, p.deter);
-    Real* to = row_of<Real>(p.deter_trace, at(t, i), p.deter);
+    const Real* before = t ? row<Real>(p.deter_trace, at(t - 1, i), p.deter)
+                           : row<Real>(p.start_deter, first + i, p.deter);
+    Real* to = row<Real>(p.deter_trace, at(t, i), p.deter);
     for (int64_t j = 0; j < p.deter; j += kLanes) {
       const int64_t left = p.deter - j;
       const Gates<Real> g = gates(parts, norm, f.scale, f.offset, p.deter, j);
@@ -203,14 +203,14 @@ struct ForwardRows {
   }
 
   void write_stats(int64_t t, int64_t i, int64_t column, int64_t n, const Real* sums) const {
-    Real* to = row_of<Real>(p.stats_trace, at(t, i), p.statistics()) + column;
+    Real* to = row<Real>(p.stats_trace, at(t, i), p.statistics()) + column;
     for (int64_t j = 0; j < n; j += kLanes) store_some(to + j, load(sums + j) + f.dist.bias.at(column + j), n - j);
   }
 
   void sample(int64_t t, int64_t i) const {
     const int64_t width = p.mixed();
-    Real* made = row_of<Real>(p.stoch_trace, at(t, i), width);
-    const Real* stats = row_of<Real>(p.stats_trace, at(t, i), p.statistics());
+    Real* made = row<Real>(p.stoch_trace, at(t, i), width);
+    const Real* stats = row<Real>(p.stats_trace, at(t, i), p.statistics());
     const LatentNoise<Real> noise = noise_at<Real>(p.noise, at(t, i), width);
     sample_latents(latent_shape(p), stats, noise, made, p.discrete ? chosen : nullptr);
     if (p.discrete) {
@@ -223,7 +223,7 @@ struct ForwardRows {
   void take_action(int64_t t) const {
     if (p.actions == 0) return;
     for (int64_t i = 0; i < count; ++i) {
-      to_operands<T>(row_of<T>(p.given_action, at(t, i), p.actions), p.actions, action[i]);
+      to_operands<T>(row<T>(p.given_action, at(t, i), p.actions), p.actions, action[i]);
     }
   }
 
@@ -238,7 +238,7 @@ struct ForwardRows {
     f.head->weight.multiply(kAlone, view(f.units[p.layers - 1], rows), false,
                             [&](auto... place) { write_head(t, place...); });
     for (int64_t i = 0; i < count; ++i) {
-      Real* made = row_of<Real>(p.action_trace, at(t, i), p.actions);
+      Real* made = row<Real>(p.action_trace, at(t, i), p.actions);
       sample_action(action_kind(p), head_of(t, i), noise_at<Real>(p.action_noise, at(t, i), p.actions), made);
       to_operands<T>(made, p.actions, action[i]);
     }
@@ -256,7 +256,7 @@ struct ForwardRows {
   }
 
   Real* head_of(int64_t t, int64_t i) const {
-    return p.head_trace ? row_of<Real>(p.head_trace, at(t, i), p.heads()) : f.heads + (first + i) * p.heads();
+    return p.head_trace ? row<Real>(p.head_trace, at(t, i), p.heads()) : f.heads + (first + i) * p.heads();
   }
 
   void write_head(int64_t t, int64_t i, int64_t column, int64_t n, const Real* sums) const {

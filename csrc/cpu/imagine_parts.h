@@ -13,16 +13,6 @@ namespace {
 // A thread that shares its rows with nobody.
 constexpr Team kAlone = {0, 1};
 
-// Row `at` of a tensor of rows of `width`.
-template <class X>
-inline X* row_of(void* tensor, int64_t at, int64_t width) {
-  return static_cast<X*>(tensor) + at * width;
-}
-template <class X>
-inline const X* row_of(const void* tensor, int64_t at, int64_t width) {
-  return static_cast<const X*>(tensor) + at * width;
-}
-
 // A row as states have it; `room` is used where it lies otherwise.
 inline const float* widened(const float* row, int64_t, float*) { return row; }
 inline const double* widened(const double* row, int64_t, double*) { return row; }

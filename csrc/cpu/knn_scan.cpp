@@ -1,14 +1,10 @@
 // d²(q, k) = Σ (q − k)² for a block of keys and a panel of queries, and the test against each query's limit.
 //
-// APV_FAST_ISA names the namespace. Everything else has internal linkage and nothing comes from the standard library:
-// of an inline function that several object files define, the linker keeps any copy, perhaps one with instructions
-// that the CPU lacks. tests/test_native.py checks the object files for such symbols.
+// See simd.h on what such a file may use; tests/test_native.py checks the object files for symbols that leak.
 
 #include "knn_scan.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "simd.h"
 
 namespace apv_fast {
 namespace APV_FAST_ISA {
@@ -16,21 +12,13 @@ namespace {
 
 // A tile is kKeys keys against kVectors vectors of queries: as large as accumulators, totals and operands fit registers.
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kKeys = 4, kVectors = 3;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kKeys = 4, kVectors = 2;
+constexpr int kKeys = 4, kVectors = 3;
 #else
-constexpr int kVectorBytes = 16, kKeys = 4, kVectors = 2;
+constexpr int kKeys = 4, kVectors = 2;
 #endif
 
 // So many terms are summed before they join the total: the rounding error grows with d / 16 + 16, not with d.
 constexpr int64_t kPartial = 16;
-
-template <class Real>
-using Vector __attribute__((vector_size(kVectorBytes))) = Real;
-
-template <class Real>
-constexpr int kWidth = kVectorBytes / sizeof(Real);
 
 template <class Real>
 constexpr int kLanes = kVectors * kWidth<Real>;
