@@ -80,10 +80,11 @@ def measure(case: Case, contestant: str) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the megabytes."""
+    """Print the megabytes: of a new process, unless this one was started with the settings that it needs."""
     name, contestant = arguments
     case = next(case for case in select(name, slow=True) if case.name == name)
-    print(round(measure(case, contestant), 2))
+    ready = RETURN_AT_ONCE.items() <= os.environ.items()
+    print(round(measure(case, contestant) if ready else peak(case, contestant), 2))
     return 0
 
 

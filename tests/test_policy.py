@@ -141,6 +141,7 @@ def test_bfloat16(backend: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_that_changed_in_place_count(backend: str, dtype: torch.dtype) -> None:
     """After a step of the optimiser, after loading a checkpoint, and after an assignment of new parameters."""
+    torch.manual_seed(0)
     modules = make(latent=0, dtype=dtype)
     policy, plain = policies(modules, backend)
     start = begin(modules[0], 2)
@@ -163,8 +164,9 @@ def test_weights_that_changed_in_place_count(backend: str, dtype: torch.dtype) -
     for alter in (learn, lambda: load(False), learn, lambda: load(True)):
         alter()
         after = play(policy, backend, start)
-        assert_close(after, play(plain, "reference", start), 0.05 if dtype == torch.bfloat16 else 1e-5)
-        assert errors(after, before).max() > 0.3
+        moved, apart = errors(after, before).max(), errors(after, play(plain, "reference", start)).max()
+        assert moved > 0.3  # how close bfloat16 must be is tested above
+        assert apart <= (moved / 5 if dtype == torch.bfloat16 else 1e-5)
         before = after
 
 
