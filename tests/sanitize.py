@@ -56,7 +56,9 @@ def main(arguments: list[str]) -> int:
     """Build, and run pytest with the given arguments or on what :data:`SELECTED` says; its exit status."""
     environment = os.environ | ENVIRONMENT | {MODULE_VARIABLE: str(build()), "LD_PRELOAD": libraries()}
     arguments = arguments or ["tests", "-k", SELECTED]
-    command = [sys.executable, "-m", "pytest", "-p", "tests.sanitize", "-p", "no:cacheprovider", *arguments]
+    # capture=sys: with pytest's own file in place of standard error, the report would end with the process.
+    options = ["-p", "tests.sanitize", "-p", "no:cacheprovider", "--capture=sys"]
+    command = [sys.executable, "-m", "pytest", *options, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
