@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The C++ code on the CPU in AddressSanitizer and UBSan: the tests of its ops, on every instruction set; long.
+# The C++ code on the CPU in AddressSanitizer and UBSan: the tests of its ops, on every instruction set; 4 minutes.
 sanitize: install
 	@command -v cmake > /dev/null || $(BIN)/python -m pip install -q -c constraints.txt cmake
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.sanitize $(ARGS)
