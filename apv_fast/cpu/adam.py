@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.pointwise import address, how
+from apv_fast.cpu.call import address, how
 from apv_fast.reference.adam import Settings, laid_out, step_size
 from apv_fast.reference.adam import Step as PlainStep
 
@@ -41,7 +41,7 @@ def _step(
         clip=clip,
         decay=decay,
         betas=(beta1, beta2),
-        **how(weights[0]),
+        **how(weights[0].dtype),
     )
     return weights[0].new_tensor(norm)
 

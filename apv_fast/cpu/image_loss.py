@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.pointwise import address, computed, how
+from apv_fast.cpu.call import address, computed, how
 from apv_fast.structure import state_dtype
 
 
@@ -40,7 +40,7 @@ def _run(mean: Tensor, image: Tensor, loss: Tensor | None, gradient: Tensor | No
         mean=address(mean),
         loss=address(loss),
         out=address(gradient),
-        **how(mean),
+        **how(mean.dtype),
     )
 
 
@@ -74,7 +74,7 @@ def _normalize(image: Tensor, dtype: torch.dtype) -> Tensor:
         mean=0,
         loss=0,
         out=address(out),
-        **how(out),
+        **how(dtype),
     )
     return out
 

@@ -9,31 +9,23 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu import isa
+from apv_fast.cpu.call import how
+from apv_fast.structure import state_dtype
 
 ENCODER_SIDES = (31, 14, 6, 2)
 DECODER_SIDES = (5, 13, 30, 64)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums, weights and their gradients are in."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [x.data_ptr() for x in tensors]
 
 
-def _settings(dtype: torch.dtype) -> dict[str, Any]:
-    return {"dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(), "isa": isa()}
-
-
-# ---- encoder: images [N, 64, 64, C], uint8 or dtype; layers contiguous, in _wide(dtype)
+# ---- encoder: images [N, 64, 64, C], uint8 or dtype; layers contiguous, in state_dtype(dtype)
 
 
 def _encoder_outputs(image: Tensor, layers: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     shapes = [(len(image), side, side, len(bias)) for side, bias in zip(ENCODER_SIDES, layers[1::2], strict=True)]
-    dtypes = [dtype] * 3 + [_wide(dtype)]
+    dtypes = [dtype] * 3 + [state_dtype(dtype)]
     return [image.new_empty(shape, dtype=of) for shape, of in zip(shapes, dtypes, strict=True)]
 
 
@@ -52,7 +44,7 @@ def _encode(image: Tensor, layers: list[Tensor], dtype: torch.dtype, keep: bool)
             bytes=image.dtype == torch.uint8,
             parameters=_addresses(layers),
             outputs=_addresses(outputs),
-            **_settings(dtype),
+            **how(dtype),
         )
     return outputs if keep else [*(x.new_empty(0) for x in outputs[:-1]), outputs[-1]]
 
@@ -86,7 +78,7 @@ def _encode_backward(
         grad=grad.data_ptr(),
         gradients=_addresses(grads),
         image_grad=image_grad.data_ptr() if of_image else 0,
-        **_settings(dtype),
+        **how(dtype),
     )
     return [image_grad, *grads]
 
@@ -123,7 +115,7 @@ def _decode(feat: Tensor, layers: list[Tensor], keep: bool) -> list[Tensor]:
             feat=feat.data_ptr(),
             parameters=_addresses(layers),
             outputs=_addresses(outputs),
-            **_settings(feat.dtype),
+            **how(feat.dtype),
         )
     return outputs if keep else [*(x.new_empty(0) for x in outputs[:-1]), outputs[-1]]
 
@@ -153,7 +145,7 @@ def _decode_backward(grad: Tensor, feat: Tensor, layers: list[Tensor], outputs: 
         grad=grad.data_ptr(),
         gradients=_addresses(grads),
         feat_grad=feat_grad.data_ptr(),
-        **_settings(feat.dtype),
+        **how(feat.dtype),
     )
     return [feat_grad, *grads]
 
@@ -209,7 +201,7 @@ _decode.register_autograd(_differentiate_decoder, setup_context=_save)
 
 
 def _prepared(layers: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [x.to(_wide(dtype)).contiguous() for x in layers]
+    return [x.to(state_dtype(dtype)).contiguous() for x in layers]
 
 
 def _differentiable(x: Tensor, layers: list[Tensor]) -> bool:

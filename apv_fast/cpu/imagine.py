@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu import isa
+from apv_fast.cpu.call import how
 from apv_fast.cpu.product import product
 from apv_fast.reference import imagination as reference_imagination
 from apv_fast.reference import rssm as reference_rssm
@@ -82,9 +82,7 @@ def _run(
         latent_min_std=call.latent.min_std,
         min_std=min_std,
         tensors={name: x.data_ptr() for name, x in tensors.items()},
-        threads=torch.get_num_threads(),
-        dtype=str(weights[0].dtype).removeprefix("torch."),
-        isa=isa(),
+        **how(weights[0].dtype),
     )
 
 

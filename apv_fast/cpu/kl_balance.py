@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.pointwise import address, computed, how
+from apv_fast.cpu.call import address, computed, how
 from apv_fast.ops.kl_engine import Settings, define_kl
 from apv_fast.structure import state_dtype
 
@@ -37,7 +37,7 @@ def _run(statistics: list[Tensor], settings: Settings, results: list[Tensor], **
         q=q,
         results=[address(x) for x in results],
         **way,
-        **how(statistics[0]),
+        **how(statistics[0].dtype),
     )
 
 

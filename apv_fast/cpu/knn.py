@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu import isa
+from apv_fast.cpu.call import how
 
 
 def knn_bonus(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
@@ -38,8 +38,6 @@ def knn_bonus_and_memory(query: Tensor, keys: Tensor, k: int, reduce: str) -> tu
         out=result.data_ptr(),
         k=k,
         mean=reduce == "mean",
-        dtype=str(query.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
-        isa=isa(),
+        **how(query.dtype),
     )
     return result.to(query.dtype), memory

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.pointwise import address, computed, how
+from apv_fast.cpu.call import address, computed, how
 
 
 def _run(
@@ -29,7 +29,7 @@ def _run(
         out=address(out),
         grad=address(dense[4]),
         gradients=[address(x) for x in gradients] or [0] * 4,
-        **how(out if out is not None else gradients[0]),
+        **how((out if out is not None else gradients[0]).dtype),
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.pointwise import address, how
+from apv_fast.cpu.call import address, how
 from apv_fast.structure import Latent
 
 
@@ -26,7 +26,7 @@ def _run(stats: Tensor, noise: Tensor | None, latent: Latent, grad: Tensor | Non
         seed=address(noise) if seeded else 0,
         grad=address(grad),
         out=address(out),
-        **how(stats),
+        **how(stats.dtype),
     )
     return out
 
@@ -52,7 +52,7 @@ def sample_backward(grad: Tensor, stats: Tensor, noise: Tensor | None, latent: L
 def function(name: str, x: Tensor) -> Tensor:
     """A function of ``csrc/cpu/functions.cpp`` of ``x``, element by element; for tests."""
     out = torch.empty_like(x)
-    settings = how(x)
+    settings = how(x.dtype)
     _C.apply_function(
         name=name, count=x.numel(), from_=address(x), out=address(out), dtype=settings["dtype"], isa=settings["isa"]
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.pointwise import address, how
+from apv_fast.cpu.call import address, how
 
 
 @torch.library.custom_op("apv_fast::gumbel_cpu", mutates_args=())
@@ -20,7 +20,7 @@ def gumbel(seed: Tensor, shape: Sequence[int]) -> Tensor:
         shape: of the noise.
     """
     out = torch.empty(shape, dtype=torch.float32)
-    _C.gumbel(count=out.numel(), seed=address(seed), out=address(out), **how(out))
+    _C.gumbel(count=out.numel(), seed=address(seed), out=address(out), **how(out.dtype))
     return out
 
 

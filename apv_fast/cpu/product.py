@@ -11,6 +11,7 @@ from torch import Tensor
 
 from apv_fast import _C
 from apv_fast.cpu import isa
+from apv_fast.cpu.call import address, how, name_of
 
 PARALLEL = 2**18  # multiplications from which a second thread pays
 
@@ -52,9 +53,7 @@ def elu_backward(grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         sum=total.data_ptr(),
         m=y.shape[0],
         n=y.shape[1],
-        dtype=_name(y),
-        threads=torch.get_num_threads(),
-        isa=isa(),
+        **how(y.dtype),
     )
     return made, total
 
@@ -66,19 +65,15 @@ def _dense(a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool) -> Tensor:
         a=a.data_ptr(),
         a_shape=a.shape,
         a_strides=a.stride(),
-        a_dtype=_name(a),
+        a_dtype=name_of(a.dtype),
         b=b.data_ptr(),
         b_shape=b.shape,
         b_strides=b.stride(),
-        b_dtype=_name(b),
-        bias=0 if bias is None else bias.data_ptr(),
+        b_dtype=name_of(b.dtype),
+        bias=address(bias),
         out=out.data_ptr(),
         elu=elu,
         threads=torch.get_num_threads() if large else 1,
         isa=isa(),
     )
     return out
-
-
-def _name(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu import isa
+from apv_fast.cpu.call import how
 from apv_fast.cpu.latent import sample, sample_backward
 from apv_fast.cpu.product import dense, product
 from apv_fast.scan.core import (
@@ -89,9 +89,7 @@ def _run(
         min_std=latent.min_std,
         weights=[(x.data_ptr(), *x.shape, *x.stride()) for x in matrices],
         addresses={name: x.data_ptr() for name, x in tensors.items()},
-        threads=torch.get_num_threads(),
-        dtype=str(trace.x.dtype).removeprefix("torch."),
-        isa=isa(),
+        **how(trace.x.dtype),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from apv_fast import _C
 from apv_fast.cpu import isa
+from apv_fast.cpu.call import address, name_of
 from apv_fast.cpu.imagine import rssm_imagine
 from apv_fast.cpu.scan import observe as rssm_observe
 from apv_fast.reference import rssm as reference
@@ -54,10 +55,6 @@ class Outputs(NamedTuple):
     prior_stats: Tensor | None
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def _noise(noise: Tensor | None) -> tuple[int, int]:
     """Addresses of the numbers and of the seed."""
     if noise is None:
@@ -96,7 +93,7 @@ class Filter:
                 {n: w.data_ptr() for n, w in model.params._asdict().items() if not n.startswith(unwanted)}
                 for model in models
             ],
-            dtype=str(models[0].params.gru_weight.dtype).removeprefix("torch."),
+            dtype=name_of(models[0].params.gru_weight.dtype),
             isa=isa(),
         )
         if actor is not None:
@@ -140,16 +137,16 @@ class Filter:
         action = None if self.actor is None else first.new_empty(len(first), self.actions)
         self._step.run(
             len(first),
-            _address(is_first),
+            address(is_first),
             [
                 (
-                    *(x.deter.data_ptr(), x.stoch.data_ptr(), _address(x.action), _address(x.embed)),
-                    *(y.deter.data_ptr(), _address(y.post_stoch), _address(y.post_stats), *_noise(x.post_noise)),
-                    *(_address(y.prior_stoch), _address(y.prior_stats), *_noise(x.prior_noise)),
+                    *(x.deter.data_ptr(), x.stoch.data_ptr(), address(x.action), address(x.embed)),
+                    *(y.deter.data_ptr(), address(y.post_stoch), address(y.post_stats), *_noise(x.post_noise)),
+                    *(address(y.prior_stoch), address(y.prior_stats), *_noise(x.prior_noise)),
                 )
                 for x, y in zip(inputs, outputs, strict=True)
             ],
-            (*_noise(action_noise), _address(action)),
+            (*_noise(action_noise), address(action)),
             torch.get_num_threads(),
         )
         return outputs, action

@@ -1,4 +1,4 @@
-"""What the ops of ``csrc/bindings_pointwise.cpp`` have in common: tensors as addresses, threads, instruction set."""
+"""What calls of the C++ extension have in common: tensors as addresses, dtype, threads, instruction set."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def how(tensor: Tensor) -> dict[str, Any]:
+def name_of(dtype: torch.dtype) -> str:
+    """Without "torch."."""
+    return str(dtype).removeprefix("torch.")
+
+
+def how(dtype: torch.dtype) -> dict[str, Any]:
     """The arguments that say in which dtype, on how many threads and with which instructions to run."""
-    name = str(tensor.dtype).removeprefix("torch.")
-    return {"dtype": name, "threads": torch.get_num_threads(), "isa": isa()}
+    return {"dtype": name_of(dtype), "threads": torch.get_num_threads(), "isa": isa()}
 
 
 def computed(tensor: Tensor) -> Tensor:
