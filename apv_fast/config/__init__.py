@@ -1,0 +1,66 @@
+"""Every setting of every command, typed and documented; the defaults are the paper's Meta-world setup.
+
+A run saves its whole configuration. Presets (:data:`PRESETS`) change defaults; the command line changes single fields.
+"""
+
+from apv_fast.config.commands import (
+    CollectConfig,
+    DemoConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    InfoConfig,
+    PlotConfig,
+    PretrainConfig,
+    VideoConfig,
+)
+from apv_fast.config.parts import (
+    Backend,
+    BehaviorConfig,
+    Device,
+    Graph,
+    KLConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Quality,
+    ReplayDevice,
+    VideoBonusConfig,
+    WorldConfig,
+)
+from apv_fast.config.presets import (
+    PRESETS,
+    Preset,
+)
+from apv_fast.config.saved import (
+    ConfigError,
+    check,
+    from_dict,
+    to_dict,
+)
+
+__all__ = [
+    "PRESETS",
+    "Backend",
+    "BehaviorConfig",
+    "CollectConfig",
+    "ConfigError",
+    "DemoConfig",
+    "Device",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "Graph",
+    "InfoConfig",
+    "KLConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PlotConfig",
+    "Preset",
+    "PretrainConfig",
+    "Quality",
+    "ReplayDevice",
+    "VideoBonusConfig",
+    "VideoConfig",
+    "WorldConfig",
+    "check",
+    "from_dict",
+    "to_dict",
+]

@@ -1,0 +1,229 @@
+"""The settings of every command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from apv_fast.config.parts import (
+    Backend,
+    BehaviorConfig,
+    Device,
+    Graph,
+    KLConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ReplayDevice,
+    VideoBonusConfig,
+    WorldConfig,
+)
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Render episodes of an environment into a folder of videos."""
+
+    env: str
+    """Environment, for example dmc:walker-walk."""
+    out: Path
+    """Folder to write; episodes go to its train_episodes/."""
+    episodes: int = 10
+    """How many, those already in the folder included."""
+    policy: str = "random"
+    """random, or the run directory of a trained policy."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """How the environment is run and seen."""
+    seed: int = 0
+    """Fixes everything random."""
+    device: Device = "auto"
+    """Where a trained policy runs."""
+    backend: Backend = "auto"
+    """Which kernels run, see apv-fast info."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Learn an action-free video model."""
+
+    data: tuple[Path, ...]
+    """Folders with episodes, as apv-fast collect writes them."""
+    out: Path
+    """Run directory to write."""
+    resume: bool = False
+    """Go on with the run in out from its last checkpoint."""
+    steps: int = 600_000
+    """Updates."""
+    batch: int = 16
+    """Sequences a batch (B)."""
+    length: int = 25
+    """Steps a sequence (T)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Sizes."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    """Loss between posterior and prior."""
+    kl_scale: float = 0.1
+    """Weight of that loss beside the image's."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Of the whole model."""
+    prioritize_ends: bool = True
+    """Draw the last possible start of an episode more often."""
+    capacity: int = 2_000_000
+    """Steps of video to sample from, newest kept."""
+    log_every: int = 100
+    """Updates between lines of metrics."""
+    video_every: int = 10_000
+    """Updates between open-loop videos."""
+    checkpoint_every: int = 1000
+    """Updates between checkpoints."""
+    seed: int = 0
+    """Fixes everything random."""
+    device: Device = "auto"
+    """Where to compute."""
+    backend: Backend = "auto"
+    """Which kernels run, see apv-fast info."""
+    graph: Graph = "auto"
+    """Record an update once as a CUDA graph and replay it: auto does so on a GPU; the numbers are the same."""
+    replay_device: ReplayDevice = "auto"
+    """Where frames to draw from are held: auto keeps a copy on a GPU as long as it fits there."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Learn a task with a stacked world model, imagination and the video bonus."""
+
+    env: str
+    """Environment, for example dmc:walker-walk."""
+    out: Path
+    """Run directory to write."""
+    pretrained: Path | None = None
+    """Run directory of apv-fast pretrain; none starts from scratch."""
+    resume: bool = False
+    """Go on with the run in out from its last checkpoint."""
+    stacked: bool = True
+    """Stack an action-conditional RSSM on the action-free one; else a single RSSM, which is also the default without
+    pretrained and with no bonus: plain DreamerV2."""
+    bonus: bool = True
+    """Add the video bonus to the reward."""
+    steps: int = 256_000
+    """Agent steps in all, the prefill included."""
+    prefill: int = 5000
+    """Agent steps with random actions before training."""
+    first_updates: int = 100
+    """Updates before the policy acts."""
+    train_every: int = 5
+    """Agent steps an update."""
+    batch: int = 50
+    """Sequences a batch (B)."""
+    length: int = 50
+    """Steps a sequence (T)."""
+    world: WorldConfig = field(default_factory=lambda: WorldConfig(time_limit=500, camera="corner"))
+    """How the environment is run and seen."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Sizes."""
+    kl: KLConfig = field(default_factory=KLConfig)
+    """Loss between posterior and prior."""
+    af_kl_scale: float = 0.0
+    """Weight of the action-free model's loss."""
+    concat_embed: bool = False
+    """The action-conditional RSSM sees the image embedding beside the action-free features."""
+    discount_head: bool = False
+    """Learn when episodes end."""
+    discount_grad: bool = False
+    """Let the discount head's loss train the world model too."""
+    video_bonus: VideoBonusConfig = field(default_factory=VideoBonusConfig)
+    """The exploration bonus."""
+    behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
+    """Actor and critic."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Of the world model."""
+    freeze_updates: int = 101
+    """First updates in which encoder and action-free RSSM have a learning rate of 0 (with pretrained only)."""
+    prioritize_ends: bool = True
+    """Draw the last possible start of an episode more often."""
+    capacity: int = 1_000_000
+    """Steps of experience to sample from, newest kept."""
+    eval_every: int = 10_000
+    """Agent steps between evaluations."""
+    eval_episodes: int = 10
+    """Episodes an evaluation."""
+    log_every: int = 1000
+    """Agent steps between lines of metrics."""
+    video_every: int = 10_000
+    """Agent steps between open-loop videos."""
+    checkpoint_every: int = 5000
+    """Agent steps between checkpoints."""
+    seed: int = 0
+    """Fixes everything random."""
+    device: Device = "auto"
+    """Where to compute."""
+    backend: Backend = "auto"
+    """Which kernels run, see apv-fast info."""
+    graph: Graph = "auto"
+    """Record an update once as a CUDA graph and replay it: auto does so on a GPU; the numbers are the same."""
+    replay_device: ReplayDevice = "auto"
+    """Where frames to draw from are held: auto keeps a copy on a GPU as long as it fits there."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Play episodes with a trained policy and print the scores."""
+
+    run: Path
+    """Run directory of apv-fast finetune."""
+    episodes: int = 10
+    """How many."""
+    seed: int = 0
+    """Fixes the starts; the same for the random policy."""
+    device: Device = "auto"
+    """Where to compute."""
+    backend: Backend = "auto"
+    """Which kernels run, see apv-fast info."""
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Make an open-loop prediction video: truth, model, error."""
+
+    run: Path
+    """Run directory of apv-fast pretrain or finetune."""
+    data: tuple[Path, ...] = ()
+    """Folders with episodes; none takes those that the run learnt from."""
+    out: Path | None = None
+    """GIF to write; none puts it into the run's videos/."""
+    seed: int = 0
+    """Fixes which sequences are shown and what the model imagines."""
+    device: Device = "auto"
+    """Where to compute."""
+    backend: Backend = "auto"
+    """Which kernels run, see apv-fast info."""
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Draw learning curves."""
+
+    runs: tuple[Path, ...]
+    """Run directories."""
+    out: Path = Path("curves.png")
+    """Picture to write."""
+    metric: str = "eval_return"
+    """What to draw, a name in metrics.jsonl."""
+    task: str | None = None
+    """A task of the paper whose published curves are drawn beside, for example dmc_quadruped_walk."""
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Print versions, devices and backends, to paste into a bug report."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Watch APV work: collect videos, pre-train, fine-tune on a related task, evaluate. See the README."""
+
+    out: Path = Path("runs/demo")
+    """Folder for everything that it makes; what an earlier demo left there is replaced."""
+    quick: bool = False
+    """The same path in under two minutes, too short to learn anything."""
+    seed: int = 0
+    """Fixes everything random."""
