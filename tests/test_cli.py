@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
 from pathlib import Path
@@ -61,7 +62,7 @@ def refused(command: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def fields(kind: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Every option of a configuration and the text under it in the source."""
-    source = Path(configs.__file__).read_text()
+    source = Path(inspect.getfile(kind)).read_text()
     body = source.split(f"class {kind.__name__}:")[1].split("\n@dataclass")[0].split("\nclass ")[0]
     texts = dict(re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', body, re.DOTALL | re.MULTILINE))
     found = []
