@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,5 +48,8 @@ def test_full_demo_fails_where_nothing_was_learnt(
     after: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "evaluate_run", lambda config: _scores(100.0, after))
-    assert main(["demo", "--out", str(tmp_path / "demo")]) == status
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--precision", "bf16"]) == status
+    for run in ("pretrain", "finetune"):
+        assert json.loads((out / run / "config.json").read_text())["model"]["precision"] == "bf16"
     assert ("LEARNING FAILED" in capsys.readouterr().out) == bool(status)

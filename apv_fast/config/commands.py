@@ -13,6 +13,7 @@ from apv_fast.config.parts import (
     KLConfig,
     ModelConfig,
     OptimizerConfig,
+    Precision,
     ReplayDevice,
     VideoBonusConfig,
     WorldConfig,
@@ -225,5 +226,7 @@ class DemoConfig:
     """Folder for everything that it makes; what an earlier demo left there is replaced."""
     quick: bool = False
     """The same path in under two minutes, too short to learn anything."""
+    precision: Precision = "fp32"
+    """Of the products."""
     seed: int = 0
     """Fixes everything random."""

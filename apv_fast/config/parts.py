@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Quality = Literal["paper", "fast"]
+Precision = Literal["fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 Graph = Literal["auto", "on", "off"]
@@ -28,7 +29,7 @@ class ModelConfig:
     """Width that actions are padded to with zeros, so that one weight file fits every task."""
     cnn_depth: int = 48
     """Channels of the first encoder layer; all others are multiples of it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Of the products; weights, statistics and losses are float32 either way."""
 
 
