@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise disk_error(path, error) from error
     finally:
@@ -59,8 +59,8 @@ def remove_temporaries(directory: Path) -> int:
     return count
 
 
-def _sync_directory(directory: Path) -> None:
-    """Make a rename survive a power cut."""
+def sync_directory(directory: Path) -> None:
+    """Make new names in ``directory`` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
