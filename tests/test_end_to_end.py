@@ -268,18 +268,41 @@ def test_the_same_seed_gives_the_same_run(finetuned: Path, pretrained: Path, tmp
     assert metrics_of(tmp_path / "1")[0] != metrics_of(finetuned)[0]
 
 
+def test_two_environments(finetuned: Path, pretrained: Path, tmp_path: Path) -> None:
+    """Steps count in both together; the prefill's episodes are the same as in one, in whatever order they end."""
+    run = tmp_path / "run"
+    # 30 steps of prefill, and updates whenever 5 more have been taken: not always two in a step of both.
+    apv(f"finetune --out {run} --pretrained {pretrained} --steps 60 {FINETUNE} --envs 2 --prefill 30 --train-every 5")
+    alone, beside = (sorted((path / "train_episodes").iterdir()) for path in (finetuned, run))
+    assert (len(alone), len(beside)) == (3, 4)
+    first = read_episode(alone[0], EPISODE_KEYS)
+    assert any(
+        all(np.array_equal(first[key], read_episode(path, EPISODE_KEYS)[key]) for key in EPISODE_KEYS)
+        for path in beside[:2]
+    )
+    lines = metrics_of(run)
+    assert [line["step"] for line in lines if "train_return" in line] == [30, 30, 60, 60]
+    agent, _, step = load_agent(run, torch.device("cpu"))
+    assert (step, agent.updates) == (60, 2 + 30 // 5)
+    assert state_of(run)["memory"]["action"].shape == (2, 1)
+
+
 # Crashes, Ctrl-C, resumption
 
 
 @pytest.mark.parametrize(
-    ("command", "number"),
-    [("pretrain", signal.SIGKILL), ("finetune", signal.SIGKILL), ("finetune", signal.SIGINT)],
-    ids=["pretrain, kill -9", "finetune, kill -9", "finetune, Ctrl-C"],
+    ("command", "number", "envs"),
+    [
+        pytest.param("pretrain", signal.SIGKILL, "", id="pretrain, kill -9"),
+        pytest.param("finetune", signal.SIGKILL, "", id="finetune, kill -9"),
+        pytest.param("finetune", signal.SIGINT, "", id="finetune, Ctrl-C"),
+        pytest.param("finetune", signal.SIGINT, "--envs 2", id="finetune in two environments, Ctrl-C"),
+    ],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
-    command: str, number: signal.Signals, data: Path, pretrained: Path, tmp_path: Path
+    command: str, number: signal.Signals, envs: str, data: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    options = f"--data {data} {PRETRAIN}" if command == "pretrain" else f"--pretrained {pretrained} {FINETUNE}"
+    options = f"--data {data} {PRETRAIN}" if command == "pretrain" else f"--pretrained {pretrained} {FINETUNE} {envs}"
     run, reference = tmp_path / "run", tmp_path / "reference"
     status, error = interrupt(f"{command} {options} --out {run} --steps 1000000", run, number)
     done = newest_step(run)

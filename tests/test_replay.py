@@ -182,7 +182,7 @@ def test_only_finished_episodes_are_drawn_and_short_ones_counted(tmp_path: Path)
     path = replay.add(rows_of(make_episode(9))[-1])
     assert path and path.exists()
     assert replay.stats["episodes"] == 1
-    assert replay.ongoing == []
+    assert replay.ongoing() == []
 
 
 def test_a_frame_buffer_that_the_environment_reuses(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         replay.directories[0] = tmp_path  # "some space was freed"
         path = replay.finish()
         assert path and replay.stats["episodes"] == 2
-    np.testing.assert_array_equal(state["ongoing"]["image"].numpy(), noisy["image"])
+    np.testing.assert_array_equal(state["ongoing"]["0"]["image"].numpy(), noisy["image"])
 
 
 def test_a_full_cache_disk_loses_nothing(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_a_full_cache_disk_loses_nothing(tmp_path: Path) -> None:
     add(replay, 10, seed=1)
     with small_files(400_000), pytest.raises(DiskError, match=r"cannot write .*decoded frames"):
         add(replay, 100, seed=2)
-    assert len(replay.ongoing) == 101
+    assert len(replay.ongoing()) == 101
     assert replay.finish(), "once there is space again"
     assert set((replay.sample(200)["reward"][:, 0] // 1000).int().tolist()) == {1, 2}
 
@@ -367,7 +367,7 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
         resumed = Replay(tmp_path / "a", chunk_length=5, online=True, seed=seed, capacity_steps=60)
         newer = resumed.load_state_dict(state)
         assert newer == 2 * (seed + 1), "the episodes that the others finished after the checkpoint"
-        assert len(resumed.ongoing) == 4
+        assert len(resumed.ongoing()) == 4
         assert (resumed.stats["total_steps"], resumed.stats["total_episodes"]) == (54, 4)
         assert all(same(one, other) for one, other in zip(uninterrupted, go_on(resumed), strict=True))
         assert set(files) <= set((tmp_path / "a").glob("*.npz")), "a crash loses no finished episode"

@@ -1,8 +1,9 @@
-"""Playing episodes: one environment, one policy, rows as the replay stores them."""
+"""Playing episodes: a policy in one environment or several, rows as the replay stores them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import gymnasium
@@ -10,15 +11,14 @@ import numpy as np
 import torch
 
 from apv_fast.agent.agent import Agent, Memory
-
-Row = dict[str, Any]  # image, action (the one that led here), reward, is_first, is_last, is_terminal
+from apv_fast.agent.worlds import Row, Worlds, first_row, next_row
 
 
 class Policy(Protocol):
-    """Chooses an action ``[A]`` for an image ``[64, 64, 3]``; ``is_first`` starts an episode."""
+    """Chooses actions ``[N, A]`` for images ``[N, 64, 64, 3]``; ``is_first`` ``[N]`` bool starts an episode."""
 
-    def __call__(self, image: np.ndarray, is_first: bool) -> np.ndarray:
-        """The action."""
+    def __call__(self, image: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """The actions."""
         ...
 
 
@@ -28,8 +28,12 @@ class RandomPolicy:
     def __init__(self, action_space: gymnasium.Space[Any], seed: int) -> None:
         self._space, self.generator = action_space, np.random.default_rng(seed)
 
-    def __call__(self, image: np.ndarray, is_first: bool) -> np.ndarray:
-        """A random action."""
+    def __call__(self, image: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """Random actions."""
+        return np.stack([self.draw() for _ in is_first])
+
+    def draw(self) -> np.ndarray:
+        """A random action ``[A]``."""
         if isinstance(self._space, gymnasium.spaces.Discrete):
             return np.eye(int(self._space.n), dtype=np.float32)[self.generator.integers(self._space.n)]
         assert isinstance(self._space, gymnasium.spaces.Box)
@@ -37,58 +41,29 @@ class RandomPolicy:
 
 
 class AgentPolicy:
-    """An agent in one environment, with its memory."""
+    """An agent in N environments, with its memory of them."""
 
     def __init__(self, agent: Agent, *, explore: bool, generator: torch.Generator | None = None) -> None:
         self.agent, self.explore, self.generator = agent, explore, generator
         self.memory: Memory | None = None
 
-    def __call__(self, image: np.ndarray, is_first: bool) -> np.ndarray:
-        """The agent's action; remembers the step."""
+    def __call__(self, image: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+        """The agent's actions; remembers the step."""
         device = self.agent.device
         action, self.memory = self.agent.act(
-            torch.from_numpy(image)[None].to(device),
-            torch.tensor([is_first], device=device),
+            torch.from_numpy(image).to(device),
+            torch.from_numpy(is_first).to(device),
             self.memory,
             explore=self.explore,
             generator=self.generator,
         )
-        result: np.ndarray = action[0].float().cpu().numpy()
+        result: np.ndarray = action.float().cpu().numpy()
         return result
 
 
-def action_size(space: gymnasium.Space[Any]) -> tuple[int, bool]:
-    """``(A, discrete)`` of an environment's actions.
-
-    Raises:
-        ValueError: they are neither a flat box nor discrete.
-    """
-    if isinstance(space, gymnasium.spaces.Discrete):
-        return int(space.n), True
-    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
-        return space.shape[0], False
-    raise ValueError(f"the environment's actions are {space}; they must be a flat Box or Discrete")
-
-
-def environment_action(space: gymnasium.Space[Any], action: np.ndarray) -> Any:
-    """What the environment takes for the agent's ``action``."""
-    return int(action.argmax()) if isinstance(space, gymnasium.spaces.Discrete) else action
-
-
-def first_row(env: gymnasium.Env[Any, Any], seed: int) -> Row:
-    """Reset the environment; the row of its first image has a zero action."""
-    observation, _ = env.reset(seed=seed)
-    size, _ = action_size(env.action_space)
-    row = {"image": observation["image"], "action": np.zeros(size, np.float32), "reward": np.float32(0)}
-    return row | {"is_first": True, "is_last": False, "is_terminal": False}
-
-
-def next_row(env: gymnasium.Env[Any, Any], action: np.ndarray) -> Row:
-    """Take a step; the row of where it led."""
-    observation, reward, terminated, truncated, info = env.step(environment_action(env.action_space, action))
-    row = {"image": observation["image"], "action": action, "reward": np.float32(reward), "is_first": False}
-    row |= {"is_last": terminated or truncated, "is_terminal": terminated}
-    return row | ({"success": np.float32(info["success"])} if "success" in info else {})
+def choose(policy: Policy, rows: Sequence[Row]) -> np.ndarray:
+    """The policy's actions ``[N, A]`` where N environments are."""
+    return policy(np.stack([row["image"] for row in rows]), np.array([row["is_first"] for row in rows]))
 
 
 def play(env: gymnasium.Env[Any, Any], policy: Policy, seed: int) -> Iterator[Row]:
@@ -96,7 +71,7 @@ def play(env: gymnasium.Env[Any, Any], policy: Policy, seed: int) -> Iterator[Ro
     row = first_row(env, seed)
     yield row
     while not row["is_last"]:
-        row = next_row(env, policy(row["image"], row["is_first"]))
+        row = next_row(env, choose(policy, [row])[0])
         yield row
 
 
@@ -115,19 +90,36 @@ def episode_scores(rows: list[Row]) -> dict[str, float]:
 
 
 def evaluate(
-    env: gymnasium.Env[Any, Any],
+    worlds: Worlds,
     policy: Policy,
     episodes: int,
     seed: int,
     on_episode: Callable[[int, list[Row]], None] = lambda index, rows: None,
 ) -> list[dict[str, float]]:
-    """Scores of ``episodes`` episodes; the same starts every time for the same ``seed``."""
-    scores = []
-    for index in range(episodes):
-        rows = list(play(env, policy, episode_seed(seed, "eval", index)))
-        on_episode(index, rows)
-        scores.append(episode_scores(rows))
-    return scores
+    """Scores of ``episodes`` episodes; the same starts every time for the same ``seed``, however many worlds there are.
+
+    ``on_episode`` gets an episode's index and rows when it ends.
+    """
+    scores: dict[int, dict[str, float]] = {}
+    left = deque(range(episodes))
+    played: dict[int, tuple[int, list[Row]]] = {}  # by world: index and rows of its episode
+    while left or played:
+        free = [world for world in range(worlds.count) if world not in played]
+        begun = {world: left.popleft() for world in free[: len(left)]}
+        if begun:
+            first = worlds.begin({world: episode_seed(seed, "eval", index) for world, index in begun.items()})
+            played |= {world: (index, [first[world]]) for world, index in begun.items()}
+        anyone = next(iter(played.values()))  # the policy has a row for a world that plays no more, too
+        now = [played.get(world, anyone)[1][-1] for world in range(worlds.count)]
+        for world, row in enumerate(worlds.step(choose(policy, now))):
+            if world in played:
+                index, rows = played[world]
+                rows.append(row)
+                if row["is_last"]:
+                    on_episode(index, rows)
+                    scores[index] = episode_scores(rows)
+                    del played[world]
+    return [scores[index] for index in range(episodes)]
 
 
 def summarize(scores: list[dict[str, float]], prefix: str) -> dict[str, float]:

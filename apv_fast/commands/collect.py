@@ -15,11 +15,11 @@ from apv_fast.agent.episode import (
     AgentPolicy,
     Policy,
     RandomPolicy,
-    action_size,
     episode_scores,
     episode_seed,
     play,
 )
+from apv_fast.agent.worlds import action_size
 from apv_fast.commands.common import computing, make_env
 from apv_fast.commands.evaluate import load_agent
 from apv_fast.config import CollectConfig, ConfigError, to_dict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,7 @@ from torch import Tensor
 from apv_fast import envs
 from apv_fast.agent import Agent, Pretrainer
 from apv_fast.agent.world_model import PRECISIONS, Batch, Metrics
+from apv_fast.agent.worlds import OneWorld, ParallelWorlds, Worlds
 from apv_fast.backend import requested, use_backend
 from apv_fast.commands.paths import op_paths, scan_path
 from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, WorldConfig, to_dict
@@ -143,6 +145,13 @@ def checkpoint_of(run: RunDirectory, device: torch.device) -> tuple[Any, int, di
     if found is None:
         raise RunError(f"{run.path} has no checkpoint yet; let its run go on with --resume until it has written one")
     return found
+
+
+def make_worlds(env_id: str, world: WorldConfig, seed: int, count: int = 1) -> Worlds:
+    """``count`` of the environment, side by side; one alone is played in this process."""
+    if count == 1:
+        return OneWorld(make_env(env_id, world, seed))
+    return ParallelWorlds(partial(make_env, env_id, world, seed), count)
 
 
 def make_env(env_id: str, world: WorldConfig, seed: int) -> gymnasium.Env[Any, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 
 import torch
 
 from apv_fast.agent import Agent
-from apv_fast.agent.episode import AgentPolicy, Policy, RandomPolicy, action_size, evaluate, summarize
-from apv_fast.commands.common import checkpoint_of, computing, make_env
+from apv_fast.agent.episode import AgentPolicy, Policy, RandomPolicy, evaluate, summarize
+from apv_fast.agent.worlds import action_size
+from apv_fast.commands.common import checkpoint_of, computing, make_env, make_worlds
 from apv_fast.config import ConfigError, EvaluateConfig, FinetuneConfig, from_dict
 from apv_fast.data import atomic_file
 from apv_fast.run import Progress, RunDirectory, RunError
@@ -37,26 +39,27 @@ def load_agent(path: Path, device: torch.device) -> tuple[Agent, FinetuneConfig,
 
 def evaluate_run(config: EvaluateConfig) -> dict[str, float]:
     """Play ``config.episodes`` with the policy and as many with random actions; print and save the scores."""
-    if config.episodes < 1:
-        raise ConfigError(f"episodes is {config.episodes}; it must be at least 1")
+    for name, value in (("episodes", config.episodes), ("envs", config.envs)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
     with computing(config.seed, config.device, config.backend) as device:
         agent, trained, step = load_agent(config.run, device)
         policies: dict[str, Policy] = {"eval": AgentPolicy(agent, explore=False)}
-        env = make_env(trained.env, trained.world, config.seed)
-        policies["random"] = RandomPolicy(env.action_space, config.seed)
+        worlds = make_worlds(trained.env, trained.world, config.seed, min(config.envs, config.episodes))
+        policies["random"] = RandomPolicy(worlds.action_space, config.seed)
         result = {"step": float(step), "episodes": float(config.episodes)}
         with Progress("evaluate", config.episodes * len(policies), unit="episode") as progress:
             for number, (prefix, policy) in enumerate(policies.items()):
-                before = number * config.episodes
+                done = count(number * config.episodes + 1)
                 scores = evaluate(
-                    env,
+                    worlds,
                     policy,
                     config.episodes,
                     config.seed,
-                    lambda index, rows, before=before: progress.update(before + index + 1),  # type: ignore[misc]
+                    lambda index, rows, done=done: progress.update(next(done)),  # type: ignore[misc]
                 )
                 result |= summarize(scores, prefix)
-        env.close()
+        worlds.close()
     with atomic_file(config.run / "evaluation.json") as file:
         file.write((json.dumps(result, indent=2) + "\n").encode())
     for prefix, label in (("eval", "policy"), ("random", "random")):

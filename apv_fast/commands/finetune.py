@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,21 @@ from apv_fast.agent import Agent, Memory
 from apv_fast.agent.episode import (
     AgentPolicy,
     RandomPolicy,
-    Row,
-    action_size,
+    choose,
     episode_scores,
     episode_seed,
     evaluate,
-    first_row,
-    next_row,
     summarize,
 )
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
+from apv_fast.agent.worlds import Row, Worlds, action_size
 from apv_fast.commands.common import (
     MeanMetrics,
     begin,
     checkpoint_of,
     computing,
     going_on,
-    make_env,
+    make_worlds,
     replay_place,
     stopped,
     to_device,
@@ -64,12 +63,12 @@ def finetune(config: FinetuneConfig) -> RunDirectory:
     check(config)
     with computing(config.seed, config.device, config.backend) as device, ExitStack() as stack:
         found = load_latest(RunDirectory(config.out).checkpoints) if config.resume else None
-        env = stack.enter_context(closing(make_env(config.env, config.world, config.seed)))
-        agent = new_agent(config, env, device)
+        worlds = stack.enter_context(closing(make_worlds(config.env, config.world, config.seed, config.envs)))
+        agent = new_agent(config, worlds.action_space, device)
         if found is None and config.pretrained is not None:
             agent.load_pretrained(*pretrained_state(config.pretrained))
         run = begin(config, agent, f"finetune: {config.steps} agent steps in {config.env}")
-        trainer = stack.enter_context(closing(Finetuner(config, run, env, agent)))
+        trainer = stack.enter_context(closing(Finetuner(config, run, worlds, agent)))
         if found is None:
             trainer.save()  # before there are episodes: a resumed run knows which ones are its own
         else:
@@ -82,10 +81,10 @@ def finetune(config: FinetuneConfig) -> RunDirectory:
     return run
 
 
-def new_agent(config: FinetuneConfig, env: gymnasium.Env[Any, Any], device: torch.device) -> Agent:
+def new_agent(config: FinetuneConfig, action_space: gymnasium.Space[Any], device: torch.device) -> Agent:
     """An untrained agent for the environment's actions."""
     with user_settings():
-        size, discrete = action_size(env.action_space)
+        size, discrete = action_size(action_space)
         return Agent(config, size, discrete=discrete, device=device)
 
 
@@ -104,13 +103,23 @@ def pretrained_state(path: Path) -> tuple[dict[str, Any], Path]:
     return state["trainer"], source
 
 
-class Finetuner:
-    """Environment, replay and agent of one run, and their clocks."""
+@dataclass
+class Player:
+    """What goes on in one environment."""
 
-    def __init__(self, config: FinetuneConfig, run: RunDirectory, env: gymnasium.Env[Any, Any], agent: Agent) -> None:
+    episode: int = -1
+    seed: int = 0
+    random: RandomPolicy | None = None  # acts in episodes that began during the prefill
+    rows: list[Row] = field(default_factory=list)  # of the episode under way; none between two
+
+
+class Finetuner:
+    """Environments, replay and agent of one run, and their clocks."""
+
+    def __init__(self, config: FinetuneConfig, run: RunDirectory, worlds: Worlds, agent: Agent) -> None:
         self.config, self.run, self.device = config, run, agent.device
-        self.env, self.agent = env, agent
-        self.eval_env = make_env(config.env, config.world, config.seed)
+        self.worlds, self.agent = worlds, agent
+        self.eval_worlds = make_worlds(config.env, config.world, config.seed, min(config.envs, config.eval_episodes))
         self.replay = Replay(
             run.train_episodes,
             chunk_length=config.length,
@@ -120,12 +129,12 @@ class Finetuner:
             online=True,
             **replay_place(config, self.device),
         )
-        self.random = RandomPolicy(self.env.action_space, config.seed)
         self.policy = AgentPolicy(self.agent, explore=True)
-        self.step = 0  # agent steps taken
-        self.episode = 0  # index of the one in progress
+        self.step = 0  # agent steps taken, in all environments together
+        self.before = 0  # ... before the last one of the environments
+        self.begun = 0  # episodes
         self.training = False  # prefill is over
-        self.rows: list[Row] = []  # of the episode in progress
+        self.players = [Player() for _ in range(worlds.count)]
         self.means = MeanMetrics()
 
     def train(self, metrics: Metrics) -> None:
@@ -141,47 +150,67 @@ class Finetuner:
                     progress.update(self.step, f"update {self.agent.updates} of the first {config.first_updates}")
                     continue
                 self._act(metrics)
-                if self.training and self.agent.updates >= config.first_updates and self._every(config.train_every):
-                    self._update()
+                if self.training and self.agent.updates >= config.first_updates:
+                    for _ in range(self._strikes(config.train_every)):
+                        self._update()
                 self._report(metrics)
                 progress.update(self.step, self._status)
-                if self._every(config.checkpoint_every) and self.step < config.steps:
+                if self._strikes(config.checkpoint_every) and self.step < config.steps:
                     self.save()
         self.save()
 
     _status = "random actions"
 
-    def _every(self, interval: int) -> bool:
-        """Whether a clock of ``interval`` steps, counted from the end of the prefill, strikes now."""
-        return (self.step - self.config.prefill) % interval == 0
+    def _strikes(self, interval: int) -> int:
+        """How often a clock of ``interval`` steps, counted from the end of the prefill, has struck in the last step."""
+        start = self.config.prefill
+        return (self.step - start) // interval - (self.before - start) // interval
 
     def _act(self, metrics: Metrics) -> None:
-        """One step of the environment."""
-        if not self.rows:
-            self._begin_episode()
-        policy = self.policy if self.training else self.random
-        row = self.rows[-1]
-        action = policy(row["image"], row["is_first"])
+        """One step of every environment."""
+        self._begin_episodes()
+        actions = self._actions()
         with annotate("env_step"):
-            following = next_row(self.env, action)
-        self._store(following)
-        self.step += 1
-        if self.rows[-1]["is_last"]:
-            self._end_episode(metrics)
+            following = self.worlds.step(actions)
+        for world, row in enumerate(following):
+            self._store(world, row)
+        self.before, self.step = self.step, self.step + self.worlds.count
+        for world, row in enumerate(following):
+            if row["is_last"]:
+                self._end_episode(world, metrics)
 
-    def _begin_episode(self) -> None:
-        self._store(first_row(self.env, episode_seed(self.config.seed, "train", self.episode)))
+    def _actions(self) -> np.ndarray:
+        """Of the policy ``[N, A]``, and random ones in episodes that began during the prefill."""
+        random = [player.random for player in self.players]
+        if all(random):
+            return np.stack([policy.draw() for policy in random if policy])
+        actions = choose(self.policy, [player.rows[-1] for player in self.players])
+        return np.stack([policy.draw() if policy else actions[world] for world, policy in enumerate(random)])
 
-    def _store(self, row: Row) -> None:
-        self.rows.append(row)
-        self.replay.add(row)
+    def _begin_episodes(self) -> None:
+        waiting = [world for world, player in enumerate(self.players) if not player.rows]
+        if not waiting:
+            return
+        for world in waiting:
+            self.players[world] = self._player(self.begun, random=not self.training)
+            self.begun += 1
+        first = self.worlds.begin({world: self.players[world].seed for world in waiting})
+        for world in waiting:
+            self._store(world, first[world])
 
-    def _end_episode(self, metrics: Metrics) -> None:
-        config, rows = self.config, self.rows
+    def _player(self, episode: int, *, random: bool) -> Player:
+        seed = episode_seed(self.config.seed, "train", episode)
+        return Player(episode, seed, RandomPolicy(self.worlds.action_space, seed) if random else None)
+
+    def _store(self, world: int, row: Row) -> None:
+        self.players[world].rows.append(row)
+        self.replay.add(row, world)
+
+    def _end_episode(self, world: int, metrics: Metrics) -> None:
+        config, rows = self.config, self.players[world].rows
         scores = episode_scores(rows)
         metrics.scalars(self.step, {f"train_{name}": value for name, value in scores.items()} | self._env_step)
-        self.rows, self.policy.memory = [], None
-        self.episode += 1
+        self.players[world] = Player()
         # The policy takes over between two episodes, so that none is half random.
         if not self.training and self.step >= config.prefill:
             if not self.replay.stats["episodes"]:
@@ -205,12 +234,12 @@ class Finetuner:
         config, last = self.config, self.step >= self.config.steps
         if not self.training:
             return
-        if self._every(config.log_every) or last:
+        if self._strikes(config.log_every) or last:
             metrics.scalars(self.step, self.means.take() | self.replay_size | self._env_step)
-        if self._every(config.eval_every) or last:
+        if self._strikes(config.eval_every) or last:
             self._evaluate(metrics)
             plot_runs([self.run.path], self.run.plots / "eval_return.png")
-        if (self._every(config.video_every) or last) and config.length > CONTEXT:
+        if (self._strikes(config.video_every) or last) and config.length > CONTEXT:
             batch = to_device(self.replay.sample(SEQUENCES), self.device)
             frames = open_loop_video(self.agent.model, batch)
             write_gif(self.run.videos / f"open_loop_{self.step:08d}.gif", frames, scale=2)
@@ -232,7 +261,7 @@ class Finetuner:
                 frames = np.stack([row["image"] for row in rows[:: max(1, len(rows) // 100)]])
                 write_gif(self.run.videos / f"eval_{self.step:08d}.gif", frames, scale=3)
 
-        scores = evaluate(self.eval_env, policy, self.config.eval_episodes, self.config.seed, show)
+        scores = evaluate(self.eval_worlds, policy, self.config.eval_episodes, self.config.seed, show)
         summary = summarize(scores, "eval")
         metrics.scalars(self.step, summary | self._env_step)
         self._status = f"evaluation return {summary['eval_return']:.1f}"
@@ -244,9 +273,10 @@ class Finetuner:
         state = {
             "agent": self.agent.state_dict(),
             "replay": self.replay.state_dict(),
-            "rng": rng_state({"random_policy": self.random.generator}),
+            "rng": rng_state(),
             "step": self.step,
-            "episode": self.episode,
+            "episodes": [[player.episode, player.random is not None] for player in self.players],
+            "begun": self.begun,
             "training": self.training,
             "memory": None if memory is None else vars(memory),
             "means": self.means.state_dict(),
@@ -254,28 +284,41 @@ class Finetuner:
         save_checkpoint(self.run.checkpoints, self.step, state)
 
     def restore(self, source: Path, step: int, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint, in the middle of an episode if it was."""
+        """Go on from a checkpoint, in the middle of episodes if it was."""
         self.agent.restore(state["agent"], source)
         self.replay.load_state_dict(state["replay"])
-        self.step, self.episode, self.training = step, state["episode"], state["training"]
+        self.step = self.before = step
+        self.begun, self.training = state["begun"], state["training"]
         self.policy.memory = None if state["memory"] is None else Memory(**_moved(state["memory"], self.device))
         self.means.load_state_dict(state["means"])
         self._status = "" if self.training else self._status
-        self.rows = list(self.replay.ongoing)  # its own list: a new row is put into both
-        if self.rows:  # the same start and the same actions lead back to where the environment was
-            row = first_row(self.env, episode_seed(self.config.seed, "train", self.episode))
-            for stored in self.rows[1:]:
-                row = next_row(self.env, stored["action"])
-            if not np.array_equal(row["image"], self.rows[-1]["image"]):
+        for world, (episode, random) in enumerate(state["episodes"]):
+            if rows := self.replay.ongoing(world):
+                self.players[world] = self._player(episode, random=random)
+                self.players[world].rows = list(rows)  # its own list: a new row is put into both
+        self._return_to_where_it_was()
+        restore_rng(state["rng"])
+
+    def _return_to_where_it_was(self) -> None:
+        """The same starts and the same actions lead back there."""
+        under_way = {world: player for world, player in enumerate(self.players) if player.rows}
+        actions = {world: [row["action"] for row in player.rows[1:]] for world, player in under_way.items()}
+        if not under_way:
+            return
+        found = self.worlds.recover({world: player.seed for world, player in under_way.items()}, actions)
+        for world, player in under_way.items():
+            for _ in actions[world]:
+                if player.random:
+                    player.random.draw()
+            if not np.array_equal(found[world]["image"], player.rows[-1]["image"]):
                 warnings.warn(
                     "the environment did not come back to where it was; was it another machine or MuJoCo version?",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
-        restore_rng(state["rng"], {"random_policy": self.random.generator})
 
     def close(self) -> None:
-        """Let go of the evaluation's environment and of files."""
-        self.eval_env.close()
+        """Let go of the evaluation's environments and of files."""
+        self.eval_worlds.close()
         self.replay.close()
 
 

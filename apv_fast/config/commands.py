@@ -105,8 +105,10 @@ class FinetuneConfig:
     pretrained and with no bonus: plain DreamerV2."""
     bonus: bool = True
     """Add the video bonus to the reward."""
+    envs: int = 1
+    """Environments that are played side by side, each in a process of its own if there are several."""
     steps: int = 256_000
-    """Agent steps in all, the prefill included."""
+    """Agent steps in all, of all environments together, the prefill included."""
     prefill: int = 5000
     """Agent steps with random actions before training."""
     first_updates: int = 100
@@ -173,6 +175,8 @@ class EvaluateConfig:
     """Run directory of apv-fast finetune."""
     episodes: int = 10
     """How many."""
+    envs: int = 1
+    """Environments that are played side by side, each in a process of its own if there are several."""
     seed: int = 0
     """Fixes the starts; the same for the random policy."""
     device: Device = "auto"

@@ -66,7 +66,7 @@ def check(config: PretrainConfig | FinetuneConfig) -> None:
     _at_least(0, config.model, "discrete", "action_pad", prefix="model.")
     if isinstance(config, PretrainConfig):
         return
-    _at_least(1, config, "train_every", "eval_every", "eval_episodes")
+    _at_least(1, config, "envs", "train_every", "eval_every", "eval_episodes")
     _at_least(0, config, "prefill", "first_updates", "freeze_updates")
     _at_least(1, config.behavior, "layers", "units", "slow_every", prefix="behavior.")
     if config.bonus and config.length < config.video_bonus.window:

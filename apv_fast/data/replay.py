@@ -108,7 +108,7 @@ class Replay:
         self._store = FrameStore(cache, frame_bytes=int(np.prod(image_shape)))
         self._rows, self._pin_memory = rows, pin_memory
         self._episodes: list[_Stored] = []  # oldest first
-        self._ongoing: list[dict[str, Any]] = []
+        self._ongoing: dict[int, list[dict[str, Any]]] = {}  # by stream
         self._total_steps = self._total_episodes = self._short = self._damaged = 0
         self._load()
         if not online and not self._episodes:
@@ -169,11 +169,11 @@ class Replay:
                 batch[key] = batch[key].pin_memory() if self._pin_memory else batch[key]
         return batch
 
-    def add(self, transition: Mapping[str, Any]) -> Path | None:
+    def add(self, transition: Mapping[str, Any], stream: int = 0) -> Path | None:
         """Add one row (``image``, ``action``, ``reward``, ``is_first``, ``is_last``, ``is_terminal``, more if wanted).
 
         The row with ``is_last`` finishes the episode: it is written to disk and can be drawn from then on. A row with
-        ``is_first`` gives up an unfinished one.
+        ``is_first`` gives up an unfinished one. Each ``stream`` has an episode of its own under way.
 
         Returns:
             The file of the episode that this row finished; None if none, or if it is too short to be kept.
@@ -184,20 +184,22 @@ class Replay:
         """
         if missing := {"is_first", "is_last"} - transition.keys():
             raise EpisodeError("transition", ", ".join(sorted(missing)), "is missing")
+        rows = self.ongoing(stream)
         if transition["is_first"]:
-            if self._ongoing and self._ongoing[-1]["is_last"]:
-                self.finish()  # it could not be written when it ended
-            self._ongoing = []
-        elif not self._ongoing:
+            if rows and rows[-1]["is_last"]:
+                self.finish(stream)  # it could not be written when it ended
+            rows = []
+        elif not rows:
             raise EpisodeError("transition", "is_first", "must be set on the first row of an episode")
-        self._ongoing.append({key: np.array(value) for key, value in transition.items()})
-        return self.finish() if transition["is_last"] else None
+        rows.append({key: np.array(value) for key, value in transition.items()})
+        self._ongoing[stream] = rows
+        return self.finish(stream) if transition["is_last"] else None
 
-    def finish(self) -> Path | None:
+    def finish(self, stream: int = 0) -> Path | None:
         """Write the ongoing episode as it stands; see :meth:`add`, which calls this."""
-        rows = self._ongoing
+        rows = self.ongoing(stream)
         if len(rows) < self._chunk_length:
-            self._ongoing = []
+            self._ongoing.pop(stream, None)
             self._short += 1
             return None
         try:
@@ -205,7 +207,7 @@ class Replay:
             check_episode(episode, "new episode", length=len(rows) - 1, image_shape=self._image_shape)
             stored = self._hold(Path("new episode"), episode)
         except EpisodeError:
-            self._ongoing = []
+            del self._ongoing[stream]
             raise
         try:
             path = write_episode(self.directories[0], episode)
@@ -213,27 +215,29 @@ class Replay:
             self._store.free(stored.place, stored.frames)
             raise
         stored.name = path.name
-        self._ongoing = []
+        del self._ongoing[stream]
         self._episodes.append(stored)
         self._total_steps += stored.steps
         self._total_episodes += 1
         self._enforce_capacity()
         return path
 
-    @property
-    def ongoing(self) -> list[dict[str, Any]]:
-        """The rows of the unfinished episode. Its actions, applied again from the same reset, lead back to its end."""
-        return self._ongoing
+    def ongoing(self, stream: int = 0) -> list[dict[str, Any]]:
+        """The rows of an unfinished episode. Its actions, applied again from the same reset, lead back to its end."""
+        return self._ongoing.get(stream, [])
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the files: the draws' state, names, counts, the unfinished episode."""
-        ongoing = stack_transitions(self._ongoing) if self._ongoing else {}
+        ongoing = {str(stream): stack_transitions(rows) for stream, rows in self._ongoing.items() if rows}
         return {
             "generator": json.dumps(self._generator.bit_generator.state),
             "episodes": [episode.name for episode in self._episodes],
             "total_steps": self._total_steps,
             "total_episodes": self._total_episodes,
-            "ongoing": {key: torch.from_numpy(value) for key, value in ongoing.items()},
+            "ongoing": {
+                stream: {key: torch.from_numpy(value) for key, value in episode.items()}
+                for stream, episode in ongoing.items()
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> int:
@@ -258,9 +262,7 @@ class Replay:
         self._episodes = episodes
         self._generator.bit_generator.state = json.loads(state["generator"])
         self._total_steps, self._total_episodes = state["total_steps"], state["total_episodes"]
-        ongoing = {key: value.cpu().numpy() for key, value in state["ongoing"].items()}
-        rows = len(next(iter(ongoing.values()), ()))
-        self._ongoing = [{key: value[row] for key, value in ongoing.items()} for row in range(rows)]
+        self._ongoing = {int(stream): _rows(episode) for stream, episode in state["ongoing"].items()}
         return sum(name > max(state["episodes"], default="") for name in files)
 
     @property
@@ -326,3 +328,9 @@ class Replay:
             oldest = self._episodes.pop(0)
             self._store.free(oldest.place, oldest.frames)
             steps -= oldest.steps
+
+
+def _rows(episode: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """The rows that were stacked."""
+    arrays = {key: value.cpu().numpy() for key, value in episode.items()}
+    return [{key: value[row] for key, value in arrays.items()} for row in range(len(next(iter(arrays.values()))))]

@@ -1,24 +1,22 @@
 """Checkpoints: one file each, complete or absent, the newest few kept.
 
-A file holds ``{"format": 1, "step": …, "state": …}``, where state is nested dicts and lists of tensors, numbers and
+A file holds ``{"format": 2, "step": …, "state": …}``, where state is nested dicts and lists of tensors, numbers and
 strings. It is read with ``weights_only=True``, so that a file from elsewhere cannot run code.
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-import numpy as np
 import torch
 
 from apv_fast.data.atomic import atomic_file
 
-FORMAT = 1
+FORMAT = 2
 _PATTERN = "step-*.pt"
 
 
@@ -142,34 +140,22 @@ def load_into(target: Stateful, state: Mapping[str, Any], *, source: Path | str,
     target.load_state_dict(state)
 
 
-def rng_state(generators: Mapping[str, np.random.Generator | torch.Generator] | None = None) -> dict[str, Any]:
-    """States of torch's global generators (CPU and every GPU) and of the named ones, fit for a checkpoint."""
+def rng_state() -> dict[str, Any]:
+    """States of torch's global generators (CPU and every GPU), fit for a checkpoint."""
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "named": {
-            name: json.dumps(one.bit_generator.state) if isinstance(one, np.random.Generator) else one.get_state()
-            for name, one in (generators or {}).items()
-        },
     }
 
 
-def restore_rng(
-    state: Mapping[str, Any], generators: Mapping[str, np.random.Generator | torch.Generator] | None = None
-) -> None:
-    """Put everything that :func:`rng_state` took back.
+def restore_rng(state: Mapping[str, Any]) -> None:
+    """Put back what :func:`rng_state` took.
 
     GPUs that the state does not know keep what they have: a run may be resumed on another machine.
     """
     torch.set_rng_state(state["torch"].cpu())
     for index, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(one.cpu(), index)
-    for name, generator in (generators or {}).items():
-        saved = state["named"][name]
-        if isinstance(generator, np.random.Generator):
-            generator.bit_generator.state = json.loads(saved)
-        else:
-            generator.set_state(saved.cpu())
 
 
 class _ErrorRecorder:
