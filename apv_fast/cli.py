@@ -39,6 +39,8 @@ COMMANDS: dict[str, Command] = {
     "finetune": Command(configs.FinetuneConfig, _COMMANDS + "finetune:finetune", True, ("env", "out")),
     "evaluate": Command(configs.EvaluateConfig, _COMMANDS + "evaluate:evaluate_run"),
     "video": Command(configs.VideoConfig, _COMMANDS + "video:video"),
+    "import-official": Command(configs.ImportConfig, _COMMANDS + "import_official:import_official"),
+    "export": Command(configs.ExportConfig, _COMMANDS + "export:export"),
     "plot": Command(configs.PlotConfig, _COMMANDS + "plot:plot"),
     "info": Command(configs.InfoConfig, _COMMANDS + "info:info"),
     "demo": Command(configs.DemoConfig, _COMMANDS + "demo:demo"),
@@ -61,7 +63,7 @@ USER_ERRORS = (
 def overview() -> str:
     """What ``apv-fast --help`` prints."""
     lines = ["usage: apv-fast COMMAND [--preset NAME] [FIELDS]", ""]
-    lines += [f"  {name:10} {(command.config.__doc__ or '').partition('. ')[0]}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:15} {(command.config.__doc__ or '').partition('. ')[0]}" for name, command in COMMANDS.items()]
     lines += [
         "",
         f"presets of collect, pretrain and finetune: {', '.join(configs.PRESETS)} (default: {DEFAULT_PRESET})",

@@ -83,7 +83,7 @@ def test_help_has_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -
     page = capsys.readouterr().out
     plain = " ".join(re.sub(r"[│─╭╮╰╯]", " ", page).split())
     for option, text in fields(COMMANDS[name].config):
-        shown = "PATH" if option in ("run", "runs") else f"--{option} "  # those two have no name on the command line
+        shown = "PATH" if option in ("run", "runs", "folder") else f"--{option} "
         assert shown in plain.replace(",", " "), option
         assert " ".join(text.split()) in plain, f"{option}: {text}"
 

@@ -57,9 +57,10 @@ def pretrain(config: PretrainConfig) -> RunDirectory:
         if found is not None:
             source, _, state = found
             trainer.restore(state["trainer"], source)
-            replay.load_state_dict(state["replay"])
-            means.load_state_dict(state["means"])
-            restore_rng(state["rng"])
+            if "replay" in state:  # else it was imported: weights only
+                replay.load_state_dict(state["replay"])
+                means.load_state_dict(state["means"])
+                restore_rng(state["rng"])
             going_on(trainer.updates, config.steps)
         start = trainer.updates if config.resume else None
         with stop_on_signal() as stop, Metrics(run.path, resume_step=start) as metrics:

@@ -22,6 +22,8 @@ def video(config: VideoConfig) -> Path:
         model, length, folders, step = _load(run, device)
         if length <= CONTEXT:
             raise ConfigError(f"{run.config_file}: length is {length}; a video needs more than {CONTEXT} steps")
+        if not (config.data or folders):
+            raise ConfigError(f"data: {run.path} knows no videos, it was imported without; give some with --data")
         keys = EPISODE_KEYS if isinstance(model, WorldModel) else VIDEO_KEYS
         replay = Replay(config.data or folders, chunk_length=length, keys=keys, seed=config.seed)
         frames = open_loop_video(model, to_device(replay.sample(SEQUENCES), device))

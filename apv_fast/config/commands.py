@@ -204,6 +204,30 @@ class VideoConfig:
 
 
 @dataclass(frozen=True)
+class ImportConfig:
+    """Make a run directory of what the official implementation's pre-training left. Fine-tune from it."""
+
+    folder: Path
+    """Folder with encoder_variables.pkl, rssm_variables.pkl and decoder_variables.pkl."""
+    out: Path = Path("runs/official")
+    """Run directory to write."""
+    data: Path | None = None
+    """Folder with the episodes that the model learnt from; none looks for train_episodes beside the weights."""
+    discrete: int | None = None
+    """Classes of each latent variable (C), where neither the weights nor a config.yaml beside them tell."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a run's modules as safetensors and JSON. from_pretrained of apv_fast.nn reads them."""
+
+    run: Path
+    """Run directory of apv-fast pretrain or finetune."""
+    out: Path = Path("exported")
+    """Folder to write: one folder a module, and config.json."""
+
+
+@dataclass(frozen=True)
 class PlotConfig:
     """Draw learning curves."""
 

@@ -1,10 +1,14 @@
-"""Modules: the RSSM and its stack, the bonus, encoder, decoder and heads. They drop into other Dreamer-style code."""
+"""Modules: the RSSM and its stack, the bonus, encoder, decoder and heads. They drop into other Dreamer-style code.
+
+All of them have ``save_pretrained(path)`` and ``from_pretrained(path)``, see :mod:`apv_fast.nn.saving`.
+"""
 
 from apv_fast.nn.bonus import StreamNorm, VideoBonus
 from apv_fast.nn.cnn import Decoder, Encoder, normalize
 from apv_fast.nn.distributions import OneHot, TruncatedNormal
 from apv_fast.nn.heads import Actor, Critic, MLPHead
 from apv_fast.nn.rssm import RSSM, StackedRSSM
+from apv_fast.nn.saving import SavedModuleError
 
 __all__ = [
     "RSSM",
@@ -14,6 +18,7 @@ __all__ = [
     "Encoder",
     "MLPHead",
     "OneHot",
+    "SavedModuleError",
     "StackedRSSM",
     "StreamNorm",
     "TruncatedNormal",

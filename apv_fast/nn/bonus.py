@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from apv_fast import ops
+from apv_fast.nn.saving import Savable
 
 
 class StreamNorm(nn.Module):
@@ -33,7 +34,7 @@ class StreamNorm(nn.Module):
         return (self.scale * x / (self.mag + self.eps)).to(x.dtype)
 
 
-class VideoBonus(nn.Module):
+class VideoBonus(Savable):
     """Distance of projected feature windows to their nearest neighbours in a queue of recent ones.
 
     Args:

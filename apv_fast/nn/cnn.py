@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from apv_fast.nn.init import keras_init
+from apv_fast.nn.saving import Savable
 from apv_fast.ops.image_model import DECODER_KERNELS, image_decoder, image_encoder
 
 IMAGE_SIZE = 64
@@ -22,7 +23,7 @@ def _parameters(*layers: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return [(layer.weight, layer.bias) for layer in layers]  # type: ignore[misc]
 
 
-class Encoder(nn.Module):
+class Encoder(Savable):
     """Four convolutions, kernel 4, stride 2, ``depth``·(1, 2, 4, 8) channels, ELU; images to ``[..., 32·depth]``.
 
     Args:
@@ -57,7 +58,7 @@ class Encoder(nn.Module):
         return image_encoder(image, _parameters(*self.convs), dtype=self.dtype, backend=self.backend)
 
 
-class Decoder(nn.Module):
+class Decoder(Savable):
     """Dense to 32·``depth``, then four transposed convolutions, kernels 5, 5, 6, 6, stride 2, ELU on all but the last.
 
     Args:

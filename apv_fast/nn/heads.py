@@ -10,6 +10,7 @@ from torch import Tensor, distributions, nn
 
 from apv_fast.nn.distributions import ActionDistribution, OneHot, TruncatedNormal
 from apv_fast.nn.init import dense, keras_init
+from apv_fast.nn.saving import Savable
 from apv_fast.ops.mlp import mlp
 from apv_fast.structure import ActorParams
 
@@ -36,7 +37,7 @@ class Trunk(nn.Module):
         return mlp(x, weights, backend=self.backend)
 
 
-class MLPHead(nn.Module):
+class MLPHead(Savable):
     """A scalar's distribution from features: ``[..., F] → distribution over [...]``.
 
     Args:
@@ -91,7 +92,7 @@ class Critic(MLPHead):
         super().__init__(feat_dim, layers=layers, units=units, dist="normal", dtype=dtype, backend=backend)
 
 
-class Actor(nn.Module):
+class Actor(Savable):
     """The policy: ``[..., F] →`` a truncated normal on [−1, 1], or a one-hot categorical, over ``[..., A]``.
 
     Args:

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from apv_fast import ops
 from apv_fast.nn.init import keras_init
+from apv_fast.nn.saving import Savable
 from apv_fast.ops.rssm_arguments import Noise
 from apv_fast.reference.rssm import LAYER_NORM_EPS, feat
 from apv_fast.structure import Latent, RSSMParams, State
 
 
-class RSSM(nn.Module):
+class RSSM(Savable):
     """A recurrent state-space model; parameters are float32, products run in ``dtype``.
 
     Args:
@@ -214,7 +215,7 @@ class RSSM(nn.Module):
         return action
 
 
-class StackedRSSM(nn.Module):
+class StackedRSSM(Savable):
     """An action-free RSSM and an action-conditional one that sees the features of its posterior.
 
     Args:
