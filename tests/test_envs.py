@@ -16,6 +16,7 @@ from gymnasium.utils.env_checker import check_env
 
 from apv_fast import envs
 from apv_fast.envs import rendering
+from apv_fast.envs.base import Rescale
 
 Make = Callable[..., gymnasium.Env[Any, Any]]
 
@@ -119,7 +120,7 @@ def test_actions_are_rescaled_from_the_environments_bounds(make: Make) -> None:
     env = make("dmc:reacher-easy")
     env.reset()
     inner = env.unwrapped
-    inner._low, inner._high = np.array([-2.0, 0.0]), np.array([2.0, 10.0])  # type: ignore[attr-defined]
+    inner._rescale = Rescale(np.array([-2.0, 0.0]), np.array([2.0, 10.0]))  # type: ignore[attr-defined]
     seen = []
     step = inner._env.step  # type: ignore[attr-defined]
 
@@ -172,7 +173,7 @@ def test_both_spellings_name_the_same_task(make: Make) -> None:
 @pytest.mark.parametrize(
     ("id", "options", "message"),
     [
-        ("atari:pong", {}, "unknown suite 'atari'; the suites are: dmc"),
+        ("minecraft:dig", {}, "unknown suite 'minecraft'; the suites are: dmc, metaworld"),
         ("dmc:walker-wlk", {}, "did you mean walker-walk"),
         ("dmc_walker", {}, "the tasks are: acrobot-swingup"),
         ("dmc:walker-walk", {"camera": 7}, "camera must be"),

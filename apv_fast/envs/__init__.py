@@ -2,11 +2,11 @@
 
 An id is ``suite:task`` (``dmc:walker-walk``) or the spelling of the official configurations (``dmc_walker_walk``).
 A suite is one module, imported when first used: add its name to ``SUITES`` and give the module two functions,
-``tasks() -> list[str]`` and ``make(task, *, size, action_repeat, time_limit, camera, quality, seed) -> gymnasium.Env``.
+``tasks() -> list[str]`` and ``make(task, view) -> PixelEnv`` (see :mod:`apv_fast.envs.base`).
 
 Every environment has ``observation_space = Dict(image=Box(uint8 [size, size, 3]))`` and an action space that is a Box
-on [-1, 1] (continuous actions). ``terminated`` means that the episode reached a terminal state (no reward can
-follow), ``truncated`` that time ran out.
+on [-1, 1] (continuous actions) or Discrete. ``terminated`` means that the episode reached a terminal state (no reward
+can follow), ``truncated`` that time ran out.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ from typing import Any, Literal, get_args
 
 import gymnasium
 
+from apv_fast.envs.base import View
+
 Quality = Literal["paper", "fast"]
 
-SUITES: dict[str, str] = {"dmc": "apv_fast.envs.dmc"}  # name in an id -> module
+SUITES: dict[str, str] = {  # name in an id -> module
+    "dmc": "apv_fast.envs.dmc",
+    "metaworld": "apv_fast.envs.metaworld",
+}
 
 
 def make(
@@ -58,9 +63,8 @@ def make(
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in [0, 2**32), not {seed}")
     suite, task = _parse(id)
-    env: gymnasium.Env[dict[str, Any], Any] = _module(suite).make(
-        task, size=size, action_repeat=action_repeat, time_limit=time_limit, camera=camera, quality=quality, seed=seed
-    )
+    view = View(size, action_repeat, time_limit, camera, quality, seed)
+    env: gymnasium.Env[dict[str, Any], Any] = _module(suite).make(task, view)
     return env
 
 
