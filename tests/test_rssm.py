@@ -80,12 +80,13 @@ def measure(case: str, backend: str, sizes: Sizes, dtype: torch.dtype, sample: b
     expected = run(case, exact, sizes, "reference", sample)
     reference = relative_errors(run(case, tensors, sizes, "reference", sample), expected)
     got = relative_errors(run(case, tensors, sizes, backend, sample), expected)
-    for name, error in reference.items():
-        assert error <= REFERENCE_ERROR[dtype], f"reference {name}: {error:.2e}"
     squares = {name: torch.tensor([got[name], reference[name]], dtype=torch.float64) ** 2 for name in got}
     few = [name for name in squares if dtype != torch.float64 and expected[name].numel() < FEW]
     together = torch.stack([squares.pop(name) for name in few]).mean(0) if few else torch.zeros(2)
-    return squares | {"tensors of a few numbers": together}
+    squares["tensors of a few numbers"] = together
+    for name, (_, square) in squares.items():
+        assert square.sqrt() <= REFERENCE_ERROR[dtype], f"reference {name}: {square.sqrt():.2e}"
+    return squares
 
 
 def assert_exact(case: str, backend: str, sizes: Sizes, dtype: torch.dtype, sample: bool, seed: int = 0) -> None:

@@ -16,6 +16,7 @@ constexpr int64_t kWidest = kWidth<float>;
 constexpr int64_t kBlockRows = 96;
 constexpr int64_t kBlockNumbers = 96 * 1024;
 constexpr int64_t kDepth = 2048;       // of the sums at a time: so much of b, packed, stays in the third-level cache
+constexpr int64_t kTogether = 64;      // terms summed before they join the total: gradients of weights sum up B·T
 constexpr int64_t kPadBytes = 64;      // between rows of a copy
 constexpr int64_t kCrowdedBytes = 1024;  // rows a multiple of it apart share cache sets
 constexpr int64_t kSumRows = 128;      // rows whose gradients are summed before they join the total
@@ -104,6 +105,17 @@ struct Layer {
     }
   }
 
+  // sums = `count` rows times one panel of `depth` rows.
+  void multiply_long(const Element<T>* const* rows, int64_t count, int64_t depth, const Element<T>* panel,
+                     int64_t columns, float* sums) const {
+    const Element<T>* from[kBlockRows];
+    for (int64_t k = 0; k == 0 || k < depth; k += kTogether) {
+      for (int64_t r = 0; r < count; ++r) from[r] = rows[r] + k;
+      const Segments part = dense(depth - k < kTogether ? depth - k : kTogether);
+      multiply<T>(from, count, part, panel + panel_size<T>(k), columns, nullptr, k > 0, sums);
+    }
+  }
+
   // One thread's share of the blocks. `totals` [m, n] holds the sums so far if there are several parts.
   void multiply_blocks(Depth part, const Element<T>* packed, const Team& team, Element<T>* copy, float* totals) const {
     alignas(64) float sums[kBlockRows * kColumns<T>];
@@ -122,7 +134,7 @@ struct Layer {
       const int64_t p = i % panel_count, n = p * kColumns<T>, at = first * x.n + n;
       const int64_t columns = x.n - n < kColumns<T> ? x.n - n : kColumns<T>;
       const Element<T>* panel = packed + p * panel_size<T>(part.size());
-      multiply<T>(rows, count, dense(part.size()), panel, columns, nullptr, false, sums);
+      multiply_long(rows, count, part.size(), panel, columns, sums);
       finish(part, totals == nullptr ? nullptr : totals + at, sums, count, columns, n, static_cast<T*>(x.out) + at);
     }
   }

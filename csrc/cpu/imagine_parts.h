@@ -115,17 +115,27 @@ inline Vector<Wide<T>> panel_row(const Element<T>* panel, int64_t k, int64_t v) 
 }
 
 // sums += rows of the packed matrix, from `column` on, that a sparse row weighs: the product of both. `Vectors` of
-// them.
+// them. A start state may have hundreds of numbers that are not zero: so many terms are summed before they join the
+// total.
+constexpr int64_t kSparseTerms = 64;
+
 template <int Vectors, class T>
 inline void add_rows(const Packed<T>& matrix, const SparseRows<Wide<T>>& sparse, int64_t i, int64_t column,
                      Vector<Wide<T>>* sums) {
   const int64_t inside = column % kColumns<T> * kPair<T>;
   const Element<T>* panel = matrix.data + column / kColumns<T> * panel_size<T>(matrix.depth) + inside;
-  for (int64_t e = sparse.start[i]; e < sparse.start[i + 1]; ++e) {
-    const Wide<T> value = sparse.value[e];
-    const int64_t k = sparse.index[e];
+  const int64_t last = sparse.start[i + 1];
+  for (int64_t e = sparse.start[i]; e < last;) {
+    const int64_t end = last - e < kSparseTerms ? last : e + kSparseTerms;
+    Vector<Wide<T>> part[Vectors] = {};
+    for (; e < end; ++e) {
+      const Wide<T> value = sparse.value[e];
+      const int64_t k = sparse.index[e];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) sums[v] += value * panel_row<T>(panel, k, v);
+      for (int v = 0; v < Vectors; ++v) part[v] += value * panel_row<T>(panel, k, v);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) sums[v] += part[v];
   }
 }
 
