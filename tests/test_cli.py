@@ -193,7 +193,7 @@ def test_strange_configurations(change: dict[str, Any], message: str) -> None:
             f"finetune {FINETUNE} --pretrained PRE --model.deter 9",
             r"step-0+4\.pt: model\.decoder\.dense.* must be a tensor",
         ),
-        ("pretrain --data nowhere", "nowhere: folder: does not exist"),
+        ("pretrain --data nowhere", "nowhere: data: does not exist"),
         (f"pretrain --data DATA {PRETRAIN} --model.hidden 0", r"model\.hidden is 0; it must be at least 1"),
         (f"pretrain --data DATA {PRETRAIN} --length 14", "none is usable .0 damaged, 2 with fewer than 14 frames"),
         (f"pretrain --data DATA {PRETRAIN} --backend cuda", "backend 'cuda' cannot run here: "),
@@ -231,7 +231,7 @@ def test_runs_of_the_wrong_kind(pretrained: Path, tmp_path: Path, capsys: pytest
     assert "is not a run directory" in refused(f"evaluate {tmp_path}", capsys)
     assert "is not a run directory" in refused(f"video {tmp_path}", capsys)
     assert "runs is empty" in refused("plot", capsys)
-    assert "has no metric 'eval_return'; it has: grad_norm, " in refused(f"plot {pretrained}", capsys)
+    assert "has no metric 'eval_return'; it has: data_wait, grad_norm, " in refused(f"plot {pretrained}", capsys)
     config = dataclasses.replace(PRESETS["small"].finetune, env="dmc:cartpole-balance")
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     error = refused(f"finetune {FINETUNE} --out {tmp_path / 'new'} --pretrained {tmp_path}", capsys)

@@ -31,7 +31,7 @@ WORLD = "--world.action-repeat 20 --world.time-limit 300 --world.quality fast"
 MODEL = "--model.deter 8 --model.hidden 8 --model.stoch 3 --model.discrete 4 --model.cnn-depth 2"
 SMALL = f"{MODEL} --batch 2 --length 8 --device cpu"
 # Checkpoints fall into the middle of episodes, and of the means between two lines of metrics.
-PRETRAIN = f"{SMALL} --log-every 4 --checkpoint-every 3 --video-every 6"
+PRETRAIN = f"{SMALL} --log-every 4 --checkpoint-every 3 --video-every 6 --validate-every 5"
 FINETUNE = (
     f"--env dmc:cartpole-swingup --prefill {EPISODE} --first-updates 2 {SMALL} {WORLD} --behavior.units 8 "
     "--behavior.horizon 3 --log-every 10 --checkpoint-every 7 --video-every 20 --eval-every 20 --eval-episodes 1"
@@ -67,16 +67,16 @@ def differences(one: Any, other: Any, name: str = "state") -> list[str]:
 def learnt(run: Path) -> dict[str, Any]:
     """Everything that decides how a run goes on; the names of episode files have the time in them."""
     state = state_of(run)
-    replay = dict(state["replay"])
-    replay["episodes"] = len(replay["episodes"])
-    return state | {"replay": replay}
+    if "videos" in state:
+        numbers = [len(names) for names in state["videos"]["episodes"].values()]
+        return state | {"videos": state["videos"] | {"episodes": numbers}}
+    return state | {"replay": state["replay"] | {"episodes": len(state["replay"]["episodes"])}}
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics without their times."""
-    return [
-        {key: value for key, value in line.items() if key != "time"} for line in read_metrics(run / "metrics.jsonl")
-    ]
+    """The lines of metrics without what the clock decides."""
+    lines = read_metrics(run / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key not in ("time", "data_wait")} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +135,11 @@ def test_collecting_goes_on_where_it_stopped(data: Path, tmp_path: Path) -> None
 def test_pretraining_leaves_a_complete_run(pretrained: Path) -> None:
     assert json.loads((pretrained / "config.json").read_text())["model"]["deter"] == 8
     lines = metrics_of(pretrained)
-    assert [line["step"] for line in lines] == [4, 8, 12]
-    names = {"step", "loss", "image_loss", "kl_loss", "model_kl", "prior_ent", "post_ent", "grad_norm"}
-    assert all(line.keys() == names for line in lines)
+    assert [line["step"] for line in lines] == [4, 5, 8, 10, 12, 12]
+    training = {"loss", "image_loss", "kl_loss", "model_kl", "prior_ent", "post_ent", "grad_norm"}
+    held_out = {"val_loss", "val_image_loss", "val_kl_loss", "val_model_kl"}
+    assert [line.keys() - {"step"} for line in lines] == [training, held_out, training, held_out, training, held_out]
+    assert all(0 <= line.get("data_wait", 0) <= 1 for line in read_metrics(pretrained / "metrics.jsonl"))
     assert [path.name for path in sorted((pretrained / "checkpoints").iterdir())] == [
         "step-000000000009.pt",
         "step-000000000012.pt",

@@ -380,7 +380,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "current_stream": lambda: current,
         "set_stream": lambda stream: made.append(f"back to {stream.name}"),
         "stream": lambda stream: inside(f"stream {stream.name}"),
-        "graph": lambda graph, stream: inside(f"capture on {stream.name}"),
+        "graph": lambda graph, stream, capture_error_mode: inside(f"{capture_error_mode} capture on {stream.name}"),
         "device": lambda device: contextlib.nullcontext(),
         "synchronize": note("synchronize"),
         "default_generators": (generator,),
@@ -397,7 +397,8 @@ def test_the_cuda_recorder(calls: list[str]) -> None:
     assert calls == warm_up
     calls.clear()
     replay = recorder.record(lambda: calls.append("work"))
-    assert calls == ["capture on side", "work", "end of capture on side", "back to current"]
+    captured = ["thread_local capture on side", "work", "end of thread_local capture on side", "back to current"]
+    assert calls == captured
     calls.clear()
     replay()
     recorder.recover()

@@ -74,7 +74,8 @@ class CudaRecorder:
             current = torch.cuda.current_stream()
             try:
                 # On the stream of the warm-up: what autograd remembers of it then belongs to the capture.
-                with torch.cuda.graph(graph, stream=self.stream):
+                # Another thread reads the next batches meanwhile; what it does (pinning memory) is no part of this.
+                with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                     work()
             except BaseException:
                 _abandoned.append(graph)

@@ -1,13 +1,15 @@
-"""``apv-fast pretrain``: learn an action-free video model from folders of videos."""
+"""``apv-fast pretrain``: learn an action-free video model from any mixture of videos."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 
 from apv_fast.agent import Pretrainer
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
+from apv_fast.agent.validation import validation_loss
 from apv_fast.commands.common import (
     MeanMetrics,
     begin,
@@ -19,7 +21,7 @@ from apv_fast.commands.common import (
     user_settings,
 )
 from apv_fast.config import PretrainConfig, check
-from apv_fast.data import VIDEO_KEYS, Replay
+from apv_fast.data import Prefetcher, VideoDataset, open_videos
 from apv_fast.profile import annotate, annotated
 from apv_fast.run import (
     Metrics,
@@ -35,6 +37,10 @@ from apv_fast.run import (
 )
 from apv_fast.run.plot import plot_runs
 
+VALIDATION_BATCHES = 4
+WORTH_SAYING = 0.01  # share of the time that the trainer waits for data
+SEED_OF_VIDEOS = 0  # what is imagined in open-loop videos: the same noise in every one
+
 
 def pretrain(config: PretrainConfig) -> RunDirectory:
     """Run until ``config.steps`` updates are done.
@@ -44,40 +50,38 @@ def pretrain(config: PretrainConfig) -> RunDirectory:
     """
     check(config)
     with computing(config.seed, config.device, config.backend) as device, ExitStack() as stack:
-        replay = stack.enter_context(closing(make_replay(config, device)))
         with user_settings():
+            dataset = make_dataset(config, device)
+            videos = stack.enter_context(Prefetcher(dataset, config.batch, config.prefetch))
             trainer = Pretrainer(config, device)
-        run = begin(
-            config,
-            trainer,
-            f"pretrain: {config.steps} updates, {replay.stats['episodes']} episodes {replay.description}",
-        )
+        run = begin(config, trainer, f"pretrain: {config.steps} updates, {dataset.description}")
         means = MeanMetrics()
         found = load_latest(run.checkpoints) if config.resume else None
         if found is not None:
             source, _, state = found
             trainer.restore(state["trainer"], source)
-            if "replay" in state:  # else it was imported: weights only
-                replay.load_state_dict(state["replay"])
+            if "videos" in state:  # else it was imported: weights only
+                videos.load_state_dict(state["videos"])
                 means.load_state_dict(state["means"])
                 restore_rng(state["rng"])
             going_on(trainer.updates, config.steps)
         start = trainer.updates if config.resume else None
         with stop_on_signal() as stop, Metrics(run.path, resume_step=start) as metrics:
-            _train(config, trainer, replay, run, means, metrics, stop, device)
+            _train(config, trainer, videos, run, means, metrics, stop)
     if trainer.updates < config.steps:
         raise stopped(run, "pretrain", trainer.updates, config.steps)
     return run
 
 
-def make_replay(config: PretrainConfig, device: torch.device) -> Replay:
-    """The videos: images and where episodes begin, never an action."""
-    return Replay(
+def make_dataset(config: PretrainConfig, device: torch.device) -> VideoDataset:
+    """The videos: images and where sequences begin, never an action."""
+    return open_videos(
         config.data,
+        cache=config.cache or RunDirectory(config.out).data,
         chunk_length=config.length,
         capacity_steps=config.capacity,
         prioritize_ends=config.prioritize_ends,
-        keys=VIDEO_KEYS,
+        validation=config.validation,
         seed=config.seed,
         **replay_place(config, device),
     )
@@ -86,39 +90,57 @@ def make_replay(config: PretrainConfig, device: torch.device) -> Replay:
 def _train(
     config: PretrainConfig,
     trainer: Pretrainer,
-    replay: Replay,
+    videos: Prefetcher,
     run: RunDirectory,
     means: MeanMetrics,
     metrics: Metrics,
     stop: StopRequest,
-    device: torch.device,
 ) -> None:
     text, last = "", False
+    validates = videos.dataset.stats["held_out"] > 0
     with Progress("pretrain", config.steps, start=trainer.updates, unit="update") as progress:
         while trainer.updates < config.steps and not stop.requested:
             with annotate("replay_sample"):
-                drawn = replay.sample(config.batch)
-            means.add(trainer.update(drawn))
+                batch = videos.next()
+            means.add(trainer.update(batch))
             step, last = trainer.updates, trainer.updates == config.steps
             if step % config.log_every == 0 or last:
-                values = means.take()
+                values = means.take() | {"data_wait": videos.take_wait()}
                 metrics.scalars(step, values)
-                text = f"image loss {values['image_loss']:.1f}, KL {values['model_kl']:.2f}"
+                text = _summary(values)
+            if validates and (step % config.validate_every == 0 or last):
+                with annotate("validation"):
+                    fixed = videos.dataset.fixed(config.batch, VALIDATION_BATCHES)
+                    metrics.scalars(step, validation_loss(trainer.model, fixed))
             if (step % config.video_every == 0 or last) and config.length > CONTEXT:
-                batch = to_device(replay.sample(SEQUENCES), device)
-                frames = open_loop_video(trainer.model, batch)
-                write_gif(run.videos / f"open_loop_{step:08d}.gif", frames, scale=2)
-                metrics.video(step, "open_loop", frames)
+                _write_video(trainer, videos.dataset, run, metrics)
             if step % config.checkpoint_every == 0 and not last:
-                _save(trainer, replay, run, means)
+                _save(trainer, videos, run, means)
             progress.update(step, text)
-    _save(trainer, replay, run, means)
+    _save(trainer, videos, run, means)
     if last:
-        plot_runs([run.path], run.plots / "image_loss.png", metric="image_loss", x="step")
+        also = ("val_image_loss",) if validates else ()
+        plot_runs([run.path], run.plots / "image_loss.png", metric="image_loss", also=also, x="step")
+
+
+def _summary(values: Mapping[str, float]) -> str:
+    """What the progress line says beside the rate."""
+    text = f"image loss {values['image_loss']:.1f}, KL {values['model_kl']:.2f}"
+    return text + (f", {values['data_wait']:.0%} waiting for data" if values["data_wait"] > WORTH_SAYING else "")
+
+
+def _write_video(trainer: Pretrainer, dataset: VideoDataset, run: RunDirectory, metrics: Metrics) -> None:
+    """The open-loop report on fixed sequences, of held-out episodes if there are any."""
+    for batch in dataset.fixed(SEQUENCES):
+        device = next(trainer.model.parameters()).device
+        noise = torch.tensor(SEED_OF_VIDEOS, device=device)
+        frames = open_loop_video(trainer.model, to_device(batch, device), noise)
+        write_gif(run.videos / f"open_loop_{trainer.updates:08d}.gif", frames, scale=2)
+        metrics.video(trainer.updates, "open_loop", frames)
 
 
 @annotated("checkpoint")
-def _save(trainer: Pretrainer, replay: Replay, run: RunDirectory, means: MeanMetrics) -> None:
-    state = {"trainer": trainer.state_dict(), "replay": replay.state_dict(), "rng": rng_state()}
+def _save(trainer: Pretrainer, videos: Prefetcher, run: RunDirectory, means: MeanMetrics) -> None:
+    state = {"trainer": trainer.state_dict(), "videos": videos.state_dict(), "rng": rng_state()}
     state["means"] = means.state_dict()
     save_checkpoint(run.checkpoints, trainer.updates, state)

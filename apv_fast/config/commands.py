@@ -47,11 +47,18 @@ class PretrainConfig:
     """Learn an action-free video model."""
 
     data: tuple[Path, ...]
-    """Folders with episodes, as apv-fast collect writes them."""
+    """Videos: folders of episodes, stores, raw videos, or shards (videos-{000000..000099}.tar); each as PATH, or all as
+    PATH:WEIGHT."""
     out: Path
     """Run directory to write."""
     resume: bool = False
     """Go on with the run in out from its last checkpoint."""
+    cache: Path | None = None
+    """Folder for raw videos, which are decoded once; none takes data/ in the run directory."""
+    validation: float = 0.05
+    """Share of the episodes that are not trained on but measured on."""
+    prefetch: int = 2
+    """Batches that are read ahead while an update runs."""
     steps: int = 600_000
     """Updates."""
     batch: int = 16
@@ -69,9 +76,11 @@ class PretrainConfig:
     prioritize_ends: bool = True
     """Draw the last possible start of an episode more often."""
     capacity: int = 2_000_000
-    """Steps of video to sample from, newest kept."""
+    """Steps to sample from in folders of episodes, newest kept; stores and shards are used whole."""
     log_every: int = 100
     """Updates between lines of metrics."""
+    validate_every: int = 1000
+    """Updates between measurements on the episodes that are not trained on."""
     video_every: int = 10_000
     """Updates between open-loop videos."""
     checkpoint_every: int = 1000

@@ -56,6 +56,7 @@ _SMALL = Preset(
         batch=8,
         length=25,
         model=_SMALL_MODEL,
+        validate_every=500,
         video_every=2000,
         checkpoint_every=500,
     ),

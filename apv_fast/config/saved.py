@@ -65,6 +65,10 @@ def check(config: PretrainConfig | FinetuneConfig) -> None:
     _at_least(1, config.model, "deter", "hidden", "stoch", "cnn_depth", prefix="model.")
     _at_least(0, config.model, "discrete", "action_pad", prefix="model.")
     if isinstance(config, PretrainConfig):
+        _at_least(1, config, "validate_every")
+        _at_least(0, config, "prefetch")
+        if not 0 <= config.validation < 1:
+            raise ConfigError(f"validation is {config.validation}; it must be at least 0 and less than 1")
         return
     _at_least(1, config, "envs", "train_every", "eval_every", "eval_episodes")
     _at_least(0, config, "prefill", "first_updates", "freeze_updates")

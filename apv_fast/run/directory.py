@@ -1,7 +1,8 @@
 """The run directory: one place for everything that a job leaves behind.
 
 ``config.json`` (the full configuration), ``metrics.jsonl`` and TensorBoard's event files, ``checkpoints/``,
-``videos/``, ``plots/``, ``train_episodes/`` and ``eval_episodes/``. A folder is made when something is put into it.
+``videos/``, ``plots/``, ``train_episodes/``, ``eval_episodes/`` and ``data/``. A folder is made when something is put
+into it.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path | str, config: Mapping[str, Any]) -> RunDirectory:
-        """Begin a run in ``path``, which must not exist or be empty.
+        """Begin a run in ``path``, which must not exist or be empty; videos decoded for it may be in its ``data/``.
 
         Raises:
             RunError: there is something in it.
             DiskError: it cannot be written.
         """
         run = cls(Path(path))
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        if run.path.exists() and (not run.path.is_dir() or any(path != run.data for path in run.path.iterdir())):
             raise RunError(
                 f"{run.path} exists and is not empty: continue that run with --resume, "
                 "choose another directory with --out, or delete it first"
@@ -120,6 +121,11 @@ class RunDirectory:
     def train_episodes(self) -> Path:
         """Folder of the episodes that the agent learns from."""
         return self.path / "train_episodes"
+
+    @property
+    def data(self) -> Path:
+        """Folder of the stores made of raw videos; they may be made before the run is."""
+        return self.path / "data"
 
     @property
     def eval_episodes(self) -> Path:

@@ -31,7 +31,13 @@ def published_curves(task: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def plot_runs(
-    runs: Sequence[Path], out: Path, *, metric: str = "eval_return", task: str | None = None, x: str = "env_step"
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    metric: str = "eval_return",
+    also: Sequence[str] = (),
+    task: str | None = None,
+    x: str = "env_step",
 ) -> Path:
     """Draw ``metric`` of every run over ``x`` into the PNG ``out``.
 
@@ -39,6 +45,7 @@ def plot_runs(
         runs: run directories; each has a ``metrics.jsonl``.
         out: the picture's file.
         metric: name in the metrics.
+        also: further ones of every run, in the same picture.
         task: draw the published curves of this task as well (mean and range of the middle half of 8 seeds).
         x: name of the horizontal axis in the metrics; where a line has none, its ``step``.
 
@@ -54,8 +61,10 @@ def plot_runs(
         low, high = np.percentile(scores, [25, 75], axis=0)
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     for run in runs:
-        steps, values = _curve(run / "metrics.jsonl", metric, x)
-        axes.plot(steps, values, marker="o", markersize=3, label=run.resolve().name)
+        for name in (metric, *also):
+            steps, values = _curve(run / "metrics.jsonl", name, x)
+            label = f"{run.resolve().name}: {name}" if also else run.resolve().name
+            axes.plot(steps, values, marker="o", markersize=3, label=label)
     axes.set_xlabel("environment steps" if x == "env_step" else x)
     axes.set_ylabel(metric)
     if task:
