@@ -141,6 +141,11 @@ def _write_video(trainer: Pretrainer, dataset: VideoDataset, run: RunDirectory, 
 
 @annotated("checkpoint")
 def _save(trainer: Pretrainer, videos: Prefetcher, run: RunDirectory, means: MeanMetrics) -> None:
-    state = {"trainer": trainer.state_dict(), "videos": videos.state_dict(), "rng": rng_state()}
-    state["means"] = means.state_dict()
+    state = {
+        "trainer": trainer.state_dict(),
+        "videos": videos.state_dict(),
+        "qualities": sorted(videos.dataset.qualities),
+        "means": means.state_dict(),
+        "rng": rng_state(),
+    }
     save_checkpoint(run.checkpoints, trainer.updates, state)

@@ -10,6 +10,7 @@ from apv_fast.data.corpus import Corpus, StoreCorpus, open_folders
 from apv_fast.data.episodes import EpisodeError
 from apv_fast.data.folders import EPISODE_GLOB, episode_folder
 from apv_fast.data.mixture import parse_entries
+from apv_fast.data.shards import SHARDS_FILE, VideoStream
 from apv_fast.data.store import is_store
 from apv_fast.data.videos import VideoDataset
 
@@ -35,20 +36,32 @@ def open_videos(
     opened: dict[Path, Corpus] = {}
     if folders:
         opened |= zip(folders, open_folders(folders, shortest=chunk_length, capacity_steps=capacity_steps), strict=True)
+    streams: dict[Path, VideoStream] = {}
     for entry in entries:
-        if entry.path in opened:
-            continue
-        if not entry.path.exists():
-            raise EpisodeError(entry.path, "data", "does not exist")
-        if not is_store(entry.path):
-            raise EpisodeError(entry.path, "data", "is neither a store nor a folder of episodes")
-        opened[entry.path] = StoreCorpus(entry.path)
-    weights = [entry.weight for entry in entries if entry.weight is not None] or None
-    return VideoDataset(
-        [opened[entry.path] for entry in entries], chunk_length=chunk_length, weights=weights, **options
-    )
+        if _is_shards(entry.path):
+            streams[entry.path] = VideoStream(entry.path, chunk_length=chunk_length, seed=options.get("seed", 0))
+        elif entry.path not in opened:
+            opened[entry.path] = StoreCorpus(_store(entry.path, cache))
+    ordered = sorted(entries, key=lambda entry: entry.path in streams)  # as VideoDataset wants its weights
+    weights = [entry.weight for entry in ordered if entry.weight is not None] or None
+    corpora = [opened[entry.path] for entry in ordered if entry.path in opened]
+    return VideoDataset(corpora, list(streams.values()), chunk_length=chunk_length, weights=weights, **options)
+
+
+def _store(path: Path, cache: Path) -> Path:
+    """The store in ``path``, or the one made of the raw videos there."""
+    if not path.exists():
+        raise EpisodeError(path, "data", "does not exist")
+    if not is_store(path):
+        raise EpisodeError(path, "data", "is neither a store nor a folder of episodes")
+    return path
 
 
 def _is_episode_folder(path: Path) -> bool:
     """Whether there are episode files in it, or a run or data set that has them."""
     return path.is_dir() and not is_store(path) and any(episode_folder(path).glob(EPISODE_GLOB))
+
+
+def _is_shards(path: Path) -> bool:
+    """Whether it is a file of shards, a pattern of such files, or a folder of them."""
+    return path.suffix == ".tar" or (path / SHARDS_FILE).is_file()

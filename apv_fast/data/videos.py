@@ -14,6 +14,7 @@ Limits: frames are 64×64×3; one thread draws (several may read).
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ class Stream(Protocol):
     """Sequences that come in an order of their own, see :mod:`apv_fast.data.shards`."""
 
     source: str
+    qualities: set[str]
 
     def read_into(self, out: np.ndarray) -> None:
         """Fill ``out``, uint8 ``[n, 64, 64, 3]``, with the next sequence."""
@@ -108,7 +110,8 @@ class VideoDataset:
     @property
     def qualities(self) -> set[str]:
         """How the videos were rendered, as far as that is recorded with them."""
-        return set().union(*(corpus.qualities for corpus in self._corpora))
+        of_corpora = (corpus.qualities for corpus in self._corpora)
+        return set().union(*of_corpora, *(stream.qualities for stream in self._streams))
 
     @property
     def stats(self) -> dict[str, int]:
@@ -216,6 +219,10 @@ class VideoDataset:
         self._generator.bit_generator.state = json.loads(state["generator"])
         self._streamed = list(state["streamed"])
         for stream, position in zip(self._streams, self._streamed, strict=True):
+            warnings.warn(
+                f"{stream.source} is a stream and cannot go on where it stopped: it begins anew, in another order",
+                stacklevel=2,
+            )
             stream.restart(position)
         self._places = []
         self._divide()
