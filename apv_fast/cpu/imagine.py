@@ -87,7 +87,7 @@ def _run(
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+    return x.flatten(0, -2)
 
 
 def _over_steps(grad: Tensor, start: Tensor, states: Tensor, steps: int) -> Tensor:

@@ -11,6 +11,8 @@ from apv_fast.reference.video_bonus import project_windows, push
 
 def _distance(query: Tensor, keys: Tensor, k: int, reduce: str, exclude_self: bool) -> Tensor:
     """``[Q]``; with ``exclude_self``, key i is left out of query i's neighbours."""
+    if len(query) == 0:  # nor need there be a key
+        return query.new_empty(0)
     if not exclude_self:
         return knn_bonus(query, keys, k, reduce)
     # Each row that the queue kept is its own nearest neighbour, at 0: take one more and drop it.

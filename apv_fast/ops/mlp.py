@@ -39,6 +39,7 @@ def mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], *, backend: str | No
     arguments.require(len(layers) > 0, "layers is empty; there must be at least one")
     leading = [f"N{i}" for i in range(x.dim() - 1)] if isinstance(x, Tensor) else []
     arguments.tensor("x", x, " ".join([*leading, "F"]))
+    arguments.require(x.shape[-1] > 0, "x has no features; F must be at least 1")
     before, dtype = "F", getattr(layers[0][0], "dtype", None)
     for i, (weight, bias) in enumerate(layers):
         arguments.tensor(f"layers[{i}] weight", weight, f"U{i} {before}", dtype)

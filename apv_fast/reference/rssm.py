@@ -20,7 +20,7 @@ UPDATE_BIAS = -1.0  # keeps the update gate nearly shut at first: the GRU starts
 def feat(state: State) -> Tensor:
     """What heads read: ``concat(flatten(stoch), deter)``, ``[..., L + D]``."""
     deter = state["deter"]
-    return torch.cat([state["stoch"].reshape(*deter.shape[:-1], -1), deter], -1)
+    return torch.cat([state["stoch"].flatten(deter.dim() - 1), deter], -1)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -84,8 +84,9 @@ def obs_step(
 ) -> tuple[State, State]:
     """The posterior: one step with an observation. Where ``is_first``, state and action start from zeros."""
     keep = ~is_first
-    state = {key: value * keep.view(-1, *[1] * (value.dim() - 1)) for key, value in state.items()}
-    action = None if action is None else action * keep[:, None]
+    # Not a product: 0·NaN is NaN, and what came before is forgotten.
+    state = {key: torch.where(keep.view(-1, *[1] * (x.dim() - 1)), x, 0) for key, x in state.items()}
+    action = None if action is None else torch.where(keep[:, None], action, 0)
     prior = img_step(params, state, action, latent, prior_noise)
     x = torch.cat([prior["deter"], embed.to(prior["deter"].dtype)], -1)
     x = F.elu(dense(x, params.obs_out_weight, params.obs_out_bias))
