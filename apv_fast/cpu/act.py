@@ -9,17 +9,20 @@ whoever changes a weight behind PyTorch's back (``x.data``, an address) must cou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apv_fast.cpu.step import Filter, Inputs, Model, joined_heads
+from apv_fast.cpu.step import Filter, Inputs, Model, Outputs, joined_heads
 from apv_fast.nn import RSSM, Actor
-from apv_fast.ops.rssm_arguments import MANY, sample_noise
-from apv_fast.structure import RSSMParams, State, state_dtype, state_of
+from apv_fast.ops.rssm_arguments import sample_noise, sample_seeds, seeded
+from apv_fast.structure import Latent, RSSMParams, State, state_dtype, state_of
 
-_Key = tuple[tuple[int, int], ...]
+_CPU = torch.device("cpu")
+_version = attrgetter("_version")
+_Key = tuple[list[int], list[int]]  # of each weight, its address and PyTorch's count of its changes in place
 
 
 class CpuPolicy:
@@ -40,18 +43,19 @@ class CpuPolicy:
 
     def _filter(self) -> Filter:
         """For the weights as they are now."""
-        weights = (slots[name] for slots, name in self._slots)
-        key = tuple((w.data_ptr(), w._version) for w in weights if w is not None)
+        weights = [w for slots, name in self._slots if (w := slots[name]) is not None]
+        key = list(map(Tensor.data_ptr, weights)), list(map(_version, weights))
         if self._made is None or self._made[0] != key:
             self._made = key, self._make()  # at once: another thread sees the old pair or the new one
         return self._made[1]
 
+    @torch.no_grad()
     def _make(self) -> Filter:
         lower, upper = self.models[0], self.models[-1]
         stacked = lower is not upper
         models = []
         for model in self.models:
-            params = RSSMParams(*(w.detach().contiguous() for w in model.params()))
+            params = RSSMParams(*(w.contiguous() for w in model.params()))
             below = stacked and model is upper
             embed = 0 if below and not self.concat_embed else lower.embed_dim
             models.append(Model(params, model.latent, model.action_dim, embed, below))
@@ -59,7 +63,6 @@ class CpuPolicy:
         discrete, min_std = self.actor.std is None, self.actor.min_std
         return Filter(models, actor, post=True, prior=False, discrete=discrete, min_std=min_std)
 
-    @torch.no_grad()
     def __call__(
         self,
         embed: Tensor,
@@ -71,34 +74,33 @@ class CpuPolicy:
         generator: torch.Generator | None = None,
     ) -> tuple[list[State], Tensor]:
         """See :class:`apv_fast.agent.policy.Policy`."""
-        step, upper = self._filter(), self.models[-1]
-        wide, rows = state_dtype(upper.dtype), len(embed)
-        embed, action = embed.to(upper.dtype).contiguous(), action.to(wide).contiguous()
+        step, dtype = self._filter(), self.models[-1].dtype
+        wide, rows = state_dtype(dtype), len(embed)
+        embed, action = embed.detach().to(dtype).contiguous(), action.to(wide).contiguous()
+        noises = self._noises(rows, wide, generator)
         inputs = []
-        for model, state in zip(self.models, states, strict=True):
-            deter, stoch = (state[name].to(wide).contiguous() for name in ("deter", "stoch"))
-            noise = self._noise(model, rows, wide, generator)
+        for model, state, noise in zip(self.models, states, noises, strict=True):
+            deter, stoch = state["deter"].to(wide).contiguous(), state["stoch"].to(wide).contiguous()
             inputs.append(Inputs(deter, stoch, action if model.action_dim else None, embed, noise, None))
         action_noise = self._action_noise(rows, step.actions, wide, generator) if explore else None
         made, chosen = step(is_first.contiguous(), inputs, action_noise)
         assert chosen is not None
-        posts = []
-        for model, outputs in zip(self.models, made, strict=True):
-            assert outputs.post_stoch is not None and outputs.post_stats is not None
-            posts.append(state_of(outputs.deter, outputs.post_stoch, outputs.post_stats, model.latent))
-        return posts, chosen
+        return [self._state(model.latent, outputs) for model, outputs in zip(self.models, made, strict=True)], chosen
 
     @staticmethod
-    def _noise(model: RSSM, rows: int, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
-        """The posterior's; then the prior's is drawn, which nothing reads, so that what follows is the same."""
-        device = torch.device("cpu")
-        noise = sample_noise(model.latent, rows, dtype=dtype, device=device, generator=generator)
-        if noise.numel() >= MANY:  # then it takes one number of the generator
-            sample_noise(model.latent, rows, dtype=dtype, device=device, generator=generator)
-            return noise
-        unused = torch.empty_like(noise)
-        unused.exponential_(generator=generator) if model.latent.discrete else unused.normal_(generator=generator)
-        return noise
+    def _state(latent: Latent, made: Outputs) -> State:
+        assert made.post_stoch is not None and made.post_stats is not None
+        if latent.discrete:
+            return {"deter": made.deter, "stoch": made.post_stoch, "logit": made.post_stats}
+        return state_of(made.deter, made.post_stoch, made.post_stats, latent)
+
+    def _noises(self, rows: int, dtype: torch.dtype, generator: torch.Generator | None) -> list[Tensor]:
+        """Each posterior's, or its seed. A prior's is drawn behind it, which nothing reads: modules draw it."""
+        latents = [model.latent for model in self.models for _ in ("posterior", "prior")]
+        if all(seeded(latent, dtype, _CPU) for latent in latents):
+            return list(sample_seeds(len(latents), generator).unbind())[::2]
+        drawn = [sample_noise(latent, rows, dtype=dtype, device=_CPU, generator=generator) for latent in latents]
+        return drawn[::2]
 
     def _action_noise(self, rows: int, actions: int, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
         noise = torch.empty(rows, actions, dtype=dtype)

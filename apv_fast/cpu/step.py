@@ -49,8 +49,8 @@ class Outputs(NamedTuple):
     """What it leaves, the states' dtype; None: not asked for."""
 
     deter: Tensor  # [B, D]
-    post_stoch: Tensor | None  # [B, L]
-    post_stats: Tensor | None  # [B, M]
+    post_stoch: Tensor | None  # [B, S, C] or [B, S]
+    post_stats: Tensor | None  # [B, S, C] or [B, 2·S]
     prior_stoch: Tensor | None
     prior_stats: Tensor | None
 
@@ -123,10 +123,10 @@ class Filter:
         }
 
     def _outputs(self, model: Model, deter: Tensor) -> Outputs:
-        rows, latent = len(deter), model.latent
-        widths = (latent.stoch * (latent.discrete or 1), latent.stoch * (latent.discrete or 2))
-        made = [deter.new_empty(rows, w) if on else None for on in (self.post, self.prior) for w in widths]
-        return Outputs(torch.empty_like(deter, memory_format=torch.contiguous_format), *made)
+        rows, (stoch, discrete, _) = len(deter), model.latent
+        shapes = ((rows, stoch, discrete),) * 2 if discrete else ((rows, stoch), (rows, 2 * stoch))
+        made = [deter.new_empty(shape) if on else None for on in (self.post, self.prior) for shape in shapes]
+        return Outputs(deter.new_empty(deter.shape), *made)
 
     def __call__(
         self, is_first: Tensor | None, inputs: Sequence[Inputs], action_noise: Tensor | None = None
@@ -201,7 +201,7 @@ def _step(
     step = Filter([model], post=embed is not None, prior=True)
     ((made,), _) = step(laid_out(is_first, wide), [inputs])
     found = (made.deter, made.prior_stoch, made.prior_stats, made.post_stoch, made.post_stats)
-    return [x for x in found if x is not None]
+    return [x.flatten(1) for x in found if x is not None]
 
 
 @_step.register_fake

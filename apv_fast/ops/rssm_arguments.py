@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -13,8 +11,6 @@ from apv_fast.structure import Latent, RSSMParams, State, state_dtype
 
 # Of posterior and prior alike, of each, or to be drawn. A tensor is the noise itself or, as an int64 scalar, a seed.
 Noise = Tensor | tuple[Tensor, Tensor] | None
-
-MANY = 2**16  # numbers of noise from which it is made of a seed; acting, one state at a time, draws fewer
 
 
 def initial_state(params: RSSMParams, latent: Latent, batch_size: int) -> State:
@@ -28,24 +24,33 @@ def initial_state(params: RSSMParams, latent: Latent, batch_size: int) -> State:
     }
 
 
+def seeded(latent: Latent, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether :func:`sample_noise` takes one number from the generator and makes all of the noise of it, in C++."""
+    plain = latent.discrete > 0 and device.type == "cpu" and dtype == torch.float32
+    return plain and not torch.compiler.is_compiling() and probe("cpu").available
+
+
+def sample_seeds(count: int, generator: torch.Generator | None) -> Tensor:
+    """``count`` seeds, int64, as many draws of one would give."""
+    return torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator)
+
+
 def sample_noise(
     latent: Latent, *leading: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
 ) -> Tensor:
     """Noise for ``leading`` states: Gumbel ``[..., S, C]`` or standard normal ``[..., S]``.
 
-    The same for every backend. Much of it on a CPU is made of a seed by the C++ extension, if that is there: an update
-    of behaviour learning wants millions of numbers, which PyTorch draws on one thread. Not while ``torch.compile``
-    traces: then PyTorch draws all.
+    The same for every backend. Gumbel noise on a CPU is made of a seed by the C++ extension, if that is there: PyTorch
+    draws it on one thread, number by number. Not while ``torch.compile`` traces: then PyTorch draws all.
     """
-    if latent.discrete:
-        shape = (*leading, latent.stoch, latent.discrete)
-        many = device.type == "cpu" and dtype == torch.float32 and math.prod(shape) >= MANY
-        if many and not torch.compiler.is_compiling() and probe("cpu").available:
-            from apv_fast.cpu.noise import gumbel  # the extension may be missing
+    if not latent.discrete:
+        return torch.randn(*leading, latent.stoch, dtype=dtype, device=device, generator=generator)
+    shape = (*leading, latent.stoch, latent.discrete)
+    if seeded(latent, dtype, device):
+        from apv_fast.cpu.noise import gumbel  # the extension may be missing
 
-            return gumbel(torch.randint(-(2**63), 2**63 - 1, (), generator=generator), shape)
-        return -torch.empty(shape, dtype=dtype, device=device).exponential_(generator=generator).log()
-    return torch.randn(*leading, latent.stoch, dtype=dtype, device=device, generator=generator)
+        return gumbel(sample_seeds(1, generator)[0], shape)
+    return -torch.empty(shape, dtype=dtype, device=device).exponential_(generator=generator).log()
 
 
 def check_params(arguments: Arguments, params: RSSMParams, latent: Latent) -> None:
