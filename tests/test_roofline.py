@@ -18,6 +18,7 @@ from bench.cost.work import Work, pointwise, product, total
 
 H100, A100 = MACHINES["h100"], MACHINES["a100"]
 FULL = {"deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}
+NARROW = {**FULL, "deter": 200, "hidden": 200}
 
 
 def scan(batch: int, dtype: str = "bfloat16", action: int = 0) -> Scan:
@@ -117,6 +118,19 @@ def test_bytes_of_the_others(op: str, shape: dict[str, int], dtype: str, passed:
     """What crosses device memory, in megabytes."""
     parts = PARTS[op](shape, dtype, passed == "forward_backward", H100)
     assert sum(part.hbm for part in parts) / 1e6 == pytest.approx(megabytes, rel=0.01)
+
+
+def test_a_cpu_reads_the_lines_of_gathered_weights() -> None:
+    """A line for each of (32 + 32 + 4) · 200 numbers of PyTorch's layout, of the whole matrix' 200 · 1074 at most."""
+    cpu = replace(H100, cached=True)
+
+    def gathered(batch: int, dtype: str) -> float:
+        parts = PARTS["policy"]({"B": batch, "E": 512, "A": 4, **NARROW}, dtype, False, cpu)
+        return sum(part.hbm for part in parts if part.name == "x")
+
+    assert gathered(1, "float32") == (32 + 32 + 4) * 200 * 64
+    assert gathered(1, "bfloat16") == 32 * 200 * 64 + 200 * 1074 * 2
+    assert gathered(16, "float32") == 2 * 200 * 1074 * 4
 
 
 def test_imagination_at_600_teraflops() -> None:

@@ -11,7 +11,9 @@ from apv_fast import _C
 from apv_fast.cpu.call import address, how
 
 
-@torch.library.custom_op("apv_fast::gumbel_cpu", mutates_args=())
+_FEW = 2**15  # numbers that do not pay a second thread
+
+
 def gumbel(seed: Tensor, shape: Sequence[int]) -> Tensor:
     """What :func:`apv_fast.reference.noise.gumbel_noise` gives, to rounding; float32.
 
@@ -20,10 +22,6 @@ def gumbel(seed: Tensor, shape: Sequence[int]) -> Tensor:
         shape: of the noise.
     """
     out = torch.empty(shape, dtype=torch.float32)
-    _C.gumbel(count=out.numel(), seed=address(seed), out=address(out), **how(out.dtype))
+    threads = 1 if out.numel() < _FEW else torch.get_num_threads()
+    _C.gumbel(count=out.numel(), seed=address(seed), out=address(out), **how(out.dtype) | {"threads": threads})
     return out
-
-
-@gumbel.register_fake
-def _(seed: Tensor, shape: Sequence[int]) -> Tensor:
-    return seed.new_empty(shape, dtype=torch.float32)

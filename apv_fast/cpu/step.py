@@ -122,17 +122,21 @@ class Filter:
             "sees_below": model.sees_below,
         }
 
-    def _outputs(self, model: Model, deter: Tensor) -> Outputs:
-        rows, (stoch, discrete, _) = len(deter), model.latent
-        shapes = ((rows, stoch, discrete),) * 2 if discrete else ((rows, stoch), (rows, 2 * stoch))
-        made = [deter.new_empty(shape) if on else None for on in (self.post, self.prior) for shape in shapes]
-        return Outputs(deter.new_empty(deter.shape), *made)
+    def _outputs(self, x: Inputs) -> Outputs:
+        def head(wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+            if not wanted:
+                return None, None
+            if x.stoch.dim() == 3:
+                return torch.empty_like(x.stoch), torch.empty_like(x.stoch)
+            return torch.empty_like(x.stoch), x.stoch.new_empty(len(x.stoch), 2 * x.stoch.shape[1])
+
+        return Outputs(torch.empty_like(x.deter), *head(self.post), *head(self.prior))
 
     def __call__(
         self, is_first: Tensor | None, inputs: Sequence[Inputs], action_noise: Tensor | None = None
     ) -> tuple[list[Outputs], Tensor | None]:
         """Take the step; the models' states and the action ``[B, A]``, the mode without noise."""
-        outputs = [self._outputs(model, x.deter) for model, x in zip(self.models, inputs, strict=True)]
+        outputs = [self._outputs(x) for x in inputs]
         first = inputs[0].deter
         action = None if self.actor is None else first.new_empty(len(first), self.actions)
         self._step.run(
