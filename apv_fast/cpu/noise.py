@@ -10,7 +10,6 @@ from torch import Tensor
 from apv_fast import _C
 from apv_fast.cpu.call import address, how
 
-
 _FEW = 2**15  # numbers that do not pay a second thread
 
 
