@@ -17,6 +17,7 @@ import tyro
 from apv_fast import config as configs
 from apv_fast.backend import BackendError
 from apv_fast.data import DiskError, EpisodeError
+from apv_fast.experiments.plan import PlanError
 from apv_fast.run import CheckpointError, RunDirectory, RunError
 
 DEFAULT_PRESET = "dmc"
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "import-official": Command(configs.ImportConfig, _COMMANDS + "import_official:import_official"),
     "export": Command(configs.ExportConfig, _COMMANDS + "export:export"),
     "plot": Command(configs.PlotConfig, _COMMANDS + "plot:plot"),
+    "experiment": Command(configs.ExperimentConfig, _COMMANDS + "experiment:experiment"),
     "info": Command(configs.InfoConfig, _COMMANDS + "info:info"),
     "demo": Command(configs.DemoConfig, _COMMANDS + "demo:demo"),
 }
@@ -52,6 +54,7 @@ USER_ERRORS = (
     BackendError,
     RunError,
     CheckpointError,
+    PlanError,
     EpisodeError,
     DiskError,
     ImportError,

@@ -41,7 +41,8 @@ from apv_fast.run import (
     stop_on_signal,
     write_gif,
 )
-from apv_fast.run.plot import plot_runs, published_curves
+from apv_fast.run.curves import published_curves
+from apv_fast.run.plot import plot_runs
 from tests.samples import small_disk, small_files
 
 # The run directory

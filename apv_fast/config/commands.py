@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from apv_fast.config.parts import (
     Backend,
@@ -15,6 +16,7 @@ from apv_fast.config.parts import (
     OptimizerConfig,
     Precision,
     ReplayDevice,
+    SlurmConfig,
     VideoBonusConfig,
     WorldConfig,
 )
@@ -241,13 +243,46 @@ class PlotConfig:
     """Draw learning curves."""
 
     runs: tuple[Path, ...]
-    """Run directories."""
+    """Run directories, each a curve of its own; or the folder of one experiment, whose seeds are put together."""
     out: Path = Path("curves.png")
-    """Picture to write."""
-    metric: str = "eval_return"
-    """What to draw, a name in metrics.jsonl."""
+    """Picture to write; an experiment's numbers go beside it, as JSON."""
+    metric: str | None = None
+    """What to draw, a name in metrics.jsonl; none is what the experiment compares, for runs eval_return."""
     task: str | None = None
-    """A task of the paper whose published curves are drawn beside, for example dmc_quadruped_walk."""
+    """A task of the paper whose published curves are drawn beside, for example dmc_quadruped_walk; an experiment knows
+    its own."""
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Run one of the paper's setups, from videos to learning curves. The same command goes on where it stopped."""
+
+    name: tuple[str, ...]
+    """The experiment; none with --list."""
+    list: bool = False
+    """Show the experiments, their sizes, tasks and arms."""
+    dry_run: bool = False
+    """Show every step, its command line and its state, and run nothing."""
+    out: Path | None = None
+    """Folder for everything that it makes; none is runs/NAME-SIZE."""
+    size: Literal["paper", "laptop", "quick"] | None = None
+    """How much of everything: the paper's figures, days of a CPU, or a test of the path; none is the largest it has."""
+    tasks: tuple[str, ...] = ()
+    """Which of its tasks to learn; none is all."""
+    arms: tuple[str, ...] = ()
+    """Which methods to compare; none is all."""
+    seeds: tuple[int, ...] = ()
+    """Of the fine-tuning runs; none is the size's own, 1 to 8 in the paper's."""
+    pretrained: Path | None = None
+    """Start from this run of apv-fast pretrain (or import-official) instead of making videos and pre-training."""
+    precision: Precision = "fp32"
+    """Of the products."""
+    parallel: int | None = None
+    """Most steps at a time; none is one on this machine, whose cores they share, and no limit in Slurm."""
+    launcher: Literal["local", "slurm"] = "local"
+    """Processes of this machine, or jobs of a Slurm cluster."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """What a job asks for."""
 
 
 @dataclass(frozen=True)

@@ -123,3 +123,25 @@ class BehaviorConfig:
     """Updates between copies of the critic into the slow critic."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=8e-5))
     """Of actor and critic, each with its own."""
+
+
+@dataclass(frozen=True)
+class SlurmConfig:
+    """What every job of an experiment asks Slurm for."""
+
+    partition: str | None = None
+    """Where to queue; none is the cluster's usual one."""
+    account: str | None = None
+    """Who pays."""
+    qos: str | None = None
+    """Quality of service."""
+    gpus: int = 1
+    """GPUs a job."""
+    cpus: int = 8
+    """Cores a job."""
+    memory_gb: int = 32
+    """Memory a job."""
+    minutes: int = 1440
+    """Longest time of a job; what is not done by then is saved and queued again."""
+    setup: tuple[str, ...] = ()
+    """Shell commands that a job begins with, such as "module load cuda"."""

@@ -1,33 +1,19 @@
-"""Learning curves of runs as a PNG, the published ones of the same task beside them."""
+"""Learning curves as PNG files, the published ones of the same task beside them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from apv_fast.data.atomic import atomic_file
-from apv_fast.run.metrics import read_metrics
+from apv_fast.run.curves import Curve, published_curves, read_curve
 
-
-def published_curves(task: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The paper's runs on ``task`` (``dmc_quadruped_walk``, ``metaworld_reach``, …); empty if it has none.
-
-    Returns:
-        By method: environment steps ``[n]`` and scores ``[seeds, n]`` (return for DMC, success rate for Meta-world).
-    """
-    curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for suite in _published().values():
-        if isinstance(suite, dict):
-            for method, tasks in suite["runs"].items():
-                if task in tasks:
-                    scores = np.array(tasks[task], float)
-                    curves[method] = np.array(suite["env_steps"][: scores.shape[1]], float), scores
-    return curves
+# Okabe and Ito's colours, which colour-blind people can tell apart; the markers say the same again.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def plot_runs(
@@ -62,7 +48,7 @@ def plot_runs(
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     for run in runs:
         for name in (metric, *also):
-            steps, values = _curve(run / "metrics.jsonl", name, x)
+            steps, values = read_curve(run, name, x)
             label = f"{run.resolve().name}: {name}" if also else run.resolve().name
             axes.plot(steps, values, marker="o", markersize=3, label=label)
     axes.set_xlabel("environment steps" if x == "env_step" else x)
@@ -71,24 +57,65 @@ def plot_runs(
         axes.set_title(task)
     axes.grid(alpha=0.3)
     axes.legend()
+    return _save(figure, out)
+
+
+def plot_curves(panels: Mapping[str, Mapping[str, Curve]], out: Path, *, metric: str) -> Path:
+    """Draw interquartile means with their intervals into the PNG ``out``, a panel a task.
+
+    Args:
+        panels: by title, curves by name. A name has the same colour and marker in every panel; names that begin with
+            ``"paper: "`` are dashed, and have the colour of the name that follows if there is such a curve.
+        out: the picture's file.
+        metric: label of the vertical axes.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.6 * rows + 0.8), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    handles: dict[str, Any] = {}
+    for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+        for name, curve in curves.items():
+            handles.setdefault(name, _draw(axes, curve, **_style(name, names)))
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("environment steps")
+        axes.set_ylabel(f"{metric}, interquartile mean")
+        axes.grid(alpha=0.3)
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=min(len(names), 3 * columns), fontsize=10
+    )
+    return _save(figure, out)
+
+
+PAPER = "paper: "
+
+
+def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
+    ours = [one for one in names if not one.startswith(PAPER)]
+    method = name.removeprefix(PAPER).partition(" ")[0].lower()
+    index = ours.index(method) if method in ours else (*ours, *(one for one in names if one not in ours)).index(name)
+    published = name.startswith(PAPER)
+    return {
+        "color": COLORS[index % len(COLORS)],
+        "marker": "" if published else MARKERS[index % len(MARKERS)],
+        "linestyle": ("-.", "--", ":")[names.index(name) % 3] if published else "-",
+        "linewidth": 1.2 if published else 1.8,
+    }
+
+
+def _draw(axes: Any, curve: Curve, *, color: str, **style: Any) -> Any:
+    (line,) = axes.plot(curve.steps, curve.iqm, color=color, markersize=5, **style)
+    axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+    return line
+
+
+def _save(figure: Any, out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as file:
         figure.savefig(file, format="png", dpi=150)
     return out
-
-
-def _curve(path: Path, metric: str, x: str) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist, so there is nothing to plot")
-    lines = list(read_metrics(path))
-    points = [(line.get(x, line["step"]), line[metric]) for line in lines if metric in line]
-    if not points:
-        names = sorted({name for line in lines for name in line} - {"step", "time"})
-        raise ValueError(f"{path} has no metric {metric!r}; it has: {', '.join(names) or 'none'}")
-    steps, values = np.array(points).T
-    return steps, values
-
-
-def _published() -> dict[str, Any]:
-    curves: dict[str, Any] = json.loads((resources.files("apv_fast.run") / "learning_curves.json").read_text())
-    return curves
