@@ -83,7 +83,7 @@ def test_help_has_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -
     page = capsys.readouterr().out
     plain = " ".join(re.sub(r"[│─╭╮╰╯]", " ", page).split())
     for option, text in fields(COMMANDS[name].config):
-        shown = "PATH" if option in ("run", "runs", "folder") else f"--{option} "
+        shown = "PATH" if option in ("run", "runs", "folder", "sources") else f"--{option} "
         assert shown in plain.replace(",", " "), option
         assert " ".join(text.split()) in plain, f"{option}: {text}"
 
@@ -108,7 +108,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("fintune", "unknown command 'fintune'; the commands are: collect, pretrain, finetune, evaluate"),
+        ("fintune", "unknown command 'fintune'; the commands are: collect, ingest, pretrain, finetune, evaluate"),
         ("finetune", r"--env STR[\s\S]*--out PATH"),
         ("pretrain --out x", "--data"),
         ("pretrain --preset big", "invalid choice: 'big'"),

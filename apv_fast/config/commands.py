@@ -45,6 +45,32 @@ class CollectConfig:
 
 
 @dataclass(frozen=True)
+class IngestConfig:
+    """Convert videos of any kind to a compact store, once. Run it again to go on, or to add new files."""
+
+    sources: tuple[Path, ...]
+    """Videos, folders of videos or of frames, folders of npz episodes, LeRobot v3 datasets, robomimic HDF5 files."""
+    out: Path = Path("store")
+    """Folder of the store."""
+    size: int = 64
+    """Height and width of the frames that are stored."""
+    aspect: Literal["crop", "pad", "stretch"] = "crop"
+    """Of frames that are not square: crop to the middle square, pad with black, or stretch."""
+    fps: float | None = None
+    """Frames a second to store; none takes every frame. Sources that know no time are taken as they are."""
+    max_frames: int | None = None
+    """Cut longer videos into episodes of this many frames."""
+    min_frames: int = 2
+    """Leave out shorter ones."""
+    camera: str | None = None
+    """Which camera, for datasets that have several."""
+    workers: int = 0
+    """Processes that decode; 0 is one a core."""
+    verify: bool = False
+    """Then read the whole store again and compare it with its checksums."""
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Learn an action-free video model."""
 

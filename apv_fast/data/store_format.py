@@ -88,7 +88,7 @@ def describe(directory: Path, description: Mapping[str, Any]) -> None:
         return
     before = read_description(directory)
     flat, flat_before = ({**one, **one["settings"]} for one in (description, before))
-    for name in description.keys() | description["settings"].keys() | before["settings"].keys():
+    for name in {**description, **description["settings"], **before["settings"]}:
         if name != "settings" and flat.get(name) != flat_before.get(name):
             is_, now = flat_before.get(name), flat.get(name)
             raise StoreError(directory, name, f"is {is_!r} in the store and {now!r} now; choose another folder")
