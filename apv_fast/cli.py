@@ -90,7 +90,10 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     default = _saved(command, rest)
     if default is None:
         default = getattr(configs.PRESETS[chosen.preset], name)
-        default = dataclasses.replace(default, **dict.fromkeys(command.required, tyro.MISSING))
+        # To show what there is, nothing has to be chosen.
+        listing = command.config is configs.CollectConfig and "--list" in rest
+        unknown = {"env": ""} if listing else dict.fromkeys(command.required, tyro.MISSING)
+        default = dataclasses.replace(default, **unknown)
     config = _tyro(name, command, default, rest)
     if isinstance(config, configs.FinetuneConfig) and not config.resume and "--stacked" not in rest:
         # From scratch and with no bonus there is nothing that an action-free RSSM would do: plain DreamerV2.

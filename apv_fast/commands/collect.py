@@ -2,97 +2,113 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from contextlib import closing
+import time
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import torch
-
-from apv_fast.agent import Agent
-from apv_fast.agent.episode import (
-    AgentPolicy,
-    Policy,
-    RandomPolicy,
-    episode_scores,
-    episode_seed,
-    play,
-)
-from apv_fast.agent.worlds import action_size
-from apv_fast.commands.common import computing, make_env
-from apv_fast.commands.evaluate import load_agent
+from apv_fast.commands.collect_play import Player, view_name
+from apv_fast.commands.collect_report import show_choices, write_collect_card
 from apv_fast.config import CollectConfig, ConfigError, to_dict
-from apv_fast.data import atomic_file, write_episode
-from apv_fast.data.atomic import TEMPORARY_SUFFIX
-from apv_fast.data.episodes import stack_transitions
-from apv_fast.run import Progress, stop_on_signal
+from apv_fast.data import atomic_file
+from apv_fast.data.atomic import TEMPORARY_SUFFIX, remove_temporaries
+from apv_fast.data.outputs import EpisodeFiles, Journal, Mp4Files, Output, StoreFiles
+from apv_fast.run import Progress, StopRequest, stop_on_signal
+from apv_fast.run.processes import spread
 
 # What a folder's episodes have in common; with another value they would not belong together.
-_IDENTITY = ("env", "policy", "world", "seed")
+_IDENTITY = ("env", "policy", "cameras", "format", "world", "seed")
 
 
 def collect(config: CollectConfig) -> Path:
-    """Write episodes until there are ``config.episodes``; returns the folder with them.
+    """Write episodes until there are ``config.episodes``; returns the folder.
 
-    The i-th episode is the same whenever it is made, so an interrupted collection goes on where it stopped.
+    The i-th episode is the same whenever and in whatever process it is made, so an interrupted collection goes on where
+    it stopped.
 
     Raises:
+        ConfigError: this cannot be collected, or not into this folder.
         KeyboardInterrupt: the user stopped it; finished episodes are there.
     """
-    folder = config.out / "train_episodes"
-    with (
-        computing(config.seed, config.device, config.backend) as device,
-        closing(make_env(config.env, config.world, config.seed)) as env,
-    ):
-        agent = None if config.policy == "random" else _load_policy(config, env, device)
-        _describe(config)
-        folder.mkdir(exist_ok=True)
-        done = index = len(list(folder.glob("*.npz")))
-        with stop_on_signal() as stop, Progress("collect", config.episodes, start=done, unit="episode") as progress:
-            while index < config.episodes and not stop.requested:
-                seed = episode_seed(config.seed, "collect", index)
-                rows = list(play(env, _policy(agent, env, seed, device), seed))
-                write_episode(folder, stack_transitions(rows))
-                index += 1
-                progress.update(index, f"return {episode_scores(rows)['return']:.1f}")
-    if index < config.episodes:
-        raise KeyboardInterrupt(f"stopped at {index} of {config.episodes} episodes; the same command goes on")
-    return folder
+    if config.list:
+        show_choices(config)
+        return config.out
+    config = _checked(config)
+    with closing(Player(config)) as player, ExitStack() as stack:
+        height = player.look()
+        created = _describe(config)
+        journal = stack.enter_context(Journal(config.out))
+        remove_temporaries(config.out)  # of a killed process: this one has the journal now
+        output = stack.enter_context(closing(_output(config, created, player.fps, height)))
+        stop = stack.enter_context(stop_on_signal())
+        _play(config, player, output, journal, stop)
+        if journal.entries:
+            write_collect_card(config, journal, output, player.fps)
+        left = sum(index not in journal.entries for index in range(config.episodes))
+    if left:
+        raise KeyboardInterrupt(f"stopped, {left} of {config.episodes} episodes are missing; the same command goes on")
+    return config.out
 
 
-def _load_policy(config: CollectConfig, env: gymnasium.Env[Any, Any], device: torch.device) -> Agent:
-    agent, trained, _ = load_agent(Path(config.policy), device)
-    size, _ = action_size(env.action_space)
-    trained_size = agent.model.rssm.action_dim
-    if size != trained_size:
-        raise ConfigError(
-            f"policy: {config.policy} was trained in {trained.env} with {trained_size} actions, "
-            f"but {config.env} takes {size}"
-        )
-    return agent
+def _play(config: CollectConfig, player: Player, output: Output, journal: Journal, stop: StopRequest) -> None:
+    """Every episode that the journal does not have."""
+    missing = [index for index in range(config.episodes) if index not in journal.entries]
+    done = config.episodes - len(missing)
+    processes = max(1, min(config.processes, len(missing)))
+    make = partial(Player, config) if processes > 1 else lambda: player
+    with Progress("collect", config.episodes, start=done, unit="episode") as progress:
+        for episode in spread(make, missing, processes, stop):
+            output.write(episode.index, episode.videos, episode.rows)
+            journal.add(episode.index, episode.scores)
+            done += 1
+            progress.update(done, f"return {episode.scores['return']:.1f}")
 
 
-def _policy(agent: Agent | None, env: gymnasium.Env[Any, Any], seed: int, device: torch.device) -> Policy:
-    if agent is None:
-        return RandomPolicy(env.action_space, seed)
-    return AgentPolicy(agent, explore=True, generator=torch.Generator(device).manual_seed(seed))
+def _checked(config: CollectConfig) -> CollectConfig:
+    """The configuration with one entry a camera.
+
+    Raises:
+        ConfigError: a number is too small, or a camera is named twice.
+    """
+    for name in ("episodes", "processes"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    cameras = tuple(camera for text in config.cameras for camera in text.split(",") if camera)
+    if len(set(cameras)) < len(cameras):
+        raise ConfigError(f"cameras are {', '.join(cameras)}; each must be there once")
+    return dataclasses.replace(config, cameras=cameras)
 
 
-def _describe(config: CollectConfig) -> None:
-    """Record how the videos were made beside them; refuse to mix them with others."""
+def _output(config: CollectConfig, created: str, fps: float, size: int) -> Output:
+    identity = {name: value for name, value in to_dict(config).items() if name in _IDENTITY}
+    if config.format == "npz":
+        return EpisodeFiles(config.out, created, json.dumps(identity, sort_keys=True))
+    if config.format == "mp4":
+        return Mp4Files(config.out, fps)
+    return StoreFiles(config.out, fps, config.world.quality, size, identity)
+
+
+def _describe(config: CollectConfig) -> str:
+    """Record how the videos are made beside them; refuse to mix them with others. Returns when that was begun."""
     path, values = config.out / "dataset.json", to_dict(config)
     values = {name: values[name] for name in _IDENTITY}
     if path.exists():
-        before = json.loads(path.read_text())
+        before: dict[str, Any] = json.loads(path.read_text())
         for name in _IDENTITY:
             if before.get(name) != values[name]:
                 raise ConfigError(
                     f"{path}: {name} is {before.get(name)!r} there and {values[name]!r} now; choose another --out"
                 )
-        return
+        created: str = before["created"]
+        return created
     if config.out.exists() and any(not one.name.endswith(TEMPORARY_SUFFIX) for one in config.out.iterdir()):
         raise ConfigError(f"out: {config.out} is not empty and was not made by apv-fast collect; choose another --out")
     config.out.mkdir(parents=True, exist_ok=True)
+    values |= {"views": [view_name(config, camera) for camera in config.cameras or (None,)]}
+    values |= {"created": time.strftime("%Y%m%dT%H%M%S", time.gmtime())}
     with atomic_file(path) as file:
         file.write((json.dumps(values, indent=2) + "\n").encode())
+    return str(values["created"])

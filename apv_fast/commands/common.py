@@ -154,16 +154,20 @@ def make_worlds(env_id: str, world: WorldConfig, seed: int, count: int = 1) -> W
     return ParallelWorlds(partial(make_env, env_id, world, seed), count)
 
 
+def camera_id(name: str) -> str | int:
+    """A camera as environments take it: its number, if it is named by that."""
+    return int(name) if name.removeprefix("-").isdigit() else name
+
+
 def make_env(env_id: str, world: WorldConfig, seed: int) -> gymnasium.Env[Any, Any]:
     """The environment as configured."""
-    camera = int(world.camera) if world.camera is not None and world.camera.isdigit() else world.camera
     with user_settings():
         return envs.make(
             env_id,
             seed=seed,
             action_repeat=world.action_repeat,
             time_limit=world.time_limit,
-            camera=camera,
+            camera=None if world.camera is None else camera_id(world.camera),
             quality=world.quality,
         )
 

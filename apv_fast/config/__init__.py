@@ -30,6 +30,7 @@ from apv_fast.config.parts import (
     ReplayDevice,
     SlurmConfig,
     VideoBonusConfig,
+    VideoFormat,
     WorldConfig,
 )
 from apv_fast.config.presets import (
@@ -71,6 +72,7 @@ __all__ = [
     "SlurmConfig",
     "VideoBonusConfig",
     "VideoConfig",
+    "VideoFormat",
     "WorldConfig",
     "check",
     "from_dict",

@@ -18,6 +18,7 @@ from apv_fast.config.parts import (
     ReplayDevice,
     SlurmConfig,
     VideoBonusConfig,
+    VideoFormat,
     WorldConfig,
 )
 
@@ -29,11 +30,20 @@ class CollectConfig:
     env: str
     """Environment, for example dmc:walker-walk."""
     out: Path
-    """Folder to write; episodes go to its train_episodes/."""
+    """Folder to write: videos, dataset.json and a README.md with a contact sheet."""
+    list: bool = False
+    """Only show the environments, policies and cameras that there are; with env the cameras of that one."""
     episodes: int = 10
     """How many, those already in the folder included."""
     policy: str = "random"
-    """random, or the run directory of a trained policy."""
+    """random, scripted (the experts of metaworld), or the run directory of a trained policy."""
+    cameras: tuple[str, ...] = ()
+    """Views of the same episodes, a video each; none takes world.camera alone, which is also what a trained policy
+    sees."""
+    format: VideoFormat = "npz"
+    """Official episode files with actions and rewards, or videos only: MP4 files, or a store to pre-train from."""
+    processes: int = 1
+    """Episodes that are played at the same time; they are the same ones, however many."""
     world: WorldConfig = field(default_factory=WorldConfig)
     """How the environment is run and seen."""
     seed: int = 0

@@ -11,6 +11,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["auto", "reference", "cpu", "triton", "cuda"]
 Graph = Literal["auto", "on", "off"]
 ReplayDevice = Literal["auto", "host", "device"]
+VideoFormat = Literal["npz", "mp4", "store"]
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,11 @@ def read_episode(
     return check_episode(episode, path, length=length, image_shape=image_shape)
 
 
-def write_episode(directory: Path, episode: Mapping[str, np.ndarray]) -> Path:
+def write_episode(directory: Path, episode: Mapping[str, np.ndarray], *, stem: str | None = None) -> Path:
     """Write a finished episode into ``directory``, made if necessary, and return the file's path.
 
-    The file appears complete or not at all. Names sort in the order of writing (within a process).
+    The file appears complete or not at all. Names sort in the order of writing (within a process), unless ``stem``,
+    ``{timestamp}-{uuid}``, is given; then a file of that name is replaced.
 
     Raises:
         EpisodeError: an array has the wrong type or shape, or a key of ``VIDEO_KEYS`` is missing.
@@ -91,7 +92,7 @@ def write_episode(directory: Path, episode: Mapping[str, np.ndarray]) -> Path:
     length = len(episode["image"]) - 1
     checked = check_episode(dict(episode), directory, length=length)
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / _new_name(length)
+    path = directory / f"{stem or _new_stem()}-{length}.npz"
     packed = io.BytesIO()  # the zip writer would seek back and forth in the file
     np.savez_compressed(packed, **checked)  # type: ignore[arg-type]
     with atomic_file(path) as file:
@@ -171,8 +172,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _new_name(length: int) -> str:
-    """A fresh file name; its UUID is of version 7, which begins with the time, so that names sort by it.
+def _new_stem() -> str:
+    """Beginning of a fresh file name; its UUID is of version 7, which begins with the time, so that names sort by it.
 
     The official code puts a random UUID behind seconds of local time; the order within a second, and with it every
     draw from the replay, would then differ from run to run.
@@ -183,4 +184,4 @@ def _new_name(length: int) -> str:
     version, variant = 7 << 76, 0b10 << 62
     identifier = uuid.UUID(int=_last_milliseconds << 80 | version | random & ~(0b11 << 62) | variant)
     timestamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(_last_milliseconds / 1000))
-    return f"{timestamp}-{identifier.hex}-{length}.npz"
+    return f"{timestamp}-{identifier.hex}"

@@ -102,6 +102,19 @@ class PixelEnv(gymnasium.Env[Observation, Any]):
         """The current frame, uint8 ``[size, size, 3]``."""
         return self._image()
 
+    @property
+    def cameras(self) -> list[str]:
+        """Names of the cameras that :meth:`render_camera` takes; empty where there is one view only."""
+        return []
+
+    def render_camera(self, camera: str | int) -> np.ndarray:
+        """The same moment through another camera, uint8 ``[size, size, 3]``.
+
+        Raises:
+            ValueError: there is no such camera; the message names those that exist.
+        """
+        raise ValueError(f"camera is {camera!r}, but there is none to choose from here: the view is always the same")
+
     def _checked(self, action: Any) -> Any:
         if isinstance(self.action_space, spaces.Discrete):
             if not self.action_space.contains(action):

@@ -53,7 +53,10 @@ class DMC(PixelEnv):
         domain, _, name = task.partition("-")
         domain = ALIASES.get(domain, domain)
         self._env = _load(domain, name, np.random.RandomState(view.seed))
-        self._camera, self._render_flags = _make_camera(self._env.physics, domain, view)
+        self._size, self._flags = view.size, _set_quality(self._env.physics, view)
+        self._cameras: dict[str | int, Any] = {}
+        self._camera = DEFAULT_CAMERA.get(domain, 0) if view.camera is None else view.camera
+        self._eye(self._camera)
         spec = self._env.action_spec()
         self._rescale = Rescale(spec.minimum, spec.maximum)
         super().__init__(view, spaces.Box(-1.0, 1.0, spec.shape, np.float32), 1 / self._env.control_timestep())
@@ -69,8 +72,30 @@ class DMC(PixelEnv):
         return float(time_step.reward), terminated, bool(time_step.last()), {}
 
     def _image(self) -> np.ndarray:
-        image: np.ndarray = self._camera.render(render_flag_overrides=self._render_flags).copy()
+        return self.render_camera(self._camera)
+
+    @property
+    def cameras(self) -> list[str]:
+        """See :class:`PixelEnv`."""
+        model = self._env.physics.model
+        return [model.id2name(index, "camera") for index in range(int(model.ncam))]
+
+    def render_camera(self, camera: str | int) -> np.ndarray:
+        """See :class:`PixelEnv`."""
+        image: np.ndarray = self._eye(camera).render(render_flag_overrides=self._flags).copy()
         return image
+
+    def _eye(self, camera: str | int) -> Any:
+        """A camera; it is kept, since one a frame, as ``physics.render`` makes, costs about 10 %."""
+        from dm_control.mujoco import engine
+
+        if camera not in self._cameras:
+            names = self.cameras
+            if camera not in names and not (isinstance(camera, int) and -1 <= camera < len(names)):
+                known = ", ".join(names)
+                raise ValueError(f"camera must be -1 (free), below {len(names)}, or one of {known}; not {camera!r}")
+            self._cameras[camera] = engine.Camera(self._env.physics, self._size, self._size, camera_id=camera)
+        return self._cameras[camera]
 
     def close(self) -> None:
         """Free the physics and its OpenGL context; the environment cannot be used afterwards."""
@@ -86,20 +111,11 @@ def _load(domain: str, task: str, random: np.random.RandomState) -> Any:
     return _suite().load(domain, task, task_kwargs={"random": random})
 
 
-def _make_camera(physics: Any, domain: str, view: View) -> tuple[Any, dict[str, bool]]:
-    """A camera that is kept (one a frame, as ``physics.render`` makes, costs about 10 %), and its render flags."""
-    from dm_control.mujoco import engine
-
-    camera = DEFAULT_CAMERA.get(domain, 0) if view.camera is None else view.camera
-    count = int(physics.model.ncam)
-    names = [physics.model.id2name(index, "camera") for index in range(count)]
-    if camera not in names and not (isinstance(camera, int) and -1 <= camera < count):
-        raise ValueError(f"camera must be -1 (free), below {count}, or one of {', '.join(names)}; not {camera!r}")
-    # The OpenGL context is made at the first frame from what the model says then.
+def _set_quality(physics: Any, view: View) -> dict[str, bool]:
+    """Set up the OpenGL context, which is made at the first frame from what the model says then; the render flags."""
     visual = physics.model.vis
     visual.global_.offwidth = visual.global_.offheight = view.size
-    flags = {}
-    if view.quality == "fast":
-        visual.quality.offsamples = 0
-        flags = {"shadow": False, "reflection": False}
-    return engine.Camera(physics, view.size, view.size, camera_id=camera), flags
+    if view.quality != "fast":
+        return {}
+    visual.quality.offsamples = 0
+    return {"shadow": False, "reflection": False}

@@ -97,11 +97,23 @@ class MetaWorld(PixelEnv):
         return float(reward), False, truncated, {"success": bool(info["success"])}
 
     def _image(self) -> np.ndarray:
+        return self._render(self._camera)
+
+    @property
+    def cameras(self) -> list[str]:
+        """See :class:`PixelEnv`."""
+        return _cameras(self._env.model)
+
+    def render_camera(self, camera: str | int) -> np.ndarray:
+        """See :class:`PixelEnv`."""
+        return self._render(_camera(self._env.model, camera))
+
+    def _render(self, camera: int) -> np.ndarray:
         if self._renderer is None:
             self._renderer = _make_renderer(self._env.model, self._view)
-        self._renderer.update_scene(self._env.data, self._camera)
+        self._renderer.update_scene(self._env.data, camera)
         image = self._renderer.render()
-        up = self._env.data.cam_xmat[self._camera].reshape(3, 3)[2, 1]  # how far the camera's own up points upwards
+        up = self._env.data.cam_xmat[camera].reshape(3, 3)[2, 1]  # how far the camera's own up points upwards
         return np.ascontiguousarray(image[::-1]) if up < 0 else image
 
     def close(self) -> None:
@@ -112,8 +124,12 @@ class MetaWorld(PixelEnv):
         self._env.close()
 
 
+def _cameras(model: Any) -> list[str]:
+    return [model.camera(index).name for index in range(model.ncam)]
+
+
 def _camera(model: Any, camera: str | int | None) -> int:
-    names = [model.camera(index).name for index in range(model.ncam)]
+    names = _cameras(model)
     camera = DEFAULT_CAMERA if camera is None else camera
     if camera in names:
         return names.index(camera)

@@ -1,0 +1,108 @@
+"""Independent pieces of work spread over processes; one that dies is replaced and its piece done again.
+
+Limits: processes are spawned, since one that has rendered must not be forked; each imports the package (about 300 MB).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from apv_fast.run.interrupt import StopRequest
+
+Result = TypeVar("Result")
+Worker = Callable[[int], Result]
+
+ATTEMPTS = 3  # that end in a death without any piece done between, before it is taken for a fault of the work
+
+_worker: Worker[Any]
+
+
+def spread(
+    make: Callable[[], Worker[Result]], pieces: Iterable[int], processes: int, stop: StopRequest
+) -> Iterator[Result]:
+    """What ``make()(piece)`` returns for every piece, in any order; nothing new begins once a stop is requested.
+
+    Args:
+        make: picklable; called once in every process.
+        pieces: numbers of the pieces.
+        processes: how many; one is this process itself.
+        stop: asks for an early end; pieces that have begun are finished.
+
+    Raises:
+        ChildProcessError: processes die again and again.
+    """
+    if processes == 1:
+        worker = make()
+        for piece in pieces:
+            if stop.requested:
+                return
+            yield worker(piece)
+        return
+    waiting, deaths = deque(pieces), 0
+    while waiting and not stop.requested:
+        running: dict[Future[Result], int] = {}
+        strangers = multiprocessing.active_children()
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(processes, context, initializer=_start, initargs=(make,))
+        try:
+            while running or (waiting and not stop.requested):
+                while waiting and not stop.requested and len(running) < processes:
+                    piece = waiting.popleft()
+                    running[executor.submit(_do, piece)] = piece
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    result = future.result()
+                    del running[future]
+                    deaths = 0
+                    yield result
+            executor.shutdown()
+        except BrokenProcessPool as error:
+            waiting.extendleft(sorted(running.values(), reverse=True))
+            deaths += 1
+            if deaths == ATTEMPTS:
+                raise ChildProcessError(
+                    f"processes died {ATTEMPTS} times over pieces {sorted(running.values())}; if the kernel ended them "
+                    "for want of memory (see dmesg), use fewer --processes, else look for a fault of the simulator"
+                ) from error
+            warnings.warn("a process died; all are started again, and what they had begun is done anew", stacklevel=2)
+        finally:
+            _end(executor, strangers)
+
+
+def _start(make: Callable[[], Worker[Any]]) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: one thread a process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = make()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed has told nobody: without it there is no work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _do(piece: int) -> Any:
+    return _worker(piece)
+
+
+def _end(executor: ProcessPoolExecutor, strangers: list[Any]) -> None:
+    """Kill what is still running; after an orderly end that is nothing."""
+    executor.shutdown(wait=False, cancel_futures=True)
+    for process in multiprocessing.active_children():
+        if process not in strangers:
+            process.kill()
+            process.join()

@@ -1,0 +1,234 @@
+"""``apv-fast collect``: the same episodes in every format and with every number of processes, and their card."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from apv_fast.cli import main, parse
+from apv_fast.data import read_episode
+from apv_fast.data.mp4 import read_mp4
+from apv_fast.data.store import VideoStore
+from tests.test_cli import refused
+
+WORLD = "--world.action-repeat 20 --world.time-limit 200 --world.quality fast"
+COMMAND = f"collect --env dmc:cartpole-balance {WORLD} --seed 3"
+VIEWS = "--cameras fixed,lookatcart"
+EPISODES = 3
+
+
+def apv(command: str) -> None:
+    assert main(command.split()) == 0, command
+
+
+def episodes_of(folder: Path) -> list[dict[str, np.ndarray]]:
+    """All files in the order of their names."""
+    return [read_episode(path) for path in sorted((folder / "train_episodes").iterdir())]
+
+
+def same(one: list[dict[str, np.ndarray]], other: list[dict[str, np.ndarray]]) -> bool:
+    return len(one) == len(other) and all(
+        a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three episodes from two cameras, made by one process."""
+    folder = tmp_path_factory.mktemp("collect") / "data"
+    apv(f"{COMMAND} {VIEWS} --episodes {EPISODES} --out {folder}")
+    return folder
+
+
+def test_several_processes_make_the_same_bits(data: Path, tmp_path: Path) -> None:
+    apv(f"{COMMAND} {VIEWS} --episodes {EPISODES} --out {tmp_path / 'data'} --processes 2")
+    assert same(episodes_of(data), episodes_of(tmp_path / "data"))
+    assert len(episodes_of(data)) == 2 * EPISODES
+
+
+def test_views_are_of_the_same_moments(data: Path, tmp_path: Path) -> None:
+    """One file a view: the same actions and rewards; the images are what that camera alone gives."""
+    both = episodes_of(data)
+    views = []
+    for camera in ("fixed", "lookatcart"):
+        apv(f"{COMMAND} --world.camera {camera} --episodes {EPISODES} --out {tmp_path / camera}")
+        views.append(episodes_of(tmp_path / camera))
+    for index in range(EPISODES):
+        pair = both[2 * index : 2 * index + 2]
+        assert same([{**pair[0], "image": pair[1]["image"]}], pair[1:])
+        alone = [views[camera][index]["image"] for camera in range(2)]
+        assert not np.array_equal(alone[0], alone[1])
+        assert sorted(image.tobytes() for image in alone) == sorted(one["image"].tobytes() for one in pair)
+
+
+def test_formats_have_the_same_frames(data: Path, tmp_path: Path) -> None:
+    wanted = {one["image"].tobytes() for one in episodes_of(data)}
+    apv(f"{COMMAND} {VIEWS} --episodes {EPISODES} --out {tmp_path / 'store'} --format store")
+    store = VideoStore(tmp_path / "store")
+    names = [f"{view}/{index:06d}" for view in ("fixed", "lookatcart") for index in range(EPISODES)]
+    assert [episode.name for episode in store] == names
+    assert {store.read(place).tobytes() for place in range(len(store))} == wanted
+    assert (store[0].camera, store[0].quality) == ("fixed", "fast")
+    apv(f"{COMMAND} {VIEWS} --episodes {EPISODES} --out {tmp_path / 'mp4'} --format mp4")
+    for place, name in enumerate(names):
+        view, _, index = name.partition("/")
+        frames = read_mp4(tmp_path / "mp4" / "videos" / f"{index}-{view}.mp4")
+        assert np.abs(frames.astype(int) - store.read(place)).max() <= 3
+
+
+# Cards
+
+
+def test_card(data: Path) -> None:
+    card = (data / "README.md").read_text()
+    files = list((data / "train_episodes").iterdir())
+    frames = [len(one["image"]) for one in episodes_of(data)]
+    assert f"| videos | {len(files)}: {EPISODES} episodes, views: fixed, lookatcart |" in card
+    assert f"| frames | {sum(frames)}, {min(frames)} to {max(frames)} a video |" in card
+    returns = [one["reward"].sum() for one in episodes_of(data)]
+    assert f"| return | {np.mean(returns):.1f} on average, {min(returns):.1f} to {max(returns):.1f} |" in card
+    described = json.loads((data / "dataset.json").read_text())
+    assert described["world"]["quality"] == "fast" and described["cameras"] == ["fixed", "lookatcart"]
+
+
+def test_command_on_the_card_makes_it_again(data: Path) -> None:
+    found = re.search(r"^apv-fast (.*)$", (data / "README.md").read_text(), re.MULTILINE)
+    assert found is not None
+    name, *arguments = shlex.split(found[1])
+    again = parse(name, arguments)
+    cameras = ["--cameras", "fixed", "lookatcart"]
+    assert again == parse("collect", f"{COMMAND} --episodes {EPISODES} --out {data}".split()[1:] + cameras)
+
+
+def test_contact_sheet_shows_the_videos(data: Path) -> None:
+    """Six videos: five frames each, of which the second is a third of the way through."""
+    with Image.open(data / "contact_sheet.png") as picture:
+        sheet = np.asarray(picture)
+    frames = {frame.tobytes() for one in episodes_of(data) for frame in one["image"]}
+    cells = [sheet[top : top + 64, left : left + 64] for top in range(0, 4 * 66, 66) for left in range(0, 8 * 66, 66)]
+    shown = {cell.tobytes() for cell in cells[:30]}
+    assert shown <= frames
+    assert len(shown) > 15
+    assert sheet.shape == (4 * 66 - 2, 8 * 66 - 2, 3)
+
+
+# Stopping
+
+
+def _journal(folder: Path) -> list[str]:
+    """Complete lines."""
+    path = folder / "episodes.jsonl"
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
+def _begin(folder: Path, options: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a shell starts it; returns when an episode is finished."""
+    command = [sys.executable, "-m", "apv_fast.cli", *f"{COMMAND} {VIEWS} --out {folder} {options}".split()]
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen(command, cwd=root, text=True, stderr=subprocess.PIPE, start_new_session=True)
+    before, deadline = len(_journal(folder)), time.monotonic() + 120
+    while len(_journal(folder)) <= before:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.02)
+    return process
+
+
+def _members(group: int) -> list[int]:
+    """Processes of a group that are still there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_killed_and_interrupted_it_goes_on(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    process = _begin(folder, "--episodes 500 --processes 2")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while _members(process.pid):
+        assert time.monotonic() < deadline, "processes outlive their parent"
+        time.sleep(0.05)
+    with (folder / "episodes.jsonl").open("a") as journal:
+        journal.write('{"episode": 17, "ret')
+    (folder / "train_episodes" / "half.npz.99.tmp").write_bytes(b"half")
+    before = len(_journal(folder))
+    process = _begin(folder, f"--episodes {before + 500}")
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in error
+    done = [json.loads(line)["episode"] for line in _journal(folder)]
+    assert before < len(done) == len(set(done)) < before + 500
+    assert f"| videos | {2 * len(done)}: {len(done)} episodes" in (folder / "README.md").read_text()
+    apv(f"{COMMAND} {VIEWS} --out {folder} --episodes {max(EPISODES, max(done) + 1)}")
+    assert not list(folder.rglob("*.tmp"))
+    assert same(episodes_of(data), episodes_of(folder)[: 2 * EPISODES])
+    assert len(episodes_of(folder)) == 2 * max(EPISODES, max(done) + 1)
+
+
+def test_two_at_a_time_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from apv_fast.data.outputs import Journal
+
+    with Journal(data):
+        error = refused(f"{COMMAND} {VIEWS} --episodes {EPISODES} --out {data}", capsys)
+    assert "another process is writing to this folder" in error
+
+
+# Choices
+
+
+def test_what_cannot_be_collected(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = f"--out {tmp_path / 'data'}"
+    for options, message in (
+        ("--cameras fixed,back", "camera must be -1 \\(free\\), below 2, or one of fixed, lookatcart; not 'back'"),
+        ("--cameras fixed fixed", "cameras are fixed, fixed; each must be there once"),
+        ("--policy scripted", "policy is 'scripted', but dmc:cartpole-balance has no scripted expert"),
+        ("--policy nowhere", "nowhere is not a run directory"),
+        ("--processes 0", "processes is 0; it must be at least 1"),
+        ("--episodes 0", "episodes is 0; it must be at least 1"),
+    ):
+        assert re.search(message, refused(f"{COMMAND} {out} {options}", capsys)), options
+    assert not (tmp_path / "data").exists()
+    for options, message in (("", "cameras is"), (f"{VIEWS} --format store", "format is 'npz' there")):
+        assert message in refused(f"{COMMAND} --out {data} {options}", capsys)
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    apv("collect --list")
+    page = capsys.readouterr().out
+    for part in ("dmc: ", "dmc:walker-walk", "scripted", "random", "--list --env ID"):
+        assert part in page
+    apv("collect --list --env dmc:quadruped-walk")
+    assert capsys.readouterr().out.startswith("dmc:quadruped-walk: cameras: global, x, ")
+
+
+def test_scripted_experts(tmp_path: Path) -> None:
+    """The paper's kind of videos: an expert, from several sides."""
+    options: dict[str, Any] = {"env": "metaworld:reach", "policy": "scripted", "episodes": 1}
+    options |= {"cameras": "corner,corner2,topview", "world.time-limit": 80, "world.quality": "fast"}
+    command = " ".join(f"--{name} {value}" for name, value in options.items())
+    apv(f"collect --preset metaworld {command} --out {tmp_path / 'data'}")
+    videos = episodes_of(tmp_path / "data")
+    assert [video["image"].shape for video in videos] == [(81, 64, 64, 3)] * 3
+    assert len({video["image"].tobytes() for video in videos}) == 3
+    assert "| success | 100% of the episodes |" in (tmp_path / "data" / "README.md").read_text()

@@ -1,0 +1,82 @@
+"""Work spread over processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from apv_fast.run import StopRequest, processes
+from apv_fast.run.processes import spread
+
+
+def _square() -> Callable[[int], tuple[int, int]]:
+    return lambda piece: (piece * piece, os.getpid())
+
+
+def _dies_once(folder: Path) -> Callable[[int], int]:
+    """Piece 1 kills its process the first time."""
+
+    def work(piece: int) -> int:
+        mark = folder / "died"
+        if piece == 1 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return piece
+
+    return work
+
+
+def _dies() -> Callable[[int], int]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def _sleeps_or_fails() -> Callable[[int], int]:
+    def work(piece: int) -> int:
+        if piece == 1:
+            time.sleep(600)
+        return 1 // (piece - 2)
+
+    return work
+
+
+def test_one_process_is_this_one() -> None:
+    assert list(spread(_square, range(3), 1, StopRequest())) == [(n * n, os.getpid()) for n in range(3)]
+    stop = StopRequest()
+    begun = spread(_square, range(3), 1, stop)
+    assert next(begun)[0] == 0
+    stop.requested = True
+    assert not list(begun)
+
+
+def test_several_processes(tmp_path: Path) -> None:
+    """Every piece is done once, also that of a process that dies; after a request to stop nothing new begins."""
+    stop, results, late = StopRequest(), [], 0
+    with pytest.warns(UserWarning, match="a process died"):
+        for result in spread(partial(_dies_once, tmp_path), range(100_000), 2, stop):
+            late += stop.requested
+            results.append(result)
+            stop.requested = 1 in results
+    assert sorted(results) == list(range(len(results)))
+    assert late <= 1
+    assert not multiprocessing.active_children()
+
+
+def test_dying_again_and_again_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "ATTEMPTS", 1)
+    with pytest.raises(ChildProcessError, match=r"processes died 1 times over pieces \[0, 1\]"):
+        list(spread(_dies, range(2), 2, StopRequest()))
+    assert not multiprocessing.active_children()
+
+
+def test_an_error_in_a_process_is_an_error_here_and_ends_the_others() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(spread(_sleeps_or_fails, [0, 1, 2], 2, StopRequest()))
+    assert not multiprocessing.active_children()
