@@ -31,7 +31,7 @@ struct NoiseSource {
   const void* values;
   const int64_t* seed;
 
-  bool given() const { return values != nullptr || seed != nullptr; }
+  APV_FAST_INLINE bool given() const { return values != nullptr || seed != nullptr; }
 };
 
 // One product of the network: weight [units, inputs] and bias [units], contiguous, in the operands' dtype.
@@ -71,11 +71,11 @@ struct ImagineProblem {
   void *dstart_deter, *dstart_stoch, *daction;  // wide: [N, D]; [N, L] and [.., A] or null
   void *dnorm_weight, *dnorm_bias;              // wide: [3D], or null
 
-  int64_t mixed() const { return discrete ? stoch * discrete : stoch; }
-  int64_t statistics() const { return discrete ? stoch * discrete : 2 * stoch; }
-  int64_t heads() const { return one_hot_actions ? actions : 2 * actions; }
+  APV_FAST_INLINE int64_t mixed() const { return discrete ? stoch * discrete : stoch; }
+  APV_FAST_INLINE int64_t statistics() const { return discrete ? stoch * discrete : 2 * stoch; }
+  APV_FAST_INLINE int64_t heads() const { return one_hot_actions ? actions : 2 * actions; }
   // Which row of a tensor of the steps holds step t of row n.
-  int64_t at(int64_t t, int64_t n) const { return batch_first ? n * steps + t : t * rows + n; }
+  APV_FAST_INLINE int64_t at(int64_t t, int64_t n) const { return batch_first ? n * steps + t : t * rows + n; }
 };
 
 // What one instruction set provides for operands of one dtype; `memory` is aligned to 64 bytes.

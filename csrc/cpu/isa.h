@@ -9,6 +9,10 @@
 #include <string>
 #include <vector>
 
+// For members of what kernels are given: out of line, each instruction set's object file would have a copy of its own, of
+// which the linker keeps any.
+#define APV_FAST_INLINE __attribute__((always_inline)) inline
+
 namespace apv_fast {
 
 enum class Isa { scalar, avx2, avx512, avx512bf16 };

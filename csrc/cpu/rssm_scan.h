@@ -35,9 +35,9 @@ struct ScanProblem {
   void *dx, *dparts, *dy, *dstats;                                    // operands' dtype: [B, T, H], 3D, H and M
   void *dstart, *dnorm_weight, *dnorm_bias;                           // wide: [B, D], [3D] twice
 
-  int64_t mixed() const { return discrete ? stoch * discrete : stoch; }
-  int64_t statistics() const { return discrete ? stoch * discrete : 2 * stoch; }
-  bool sampled() const { return noise != nullptr || seed != nullptr; }
+  APV_FAST_INLINE int64_t mixed() const { return discrete ? stoch * discrete : stoch; }
+  APV_FAST_INLINE int64_t statistics() const { return discrete ? stoch * discrete : 2 * stoch; }
+  APV_FAST_INLINE bool sampled() const { return noise != nullptr || seed != nullptr; }
 };
 
 // What one instruction set provides for operands of one dtype; `memory` is aligned to 64 bytes.

@@ -25,7 +25,7 @@ struct StepHead {
   NoiseSource noise;    // [B, L]; none: the mode
   void *stoch, *stats;  // [B, L], [B, M]
 
-  bool there() const { return hidden.weight != nullptr; }
+  APV_FAST_INLINE bool there() const { return hidden.weight != nullptr; }
 };
 
 // D deter, H hidden, S·C stoch and discrete (C = 0: Gaussian). Contiguous; operands' dtype but for what is "wide".
@@ -40,9 +40,9 @@ struct StepModel {
   void* after_deter;                                 // wide: [B, D]
   StepHead post, prior;
 
-  int64_t mixed() const { return discrete ? stoch * discrete : stoch; }
-  int64_t statistics() const { return discrete ? stoch * discrete : 2 * stoch; }
-  int64_t features() const { return mixed() + deter; }
+  APV_FAST_INLINE int64_t mixed() const { return discrete ? stoch * discrete : stoch; }
+  APV_FAST_INLINE int64_t statistics() const { return discrete ? stoch * discrete : 2 * stoch; }
+  APV_FAST_INLINE int64_t features() const { return mixed() + deter; }
 };
 
 struct StepProblem {
@@ -58,7 +58,7 @@ struct StepProblem {
   void* made_action;         // wide: [B, A]
   int threads;
 
-  int64_t heads() const { return one_hot_actions ? actions : 2 * actions; }
+  APV_FAST_INLINE int64_t heads() const { return one_hot_actions ? actions : 2 * actions; }
 };
 
 struct StepFunctions {
