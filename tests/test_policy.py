@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -200,3 +201,29 @@ def test_a_copy_follows_its_own_weights(backend: str) -> None:
     change(modules[1])
     assert_close(play(twin, backend, start), before, 0)
     assert not torch.equal(play(policy, backend, start)[0][1], before[0][1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["embed", "is_first", "action", "states[0]['deter']", "states[1]['stoch']"])
+def test_a_bad_argument_is_named(name: str, backend: str) -> None:
+    """None of them is read before that: rows and columns that are missing, and another device."""
+    modules = make()
+    policy = policies(modules, backend)[0]
+    states, action = begin(modules[0], 3)
+    arguments = {"embed": torch.zeros(3, EMBED), "is_first": torch.zeros(3, dtype=torch.bool), "action": action}
+    arguments |= {f"states[{i}]['{key}']": x for i, state in enumerate(states) for key, x in state.items()}
+
+    def act(x: Tensor) -> Result:
+        given = arguments | {name: x}
+        made = [{key: given[f"states[{i}]['{key}']"] for key in state} for i, state in enumerate(states)]
+        return policy(given["embed"], given["is_first"], made, given["action"], explore=True)
+
+    good = arguments[name]
+    act(good)
+    spoilt = [good[None], good.to("meta"), *([] if name == "embed" else [good[:2]])]
+    for bad in spoilt if good.dim() == 1 else [*spoilt, good[:, 1:]]:
+        with pytest.raises(ValueError, match=re.escape(f"policy: {name} has shape")):
+            act(bad)
+    if name == "is_first":
+        with pytest.raises(TypeError, match="is_first has dtype torch"):
+            act(good.float())

@@ -74,6 +74,7 @@ class CpuPolicy:
         generator: torch.Generator | None = None,
     ) -> tuple[list[State], Tensor]:
         """See :class:`apv_fast.agent.policy.Policy`."""
+        self._check(embed, is_first, states, action)
         step, dtype = self._filter(), self.models[-1].dtype
         wide, rows = state_dtype(dtype), len(embed)
         embed, action = embed.detach().to(dtype).contiguous(), action.to(wide).contiguous()
@@ -86,6 +87,24 @@ class CpuPolicy:
         made, chosen = step(is_first.contiguous(), inputs, action_noise)
         assert chosen is not None
         return [self._state(model.latent, outputs) for model, outputs in zip(self.models, made, strict=True)], chosen
+
+    def _check(self, embed: Tensor, is_first: Tensor, states: Sequence[State], action: Tensor) -> None:
+        """No op checks these arguments, and C++ reads as many numbers as the models say."""
+        rows, lower, upper = len(embed), self.models[0], self.models[-1]
+        wanted = [("embed", embed, (rows, lower.embed_dim)), ("is_first", is_first, (rows,))]
+        if upper.action_dim:
+            wanted.append(("action", action, (rows, upper.action_dim)))
+        for i, (model, state) in enumerate(zip(self.models, states, strict=True)):
+            classes = (model.latent.discrete,) * bool(model.latent.discrete)
+            wanted.append((f"states[{i}]['deter']", state["deter"], (rows, model.deter)))
+            wanted.append((f"states[{i}]['stoch']", state["stoch"], (rows, model.latent.stoch, *classes)))
+        for name, x, shape in wanted:
+            if x.shape != shape or not x.is_cpu:
+                raise ValueError(
+                    f"policy: {name} has shape {tuple(x.shape)} on {x.device}; it must be {shape} on the CPU"
+                )
+        if is_first.dtype != torch.bool:
+            raise TypeError(f"policy: is_first has dtype {is_first.dtype}; it must be torch.bool")
 
     @staticmethod
     def _state(latent: Latent, made: Outputs) -> State:
