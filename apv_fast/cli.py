@@ -37,6 +37,7 @@ _COMMANDS = "apv_fast.commands."
 COMMANDS: dict[str, Command] = {
     "collect": Command(configs.CollectConfig, _COMMANDS + "collect:collect", True, ("env", "out")),
     "ingest": Command(configs.IngestConfig, _COMMANDS + "ingest:ingest"),
+    "shards": Command(configs.ShardsConfig, _COMMANDS + "shards:shards"),
     "pretrain": Command(configs.PretrainConfig, _COMMANDS + "pretrain:pretrain", True, ("data", "out")),
     "finetune": Command(configs.FinetuneConfig, _COMMANDS + "finetune:finetune", True, ("env", "out")),
     "evaluate": Command(configs.EvaluateConfig, _COMMANDS + "evaluate:evaluate_run"),

@@ -193,7 +193,7 @@ def test_strange_configurations(change: dict[str, Any], message: str) -> None:
             f"finetune {FINETUNE} --pretrained PRE --model.deter 9",
             r"step-0+4\.pt: model\.decoder\.dense.* must be a tensor",
         ),
-        ("pretrain --data nowhere", "nowhere: data: does not exist"),
+        ("pretrain --data nowhere", "nowhere: path: does not exist"),
         (f"pretrain --data DATA {PRETRAIN} --model.hidden 0", r"model\.hidden is 0; it must be at least 1"),
         (f"pretrain --data DATA {PRETRAIN} --length 14", "none is usable .0 damaged, 2 with fewer than 14 frames"),
         (f"pretrain --data DATA {PRETRAIN} --backend cuda", "backend 'cuda' cannot run here: "),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from apv_fast.agent import Pretrainer
 from apv_fast.agent.validation import validation_loss
 from apv_fast.cli import main
 from apv_fast.config import ModelConfig, PretrainConfig
+from apv_fast.data import VideoStore
 from apv_fast.run import latest_checkpoint, load_checkpoint, read_metrics
-from tests.test_videos import make_folder, make_store, open_
+from tests.test_videos import make_folder, make_store, open_, video
 
 SMALL = (
     "--model.deter 8 --model.hidden 8 --model.stoch 3 --model.discrete 4 --model.cnn-depth 2 --batch 2 --length 8 "
@@ -80,6 +83,39 @@ def test_a_resumed_run_is_the_same_run(data: str, tmp_path: Path) -> None:
     assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])) for name in one)
 
 
+def make_pictures(folder: Path) -> Path:
+    """Two videos as folders of pictures, as a user may have them."""
+    for index, frames in enumerate((12, 15)):
+        (folder / f"take {index}").mkdir(parents=True)
+        for number, frame in enumerate(video(3, index, frames)):
+            Image.fromarray(frame).save(folder / f"take {index}" / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("cache", ["", "--cache CACHE"])
+def test_raw_videos_are_decoded_once(cache: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, out = make_pictures(tmp_path / "pictures"), tmp_path / "run"
+    cache = cache.replace("CACHE", str(tmp_path / "cache"))
+    run(str(pictures), out, f"--steps 4 --validation 0.3 {cache}")
+    (store,) = (tmp_path / "cache" if cache else out / "data").iterdir()
+    assert store.name.startswith("pictures-")
+    assert VideoStore(store).lengths.tolist() == [12, 15]
+    assert "1 episodes (" in (said := capsys.readouterr().err) and "1 more held out" in said
+    shutil.rmtree(pictures)
+    run(str(pictures), out, "--steps 6 --resume")
+    assert "6/6" in (said := capsys.readouterr().err) and "ingest" not in said
+    assert main(["video", str(out)]) == 0
+    assert "nothing to read" not in capsys.readouterr().err
+
+
+def test_a_start_that_was_broken_off_while_it_decoded(tmp_path: Path) -> None:
+    """What it had decoded is in the run directory, which is not a run yet."""
+    pictures, out = make_pictures(tmp_path / "pictures"), tmp_path / "run"
+    assert main(f"pretrain --data {pictures} --out {out} {SMALL} --length 16".split()) == 1
+    assert [path.name for path in out.iterdir()] == ["data"]
+    run(str(pictures), out, "--steps 2")
+
+
 @pytest.mark.parametrize("discrete", [4, 0], ids=["categorical", "Gaussian"])
 def test_the_validation_loss(tmp_path: Path, discrete: int) -> None:
     """It is the mean of the training loss over the batches, the same at every call, and moves no generator."""
@@ -103,7 +139,8 @@ def test_the_validation_loss(tmp_path: Path, discrete: int) -> None:
     [
         ("--data {store}:1 {folder}", "data: {folder} has no weight but others have"),
         ("--data {store}:0 {folder}:1", "data: the weight of {store} is 0"),
-        ("--data {store}x", "{store}x: data: does not exist"),
+        ("--data {store}x", "{store}x: path: does not exist"),
+        ("--data {store}/store.json", "{store}/store.json: file: .json is not known; what can be read: video files"),
         ("--data {store} --validation 1", "validation is 1.0; it must be at least 0 and less than 1"),
         ("--data {store} --prefetch -1", "prefetch is -1; it must be at least 0"),
         ("--data {store} --validate-every 0", "validate_every is 0; it must be at least 1"),

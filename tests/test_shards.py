@@ -28,7 +28,7 @@ def shards_of(folder: Path, lengths: list[int], **options: Any) -> Path:
     store = VideoStore(make_store(folder / "store", lengths, quality="fast"))
     options = {"chunk_frames": CHUNK, "shard_bytes": SHARD_BYTES} | options
     done = list(write_shards(store, folder / "shards", **options))
-    assert done == [(i + 1, len(done)) for i in range(len(done))]
+    assert done == [(i, len(done) - 1) for i in range(len(done))]
     return folder / "shards"
 
 
@@ -61,7 +61,7 @@ def test_the_same_call_goes_on_and_gives_the_same_files(tmp_path: Path) -> None:
     kept = (shards / "videos-000002.tar").stat().st_mtime_ns
     store = VideoStore(tmp_path / "store")
     interrupted = write_shards(store, shards, chunk_frames=CHUNK, shard_bytes=SHARD_BYTES)
-    assert next(interrupted) == (1, 5)
+    assert [next(interrupted), next(interrupted)] == [(0, 5), (1, 5)]
     del interrupted
     list(write_shards(store, shards, chunk_frames=CHUNK, shard_bytes=SHARD_BYTES))
     assert {path.name: path.read_bytes() for path in shards.glob("*.tar")} == contents
@@ -77,7 +77,7 @@ def test_the_same_call_goes_on_and_gives_the_same_files(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
     store = VideoStore(make_store(tmp_path / "store", [30] * 8))
     with small_files(SHARD_BYTES // 2), pytest.raises(DiskError, match=r"videos-000000\.tar"):
-        next(write_shards(store, tmp_path / "shards", chunk_frames=CHUNK, shard_bytes=SHARD_BYTES))
+        list(write_shards(store, tmp_path / "shards", chunk_frames=CHUNK, shard_bytes=SHARD_BYTES))
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["shards.json"]
 
 
@@ -148,6 +148,17 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(ImportError, match=r"shards need webdataset: pip install 'apv-fast\[webdataset\]'"):
         VideoStream(tmp_path / "videos-000000.tar", chunk_length=2)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, out = make_store(tmp_path / "store", [25, 40]), tmp_path / "shards"
+    assert main(f"shards {store} --out {out} --chunk-frames 10 --shard-mib 1".split()) == 0
+    assert capsys.readouterr().out == f"1 shards: apv-fast pretrain --data '{out}/videos-{{000000..000000}}.tar'\n"
+    assert len(taken(VideoStream(out, chunk_length=5), 14, 5)) == 14
+    assert main(f"shards {store} --out {out} --chunk-frames 0".split()) == 1
+    assert "chunk_frames and shard_bytes must be positive, not 0" in capsys.readouterr().err
+    assert main(f"shards {tmp_path} --out {out}".split()) == 1
+    assert "store.json: is missing" in capsys.readouterr().err
 
 
 # In a mixture

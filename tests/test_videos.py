@@ -50,7 +50,7 @@ def make_folder(directory: Path, lengths: Sequence[int], source: int = 1) -> Pat
 
 def open_(*data: Path | str, **options: Any) -> VideoDataset:
     options = {"capacity_steps": 10**6, **options}
-    return open_videos(data, chunk_length=LENGTH, cache=Path("nowhere"), **options)
+    return open_videos(data, chunk_length=LENGTH, **options)
 
 
 def who(batch: Mapping[str, torch.Tensor]) -> np.ndarray:

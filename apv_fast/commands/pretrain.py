@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
@@ -20,8 +22,9 @@ from apv_fast.commands.common import (
     to_device,
     user_settings,
 )
-from apv_fast.config import PretrainConfig, check
-from apv_fast.data import Prefetcher, VideoDataset, open_videos
+from apv_fast.commands.ingest import ingest
+from apv_fast.config import IngestConfig, PretrainConfig, check
+from apv_fast.data import Prefetcher, VideoDataset, is_store, open_videos
 from apv_fast.profile import annotate, annotated
 from apv_fast.run import (
     Metrics,
@@ -77,7 +80,7 @@ def make_dataset(config: PretrainConfig, device: torch.device) -> VideoDataset:
     """The videos: images and where sequences begin, never an action."""
     return open_videos(
         config.data,
-        cache=config.cache or RunDirectory(config.out).data,
+        store_of=lambda path: _decoded(path, config),
         chunk_length=config.length,
         capacity_steps=config.capacity,
         prioritize_ends=config.prioritize_ends,
@@ -85,6 +88,15 @@ def make_dataset(config: PretrainConfig, device: torch.device) -> VideoDataset:
         seed=config.seed,
         **replay_place(config, device),
     )
+
+
+def _decoded(path: Path, config: PretrainConfig) -> Path:
+    """The store of raw videos: made now, or by an earlier start of the run, which need not have them any more."""
+    digest = hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()
+    store = (config.cache or RunDirectory(config.out).data) / f"{path.resolve().name}-{digest}"
+    if config.resume and is_store(store):
+        return store
+    return ingest(IngestConfig((path,), store))
 
 
 def _train(

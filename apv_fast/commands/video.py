@@ -44,7 +44,10 @@ def _sequences(config: VideoConfig, trained: FinetuneConfig | PretrainConfig, ru
         raise ConfigError(f"data: {run.path} knows no videos, it was imported without; give some with --data")
     if config.data:
         trained = replace(trained, data=config.data, validation=0.0)
-    with user_settings(), closing(make_dataset(replace(trained, out=run.path), torch.device("cpu"))) as dataset:
+    with (
+        user_settings(),
+        closing(make_dataset(replace(trained, out=run.path, resume=True), torch.device("cpu"))) as dataset,
+    ):
         for batch in dataset.fixed(SEQUENCES, seed=config.seed):
             return batch
     raise ConfigError("data: the run learnt from a stream, which has nothing to show; name videos with --data")

@@ -15,6 +15,7 @@ from apv_fast.config.commands import (
     IngestConfig,
     PlotConfig,
     PretrainConfig,
+    ShardsConfig,
     VideoConfig,
 )
 from apv_fast.config.parts import (
@@ -69,6 +70,7 @@ __all__ = [
     "PretrainConfig",
     "Quality",
     "ReplayDevice",
+    "ShardsConfig",
     "SlurmConfig",
     "VideoBonusConfig",
     "VideoConfig",

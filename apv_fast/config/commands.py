@@ -81,6 +81,22 @@ class IngestConfig:
 
 
 @dataclass(frozen=True)
+class ShardsConfig:
+    """Write a store as shards: tar files that many machines stream. Run it again to go on."""
+
+    store: Path
+    """Folder of the store."""
+    out: Path = Path("shards")
+    """Folder to write."""
+    chunk_frames: int = 100
+    """Longest sequence that can be trained on; longer episodes are cut into pieces of this many frames."""
+    shard_mib: int = 256
+    """About how large a file is; every process that trains needs one at least."""
+    seed: int = 0
+    """Fixes the order of the pieces."""
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Learn an action-free video model."""
 

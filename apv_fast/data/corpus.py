@@ -110,7 +110,7 @@ class FolderCorpus:
 
 
 def open_folders(directories: Sequence[Path], *, shortest: int, capacity_steps: int) -> list[FolderCorpus]:
-    """Folders of episode files: together the newest ``capacity_steps`` steps, oldest first in each.
+    """Folders of episode files: together the newest ``capacity_steps`` steps, newest first in each.
 
     Args:
         directories: folders of ``*.npz``, or with a folder ``train_episodes/`` that has them. A file name that is in
@@ -140,8 +140,6 @@ def open_folders(directories: Sequence[Path], *, shortest: int, capacity_steps: 
             warnings.warn(f"skipped a damaged episode: {error}", stacklevel=2)
             continue
         steps += length
-    for corpus in corpora.values():
-        corpus.select(corpus.names[::-1])
     return [corpora[folder] for folder in folders]
 
 

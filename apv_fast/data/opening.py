@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,12 @@ from apv_fast.data.videos import VideoDataset
 
 
 def open_videos(
-    data: Sequence[Path | str], *, chunk_length: int, capacity_steps: int, cache: Path, **options: Any
+    data: Sequence[Path | str],
+    *,
+    chunk_length: int,
+    capacity_steps: int,
+    store_of: Callable[[Path], Path] | None = None,
+    **options: Any,
 ) -> VideoDataset:
     """The videos of all entries as one dataset.
 
@@ -24,7 +29,7 @@ def open_videos(
         data: paths, or ``PATH:WEIGHT`` all of them.
         chunk_length: frames in a sequence.
         capacity_steps: steps to read from folders of episodes, the newest of all.
-        cache: folder where stores are made of raw videos.
+        store_of: gives the store of raw videos, for entries that are nothing else; None: there are none.
         options: of :class:`VideoDataset`.
 
     Raises:
@@ -41,20 +46,21 @@ def open_videos(
         if _is_shards(entry.path):
             streams[entry.path] = VideoStream(entry.path, chunk_length=chunk_length, seed=options.get("seed", 0))
         elif entry.path not in opened:
-            opened[entry.path] = StoreCorpus(_store(entry.path, cache))
+            opened[entry.path] = StoreCorpus(_store(entry.path, store_of))
     ordered = sorted(entries, key=lambda entry: entry.path in streams)  # as VideoDataset wants its weights
     weights = [entry.weight for entry in ordered if entry.weight is not None] or None
     corpora = [opened[entry.path] for entry in ordered if entry.path in opened]
     return VideoDataset(corpora, list(streams.values()), chunk_length=chunk_length, weights=weights, **options)
 
 
-def _store(path: Path, cache: Path) -> Path:
-    """The store in ``path``, or the one made of the raw videos there."""
-    if not path.exists():
-        raise EpisodeError(path, "data", "does not exist")
-    if not is_store(path):
-        raise EpisodeError(path, "data", "is neither a store nor a folder of episodes")
-    return path
+def _store(path: Path, store_of: Callable[[Path], Path] | None) -> Path:
+    """The store in ``path``, or the one of the raw videos there."""
+    if is_store(path):
+        return path
+    if store_of is None:
+        found = "is neither a store nor a folder of episodes" if path.exists() else "does not exist"
+        raise EpisodeError(path, "data", found)
+    return store_of(path)
 
 
 def _is_episode_folder(path: Path) -> bool:

@@ -66,7 +66,7 @@ def webdataset() -> ModuleType:
 def write_shards(
     store: VideoStore, out: Path, *, chunk_frames: int = 100, shard_bytes: int = 2**28, seed: int = 0
 ) -> Iterator[tuple[int, int]]:
-    """Write a store's episodes into ``out`` as shards; gives the shards done and how many there will be, after each.
+    """Write a store's episodes into ``out`` as shards; gives how many are done of how many, at first and after each.
 
     Interrupted at any moment, the same call goes on: a shard is complete or not there.
 
@@ -91,6 +91,7 @@ def write_shards(
     per_shard = max(1, shard_bytes // (chunk_frames * math.prod(store.image_shape)))
     shards = -(-len(order) // per_shard)
     _describe(store, out, {"chunk_frames": chunk_frames, "shards": shards, "chunks": len(order), "seed": seed})
+    yield 0, shards
     for shard in range(shards):
         path = out / f"videos-{shard:06d}.tar"
         if not path.exists():
