@@ -42,6 +42,7 @@ def write_video(
     path: Path,
     frames: Sequence[np.ndarray],
     *,
+    codec: str | None = None,
     fps: int = 10,
     times: Sequence[int] | None = None,
     pixel_aspect: Fraction | None = None,
@@ -52,6 +53,7 @@ def write_video(
     Args:
         path: where.
         frames: uint8 ``[height, width, 3]`` each.
+        codec: encoder; default: the usual one of the format.
         fps: frames a second.
         times: of each frame in units of 1/fps; default: 0, 1, 2, …
         pixel_aspect: width of a pixel by its height.
@@ -59,7 +61,7 @@ def write_video(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options or {}) as container:
-        codec = CODECS[path.suffix]
+        codec = codec or CODECS[path.suffix]
         height, width, _ = frames[0].shape
         stream = container.add_stream(codec, rate=fps)
         assert isinstance(stream, av.VideoStream)
