@@ -102,6 +102,7 @@ class Runner:
         self._file = file or sys.stderr
         self._jobs: dict[str, Job] = {}  # by the names of steps
         self._begun: dict[str, float] = {}
+        self._stopping = False
 
     def run(self) -> None:
         """Until no step can run any more, or the user stops it: then the running ones save, and we wait for them."""
@@ -127,18 +128,18 @@ class Runner:
                     step.state, step.job = "waiting", ""
 
     def _loop(self, stop: StopRequest) -> None:
-        told, shown = False, time.monotonic()
+        shown = time.monotonic()
         while True:
-            if stop.requested and not told:
-                told = True
+            if stop.requested and not self._stopping:
+                self._stopping = True
                 for job in self._jobs.values():
                     job.stop()
             for step in self._plan.ready():
-                if len(self._jobs) < self._launcher.slots and not told:
+                if len(self._jobs) < self._launcher.slots and not self._stopping:
                     self._start(step)
             for name in list(self._jobs):
                 self._poll(self._plan[name])
-            if not self._jobs and (told or not self._plan.ready()):
+            if not self._jobs and (self._stopping or not self._plan.ready()):
                 return
             if time.monotonic() - shown >= self._interval_s:
                 shown = time.monotonic()
@@ -160,7 +161,8 @@ class Runner:
         if status is None:
             return
         del self._jobs[step.name]
-        step.state = "done" if status == 0 else "interrupted" if status == INTERRUPTED else "failed"
+        asked = status == INTERRUPTED or self._stopping  # a cancelled job of Slurm has no status of its own
+        step.state = "done" if status == 0 else "interrupted" if asked else "failed"
         step.job = ""
         self._plan.save()
         minutes = (time.monotonic() - self._begun[step.name]) / 60

@@ -90,9 +90,7 @@ class SlurmLauncher:
         try:
             import submitit
         except ImportError as error:
-            raise ConfigError(
-                f"launcher is 'slurm', which needs submitit: pip install apv-fast[slurm] ({error})"
-            ) from error
+            raise ConfigError(f"launcher is 'slurm': pip install 'apv-fast[slurm]' for it ({error})") from error
         self.slots = parallel or 2**31
         self._folder = folder
         try:

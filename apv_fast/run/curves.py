@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -85,15 +84,14 @@ def summarize(steps: np.ndarray, scores: np.ndarray) -> Curve:
         mean: np.ndarray = trim_mean(values.reshape(-1, values.shape[-1]), 0.25, axis=0)
         return mean
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # rliable calls its bootstrap in a way that the latter deprecates
+    state = np.random.get_state()  # rliable draws from NumPy's global generator, whatever it is given
+    np.random.seed(0)
+    try:
         means, intervals = library.get_interval_estimates(
-            {"": scores},
-            interquartile_mean,
-            reps=REPETITIONS,
-            confidence_interval_size=CONFIDENCE,
-            random_state=np.random.RandomState(0),
+            {"": scores}, interquartile_mean, reps=REPETITIONS, confidence_interval_size=CONFIDENCE
         )
+    finally:
+        np.random.set_state(state)
     return Curve(steps, scores, means[""], *intervals[""])
 
 
