@@ -167,6 +167,14 @@ def test_not_a_video(tmp_path: Path, suffix: str, content: bytes, problem: str) 
         read(path)
 
 
+def test_titles_that_are_not_utf8(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "clip.mp4", plain(3))
+    content = path.read_bytes()
+    assert b"VideoHandler" in content
+    path.write_bytes(content.replace(b"VideoHandler", b"Vid\xe9oHandler"))
+    assert numbers(read(path)[path.name]) == [0, 1, 2]
+
+
 def test_unknown_codec_and_sound_only(tmp_path: Path) -> None:
     import av
 

@@ -46,7 +46,7 @@ class Decoder:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._container = av.open(str(path))
+            self._container = av.open(str(path), metadata_errors="replace")  # titles may be in any code
         except (av.FFmpegError, ValueError) as error:
             raise SourceError(path, "video", f"cannot be opened ({_reason(error)})") from error
         stream = self._container.streams.best("video")
