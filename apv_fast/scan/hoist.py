@@ -6,6 +6,8 @@ way round: the prior's head, the reverse recurrence, then one product for the gr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -113,11 +115,11 @@ def _shift(to: Tensor, first: Tensor, steps: Tensor) -> None:
     to[:, 1:] = steps[:, :-1]
 
 
-def img_in_operand(params: RSSMParams, arguments: ObserveArguments, trace: Trace) -> Tensor:
+def img_in_operand(params: RSSMParams, arguments: ObserveArguments, stoch: Tensor) -> Tensor:
     """What img_in saw, ``[B·T, L + P]`` in the products' dtype: stoch, action, padding; zeros where one begins."""
-    (batch, length), width = arguments.is_first.shape, trace.stoch.shape[-1]
-    seen = trace.x.new_empty(batch, length, params.img_in_weight.shape[1])
-    _shift(seen[..., :width], arguments.stoch.flatten(1), trace.stoch)
+    (batch, length), width = arguments.is_first.shape, stoch.shape[-1]
+    seen = params.img_in_weight.new_empty(batch, length, params.img_in_weight.shape[1])
+    _shift(seen[..., :width], arguments.stoch.flatten(1), stoch)
     action = arguments.embed[..., :0] if arguments.action is None else arguments.action
     used = width + action.shape[-1]
     seen[..., width:used] = action
@@ -125,14 +127,18 @@ def img_in_operand(params: RSSMParams, arguments: ObserveArguments, trace: Trace
     return flat(seen.masked_fill_(arguments.is_first[..., None], 0))
 
 
-def gru_operand(arguments: ObserveArguments, trace: Trace) -> Tensor:
+def gru_operand(arguments: ObserveArguments, x: Tensor, deter: Tensor) -> Tensor:
     """What the GRU saw, ``[B·T, H + D]`` in the products' dtype: x, and deter before the step, masked."""
-    (batch, length, hidden), deter = trace.x.shape, trace.deter.shape[-1]
-    seen = trace.x.new_empty(batch, length, hidden + deter)
-    seen[..., :hidden] = trace.x
-    _shift(seen[..., hidden:], arguments.deter, trace.deter)
+    batch, length, hidden = x.shape
+    seen = x.new_empty(batch, length, hidden + deter.shape[-1])
+    seen[..., :hidden] = x
+    _shift(seen[..., hidden:], arguments.deter, deter)
     seen[..., hidden:].masked_fill_(arguments.is_first[..., None], 0)
     return flat(seen)
+
+
+# By name, a layer's gradient ``[B·T, out]`` before its activation, and what gives the operand ``[B·T, in]`` that it saw.
+Layers = dict[str, tuple[Tensor, Callable[[], Tensor]]]
 
 
 def prior_backward(
@@ -144,25 +150,21 @@ def prior_backward(
     noise: Tensor | None,
     grad_stoch: Tensor | None,
     grad_stats: Tensor | None,
-) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """Gradient of deter ``[B, T, D]`` through the prior's head, and of the head's weights by name."""
+) -> tuple[Tensor | None, Layers]:
+    """Gradient of deter ``[B, T, D]`` through the prior's head, and the head's layers."""
     through = None
     if grad_stoch is not None:
         through = core.sample_backward(grad_stoch, prior.stats, noise, latent, noise is not None)
     total = add(grad_stats, through)
     if total is None:
         return None, {}
-    dtype = params.img_out_weight.dtype
+    dtype, wide = params.img_out_weight.dtype, total.dtype
     dstats = flat(total.to(dtype))
-    through_dist = core.product(dstats, params.img_dist_weight).to(total.dtype)
+    through_dist = core.product(dstats, params.img_dist_weight).to(wide)
     dhidden = (through_dist * elu_grad(flat(prior.hidden))).to(dtype)
-    weights = {
-        "img_dist_weight": core.product(dstats.T, flat(prior.hidden)),
-        "img_dist_bias": dstats.sum(0),
-        "img_out_weight": core.product(dhidden.T, flat(trace.deter.to(dtype))),
-        "img_out_bias": dhidden.sum(0),
-    }
-    return core.product(dhidden, params.img_out_weight).to(total.dtype).view_as(trace.deter), weights
+    ddeter = core.product(dhidden, params.img_out_weight).to(wide).view_as(trace.deter)
+    seen = partial(_joined, (trace.deter,), dtype), partial(flat, prior.hidden)
+    return ddeter, {"img_out": (dhidden, seen[0]), "img_dist": (dstats, seen[1])}
 
 
 def core_grads(
@@ -173,18 +175,18 @@ def core_grads(
     prior: PriorTrace,
     post_grads: TraceGrads,
     prior_grads: TraceGrads,
-) -> tuple[TraceGrads, dict[str, Tensor]]:
-    """What the backward core starts from, the prior's head included, and the gradients of the head's weights.
+) -> tuple[TraceGrads, Layers]:
+    """What the backward core starts from, the prior's head included, and the head's layers.
 
     ``prior_grads.deter`` is not read: posterior and prior share deter.
     """
     latent = arguments.latent
-    through, weights = prior_backward(
+    through, head = prior_backward(
         core, params, trace, prior, latent, arguments.prior_noise, prior_grads.stoch, prior_grads.stats
     )
     if latent.discrete and arguments.post_noise is None:
         post_grads = post_grads._replace(stoch=None)  # modes have no gradient
-    return post_grads._replace(deter=add(post_grads.deter, through)), weights
+    return post_grads._replace(deter=add(post_grads.deter, through)), head
 
 
 class InputGrads(NamedTuple):
@@ -203,35 +205,48 @@ def products_after(
     arguments: ObserveArguments,
     trace: Trace,
     grads: ScanGrads,
-    head: dict[str, Tensor],
+    head: Layers,
     lower: tuple[Tensor, ...] = (),
 ) -> InputGrads:
-    """One product over B·T for every weight; ``lower`` is what obs_out saw beyond the embedding, ``[B, T, ...]``."""
+    """One product over B·T for every weight; ``lower`` is what obs_out saw beyond the embedding, ``[B, T, ...]``.
+
+    Empties ``head``. The gradients of the weights are most of the memory of a backward pass: what packs weights comes
+    before them, and of what they are made each is dropped behind its product; callers should not keep ``grads``.
+    """
     latent, dtype = arguments.latent, params.gru_weight.dtype
-    dx, dy, dstats, dparts = flat(grads.x), flat(grads.y), flat(grads.stats), flat(grads.parts)
-    seen = flat(torch.cat([x.to(dtype) for x in (trace.deter, arguments.embed, *lower)], -1))
+    dembed = core.product(flat(grads.y), embed_columns(params, arguments)).view_as(arguments.embed)
+    of_first = core.product(grads.x[:, 0], scan_weights(params, latent).stoch)
+    dstoch = torch.where(arguments.is_first[:, :1], 0, of_first).to(arguments.stoch.dtype).view_as(arguments.stoch)
     daction = None
     if arguments.action is not None:
-        daction = core.product(dx, action_columns(params, arguments.action, latent)).view_as(arguments.action)
-        daction = torch.where(arguments.is_first[..., None], 0, daction).to(arguments.action.dtype)
-    weights = head | {
-        "img_in_weight": core.product(dx.T, img_in_operand(params, arguments, trace)),
-        "img_in_bias": dx.sum(0),
-        "gru_weight": core.product(dparts.T, gru_operand(arguments, trace)),
-        "gru_bias": dparts.sum(0),
-        "gru_norm_weight": grads.norm_weight.to(dtype),
-        "gru_norm_bias": grads.norm_bias.to(dtype),
-        "obs_out_weight": core.product(dy.T, seen),
-        "obs_out_bias": dy.sum(0),
-        "obs_dist_weight": core.product(dstats.T, flat(trace.y)),
-        "obs_dist_bias": dstats.sum(0),
+        daction = core.product(flat(grads.x), action_columns(params, arguments.action, latent))
+        daction = torch.where(arguments.is_first[..., None], 0, daction.view_as(arguments.action))
+        daction = daction.to(arguments.action.dtype)
+    layers: Layers = {
+        "gru": (flat(grads.parts), partial(gru_operand, arguments, trace.x, trace.deter)),
+        "obs_out": (flat(grads.y), partial(_joined, (trace.deter, arguments.embed, *lower), dtype)),
+        "img_in": (flat(grads.x), partial(img_in_operand, params, arguments, trace.stoch)),
+        "obs_dist": (flat(grads.stats), partial(flat, trace.y)),
     }
+    weights = {"gru_norm_weight": grads.norm_weight.to(dtype), "gru_norm_bias": grads.norm_bias.to(dtype)}
+    ddeter = grads.deter
+    del grads, trace
+    for waiting in (layers, head):
+        for name in list(waiting):
+            grad, operand = waiting.pop(name)
+            weights[f"{name}_weight"], weights[f"{name}_bias"] = core.product(grad.T, operand()), grad.sum(0)
+            del grad, operand
     made = (weights[name] if name in weights else torch.zeros_like(w) for name, w in params._asdict().items())
-    dembed = core.product(dy, embed_columns(params, arguments)).view_as(arguments.embed).to(arguments.embed.dtype)
-    of_first = core.product(grads.x[:, 0], scan_weights(params, latent).stoch)
-    first = torch.where(arguments.is_first[:, :1], 0, of_first)
-    dstoch = first.to(arguments.stoch.dtype).view_as(arguments.stoch)
-    return InputGrads(RSSMParams(*made), dembed, grads.deter, dstoch, daction)
+    return InputGrads(RSSMParams(*made), dembed.to(arguments.embed.dtype), ddeter, dstoch, daction)
+
+
+def _joined(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """``[B, T, ...]`` side by side, ``[B·T, ...]``, each cast on its way."""
+    widths = [x.shape[-1] for x in tensors]
+    out = tensors[0].new_empty(*tensors[0].shape[:-1], sum(widths), dtype=dtype)
+    for part, x in zip(out.split(widths, -1), tensors, strict=True):
+        part.copy_(x)
+    return flat(out)
 
 
 def fake_traces(params: RSSMParams, arguments: ObserveArguments) -> tuple[Tensor, ...]:

@@ -48,9 +48,11 @@ def observe_backward(
     prior_grads: TraceGrads,
 ) -> InputGrads:
     """Gradients of all arguments from those of both traces."""
+    weights, start, latent = scan_weights(params, arguments.latent), arguments.start, arguments.latent
     given, head = core_grads(core, params, arguments, trace, prior, post_grads, prior_grads)
-    grads = core.backward(scan_weights(params, arguments.latent), arguments.start, trace, given, arguments.latent)
-    return products_after(core, params, arguments, trace, grads, head)
+    grads = [core.backward(weights, start, trace, given, latent)]
+    del given
+    return products_after(core, params, arguments, trace, grads.pop(), head)
 
 
 def define_observe(name: str, core: Core) -> Observe:

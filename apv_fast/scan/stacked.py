@@ -181,9 +181,11 @@ def _backward(
     (below, _), (above, _) = traces
     af_given, af_head = core_grads(core.core, params[0], both[0], *traces[0], *grads[0])
     given, head = core_grads(core.core, params[1], both[1], *traces[1], *grads[1])
-    made = core.backward(*models, _link(params[1], arguments), (below, above), (af_given, given))
-    lower = products_after(core.core, params[0], both[0], below, made[0], af_head)
-    upper = products_after(core.core, params[1], both[1], above, made[1], head, (below.stoch, below.deter))
+    made = list(core.backward(*models, _link(params[1], arguments), (below, above), (af_given, given)))
+    del af_given, given
+    seen = below.stoch, below.deter
+    upper = products_after(core.core, params[1], both[1], above, made.pop(), head, seen)
+    lower = products_after(core.core, params[0], both[0], below, made.pop(), af_head)
     embed = lower.embed
     if arguments.concat_embed:
         embed = embed + upper.embed
