@@ -137,7 +137,7 @@ def gru_operand(arguments: ObserveArguments, x: Tensor, deter: Tensor) -> Tensor
     return flat(seen)
 
 
-# By name, a layer's gradient ``[B·T, out]`` before its activation, and what gives the operand ``[B·T, in]`` that it saw.
+# By name, a layer's gradient ``[B·T, out]`` before activation, and what makes the operand ``[B·T, in]`` that it saw.
 Layers = dict[str, tuple[Tensor, Callable[[], Tensor]]]
 
 
