@@ -442,7 +442,7 @@ def test_lerobot_camera_by_name(tmp_path: Path) -> None:
     for name in ("wrist", "observation.images.wrist"):
         assert list(read(root, camera=name)) == [f"robot/{cameras[1]}/episode_{index:06d}" for index in range(2)]
     there = "the cameras are: observation.images.top, observation.images.wrist"
-    with pytest.raises(SourceError, match=f"choose one of several with --camera; {there}"):
+    with pytest.raises(SourceError, match=f"choose one of several with apv-fast ingest --camera; {there}"):
         read(root)
     with pytest.raises(SourceError, match=f"'side' is not one of those; {there}"):
         read(root, camera="side")
@@ -516,7 +516,9 @@ def test_hdf5_camera_and_damage(tmp_path: Path) -> None:
 
     path = write_hdf5(tmp_path / "lift.hdf5", ("agentview", "wrist"), 2)
     assert len(read(path, camera="wrist")) == len(read(path, camera="wrist_image")) == 2
-    with pytest.raises(SourceError, match="choose one of several with --camera; the cameras are: agentview, wrist"):
+    with pytest.raises(
+        SourceError, match="choose one of several with apv-fast ingest --camera; the cameras are: agentview, wrist"
+    ):
         read(path)
     with pytest.raises(SourceError, match="'top' is not one of those"):
         read(path, camera="top")

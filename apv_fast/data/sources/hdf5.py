@@ -40,7 +40,9 @@ class Hdf5File(Source):
         ]
         found = [key for key in cameras if wanted in (None, key, key.removesuffix(_SUFFIX))]
         if len(found) != 1:
-            problem = f"{wanted!r} is not one of those" if wanted else "choose one of several with --camera"
+            problem = (
+                f"{wanted!r} is not one of those" if wanted else "choose one of several with apv-fast ingest --camera"
+            )
             there = ", ".join(key.removesuffix(_SUFFIX) for key in cameras)
             problem = f"{problem}; the cameras are: {there}" if cameras else "there are no uint8 images in obs"
             raise SourceError(self.path, f"camera of {demo}", problem)

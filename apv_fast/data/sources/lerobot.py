@@ -159,7 +159,7 @@ def _choose_camera(root: Path, kinds: dict[str, str], wanted: str | None) -> str
     found = [key for key in kinds if wanted is None or wanted == key or key.endswith("." + wanted)]
     if len(found) != 1:
         there = ", ".join(kinds) or "none"
-        problem = f"{wanted!r} is not one of those" if wanted else "choose one of several with --camera"
+        problem = f"{wanted!r} is not one of those" if wanted else "choose one of several with apv-fast ingest --camera"
         raise SourceError(root, "camera", f"{problem if kinds else 'there is no video'}; the cameras are: {there}")
     return found[0]
 
