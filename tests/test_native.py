@@ -79,6 +79,24 @@ assert torch.equal(knn_bonus(x, x, backend="cpu"), expected)
 """)
 
 
+def test_first_use_after_fork() -> None:
+    """The child loads the extension, in a process whose threads torch had started and the fork has ended."""
+    run_python("""
+import os, signal, sys, torch
+import apv_fast
+torch.set_num_threads(2)
+torch.ones(3000, 3000).exp()
+assert "apv_fast._C" not in sys.modules
+child = os.fork()
+if child == 0:
+    signal.alarm(30)  # ends it
+    x = torch.ones(700, 20)
+    apv_fast.ops.knn_bonus(x, x, backend="cpu")
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+""")
+
+
 @pytest.mark.skipif(sys.platform != "linux" or not _C.openmp, reason="looks for libgomp in /proc")
 def test_one_openmp_runtime() -> None:
     code = """

@@ -22,10 +22,6 @@ except ImportError as error:
 else:
     _import_error = None
 
-# OpenMP's threads do not survive a fork, and a child that tries to use them waits for ever: torch's own ops too, and
-# the kernels here are called from ops that use both. One thread needs no others.
-os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
-
 ISA_VARIABLE = "APV_FAST_CPU_ISA"
 ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
 
