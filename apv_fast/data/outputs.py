@@ -131,37 +131,59 @@ class Journal:
 
     Raises:
         DiskError: it cannot be written.
-        EpisodeError: another process has it open.
+        EpisodeError: another process has it open, or a line is damaged.
     """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "episodes.jsonl"
         try:
-            self._file = self.path.open("ab")
+            self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise disk_error(self.path, error) from error
+        try:
+            self._lock()
+            content = self.path.read_bytes()
+            complete = content[: content.rfind(b"\n") + 1]  # what a killed process left of a line is cut off
+            self.entries = self._read(complete)  # by the number of the episode
+            self._file.truncate(len(complete))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._file.close()
-            raise EpisodeError(directory, "writer", "another process is writing to this folder") from error
-        content = self.path.read_bytes()
-        complete = content[: content.rfind(b"\n") + 1]  # what a killed process left of a line is cut off
-        self.entries: dict[int, dict[str, Any]] = {}  # by the number of the episode
-        for line in complete.splitlines():
-            entry = json.loads(line)
-            self.entries[entry["episode"]] = entry
-        self._file.truncate(len(complete))
+            raise EpisodeError(self.path.parent, "writer", "another process is writing to this folder") from error
+
+    def _read(self, content: bytes) -> dict[int, dict[str, Any]]:
+        entries = {}
+        for number, line in enumerate(content.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                entries[int(entry["episode"])] = entry
+            except (KeyError, TypeError, ValueError) as error:
+                problem = f"is damaged ({line[:60]!r}); without it the episode is made again, so delete the line"
+                raise EpisodeError(self.path, f"line {number}", problem) from error
+        return entries
 
     def add(self, index: int, entry: Mapping[str, Any]) -> None:
-        """An episode is finished; when this returns that survives a power cut."""
-        self.entries[index] = {"episode": index, **entry}
+        """An episode is finished; when this returns that survives a power cut.
+
+        Raises:
+            DiskError: the disk is full; the journal is as before.
+        """
+        entry = {"episode": index, **entry}
+        line = (json.dumps(entry) + "\n").encode()
+        end = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write((json.dumps(self.entries[index]) + "\n").encode())
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
         except OSError as error:
+            self._file.truncate(end)
             raise disk_error(self.path, error) from error
+        self.entries[index] = dict(entry)
 
     def __enter__(self) -> Journal:
         """Itself."""
