@@ -11,6 +11,7 @@ can follow), ``truncated`` that time ran out.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 from types import ModuleType
@@ -25,6 +26,8 @@ Quality = Literal["paper", "fast"]
 SUITES: dict[str, str] = {  # name in an id -> module
     "dmc": "apv_fast.envs.dmc",
     "metaworld": "apv_fast.envs.metaworld",
+    "gym": "apv_fast.envs.gym",
+    "atari": "apv_fast.envs.atari",
 }
 
 
@@ -69,9 +72,19 @@ def make(
 
 
 def list_tasks(suite: str | None = None) -> list[str]:
-    """Every id of one suite, or of all of them."""
-    suites = SUITES if suite is None else (suite,)
-    return [f"{name}:{task}" for name in suites for task in _module(name).tasks()]
+    """Every id of one suite, or of all whose packages are installed.
+
+    Raises:
+        ValueError: there is no such suite.
+        ImportError: the suite's package is not installed.
+    """
+    if suite is not None:
+        return [f"{suite}:{task}" for task in _module(suite).tasks()]
+    found = []
+    for name in SUITES:
+        with contextlib.suppress(ImportError):
+            found += list_tasks(name)
+    return found
 
 
 def _module(suite: str) -> ModuleType:
@@ -84,6 +97,8 @@ def _parse(id: str) -> tuple[str, str]:
     """Suite and task of an id in either spelling."""
     separator = ":" if ":" in id else "_"
     suite, _, name = id.partition(separator)
+    if suite == "gym":
+        return suite, name  # it finds more than it lists, and says itself what there is
     tasks = _module(suite).tasks()
     # Underscores join both the words of a name and its parts in the official spelling, so compare without separators.
     known = {task.replace("-", "_"): task for task in tasks}

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from apv_fast.envs.base import Info, PixelEnv, Rescale, View
-from apv_fast.envs.rendering import APT_LINE, choose_renderer
+from apv_fast.envs.rendering import APT_LINE, choose_renderer, close_at_exit
 
 DEFAULT_CAMERA = {"quadruped": 2, "triped": 2}  # by domain, as in the paper; 0 elsewhere
 ALIASES = {"cup": "ball_in_cup"}  # the official configurations' short name
@@ -31,6 +31,7 @@ def _suite() -> Any:
         raise ImportError(
             f"cannot render with MUJOCO_GL={renderer} ({error}); on Debian or Ubuntu: {APT_LINE}"
         ) from error
+    close_at_exit()
     return suite
 
 
@@ -82,7 +83,9 @@ class DMC(PixelEnv):
 
     def render_camera(self, camera: str | int) -> np.ndarray:
         """See :class:`PixelEnv`."""
-        image: np.ndarray = self._eye(camera).render(render_flag_overrides=self._flags).copy()
+        eye = self._eye(camera)
+        _make_current(self._env.physics.contexts)
+        image: np.ndarray = eye.render(render_flag_overrides=self._flags).copy()
         return image
 
     def _eye(self, camera: str | int) -> Any:
@@ -99,7 +102,14 @@ class DMC(PixelEnv):
 
     def close(self) -> None:
         """Free the physics and its OpenGL context; the environment cannot be used afterwards."""
+        _make_current(self._env.physics._contexts)  # None if nothing was rendered
         self._env.physics.free()  # dm_control's own close() does nothing
+
+
+def _make_current(contexts: Any) -> None:
+    """dm_control trusts that its context is still the current one; another library may have rendered since."""
+    if contexts is not None:
+        contexts.gl._platform_make_current()
 
 
 def _load(domain: str, task: str, random: np.random.RandomState) -> Any:

@@ -10,17 +10,15 @@ It repeats bit for bit on one machine, like the suite in :mod:`apv_fast.envs.dmc
 
 from __future__ import annotations
 
-import atexit
 import functools
 import warnings
-import weakref
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from apv_fast.envs.base import Info, PixelEnv, View
-from apv_fast.envs.rendering import APT_LINE, choose_renderer
+from apv_fast.envs.rendering import choose_renderer
 
 PAPER_TASKS = ("lever-pull", "drawer-open", "door-lock", "button-press-topdown-wall", "reach", "dial-turn")
 DEFAULT_CAMERA = "corner"
@@ -62,8 +60,8 @@ class MetaWorld(PixelEnv):
         self._env.__dict__.pop("sawyer_observation_space", None)  # cached, with the goal's bounds at zero
         self._places = {name: getattr(self._env.model, name).copy() for name in ("body_pos", "site_pos")}
         self._state = np.zeros(0)  # what the expert sees, [39]
-        self._view, self._camera = view, _camera(self._env.model, view.camera)
-        self._renderer: Any = None
+        self._camera = _camera(self._env.model, view.camera)
+        self._renderer = _renderer(self._env.model, view)
         super().__init__(view, spaces.Box(-1.0, 1.0, (4,), np.float32), 1 / self._env.dt)
 
     def expert_action(self) -> np.ndarray:
@@ -109,18 +107,13 @@ class MetaWorld(PixelEnv):
         return self._render(_camera(self._env.model, camera))
 
     def _render(self, camera: int) -> np.ndarray:
-        if self._renderer is None:
-            self._renderer = _make_renderer(self._env.model, self._view)
-        self._renderer.update_scene(self._env.data, camera)
-        image = self._renderer.render()
+        image: np.ndarray = self._renderer.render(self._env.data, camera)
         up = self._env.data.cam_xmat[camera].reshape(3, 3)[2, 1]  # how far the camera's own up points upwards
-        return np.ascontiguousarray(image[::-1]) if up < 0 else image
+        return np.ascontiguousarray(image[::-1] if up < 0 else image)
 
     def close(self) -> None:
         """Free the OpenGL context; the environment cannot be used afterwards."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        self._renderer.close()
         self._env.close()
 
 
@@ -138,28 +131,7 @@ def _camera(model: Any, camera: str | int | None) -> int:
     return camera
 
 
-def _make_renderer(model: Any, view: View) -> Any:
-    import mujoco
+def _renderer(model: Any, view: View) -> Any:
+    from apv_fast.envs.scene import SceneRenderer  # imports mujoco, which reads the choice of the renderer
 
-    model.vis.global_.offwidth = model.vis.global_.offheight = view.size
-    if view.quality == "fast":
-        model.vis.quality.offsamples = 0
-    try:
-        renderer = mujoco.Renderer(model, view.size, view.size)
-    except Exception as error:
-        raise ImportError(f"cannot render ({error}); on Debian or Ubuntu: {APT_LINE}") from error
-    if view.quality == "fast":
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            renderer.scene.flags[flag] = False
-    _close_at_exit()
-    _renderers.add(renderer)
-    return renderer
-
-
-_renderers: weakref.WeakSet[Any] = weakref.WeakSet()  # that exist
-
-
-@functools.cache
-def _close_at_exit() -> None:
-    """Close what is open before MuJoCo's own exit handler ends EGL: call it when there is a context."""
-    atexit.register(lambda: [renderer.close() for renderer in _renderers])
+    return SceneRenderer(model, view.size, view.quality)

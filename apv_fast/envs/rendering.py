@@ -6,11 +6,16 @@ and PyOpenGL read it once. A process that has rendered must not be forked: start
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
+import weakref
+from typing import Any
 
 APT_LINE = "apt-get install -y libegl1 libgl1 libgl1-mesa-dri libosmesa6"
+
+renderers: weakref.WeakSet[Any] = weakref.WeakSet()  # those of ours that exist
 
 
 def choose_renderer() -> str:
@@ -30,6 +35,21 @@ def choose_renderer() -> str:
                 f"cannot render: neither EGL nor OSMesa was found on this machine; on Debian or Ubuntu: {APT_LINE}"
             )
     return os.environ["MUJOCO_GL"]
+
+
+def close_at_exit() -> None:
+    """Close our renderers before anything else that is done at exit.
+
+    Call it again whenever a library was imported that ends OpenGL when the process does: what is registered last is
+    done first.
+    """
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for renderer in list(renderers):
+        renderer.close()
 
 
 def _import_triton_first() -> None:
