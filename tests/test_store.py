@@ -210,6 +210,7 @@ def test_full_disk(tmp_path: Path) -> None:
                 pytest.raises(DiskError, match=r"frames-00000.bin .*File too large"),
             ):
                 store.append(f"{seed:03d}", frames(seed))
+            assert (path / shard_file(0)).stat().st_size == FRAME * 10 * seed  # gives the space back
             expect(path, range(seed))
             store.append(f"{seed:03d}", frames(seed))
         with writer(tmp_path / "other", shard_bytes=1) as other:  # many index lines, short shards
@@ -218,6 +219,7 @@ def test_full_disk(tmp_path: Path) -> None:
             size = (tmp_path / "other" / INDEX_FILE).stat().st_size
             with small_files(size + 20), pytest.raises(DiskError, match=r"index.jsonl"):
                 other.append("020", frames(20))
+            assert (tmp_path / "other" / INDEX_FILE).stat().st_size == size
             expect(tmp_path / "other", range(20))
             other.append("020", frames(20))
     expect(path, range(4))
