@@ -237,3 +237,22 @@ def test_it_is_evaluated_and_collects(runs: Path) -> None:
     apv(f"collect --env {CORRIDOR} --policy {runs}/fine --episodes 1 --out {runs}/again --world.action-repeat 1")
     (path,) = (runs / "again" / "train_episodes").iterdir()
     assert one_hot(read_episode(path, EPISODE_KEYS, image_shape=(64, 64, 3))["action"][1:])
+
+
+# Looks
+
+
+def test_a_model_of_another_look_is_warned_about(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"finetune --env {CORRIDOR} --pretrained {runs}/pre --steps 1 --prefill 1 {SMALL} --behavior.units 8"
+    warning = f"world.quality is fast, but {runs}/pre has learnt from videos of quality paper"
+    for quality, warned in (("fast", True), ("paper", False)):
+        apv(f"{command} --out {runs}/{quality} --world.quality {quality}")
+        assert (warning in capsys.readouterr().err) == warned
+
+
+def test_videos_of_several_looks_are_warned_about(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    apv(f"collect --env {CORRIDOR} --episodes 1 --out {runs}/other --world.action-repeat 1 --world.quality fast")
+    apv(f"pretrain --data {runs}/data {runs}/other --out {runs}/mixed --steps 1 {SMALL}")
+    assert "the videos are rendered in several looks, quality fast and paper" in capsys.readouterr().err
+    apv(f"pretrain --data {runs}/data --out {runs}/plain --steps 1 {SMALL}")
+    assert "several looks" not in capsys.readouterr().err

@@ -36,6 +36,7 @@ from apv_fast.commands.common import (
     to_device,
     user_settings,
 )
+from apv_fast.commands.quality import warn_of_mismatch
 from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, check, from_dict
 from apv_fast.data import Replay
 from apv_fast.profile import annotate, annotated
@@ -66,7 +67,9 @@ def finetune(config: FinetuneConfig) -> RunDirectory:
         worlds = stack.enter_context(closing(make_worlds(config.env, config.world, config.seed, config.envs)))
         agent = new_agent(config, worlds.action_space, device)
         if found is None and config.pretrained is not None:
-            agent.load_pretrained(*pretrained_state(config.pretrained))
+            source, state = pretrained_state(config.pretrained)
+            warn_of_mismatch(config.pretrained, state.get("qualities", ()), config.world.quality)
+            agent.load_pretrained(state["trainer"], source)
         run = begin(config, agent, f"finetune: {config.steps} agent steps in {config.env}")
         trainer = stack.enter_context(closing(Finetuner(config, run, worlds, agent)))
         if found is None:
@@ -88,8 +91,8 @@ def new_agent(config: FinetuneConfig, action_space: gymnasium.Space[Any], device
         return Agent(config, size, discrete=discrete, device=device)
 
 
-def pretrained_state(path: Path) -> tuple[dict[str, Any], Path]:
-    """State of the video model that a run starts from, and its file.
+def pretrained_state(path: Path) -> tuple[Path, dict[str, Any]]:
+    """File and content of the checkpoint that a run starts from.
 
     Raises:
         RunError: ``path`` is not a pre-training run, or has no checkpoint yet.
@@ -100,7 +103,7 @@ def pretrained_state(path: Path) -> tuple[dict[str, Any], Path]:
         raise RunError(f"pretrained: {path} is a fine-tuning run; it must be one of apv-fast pretrain")
     from_dict(PretrainConfig, values, run.config_file)
     source, _, state = checkpoint_of(run, torch.device("cpu"))
-    return state["trainer"], source
+    return source, state
 
 
 @dataclass

@@ -23,6 +23,7 @@ from apv_fast.commands.common import (
     user_settings,
 )
 from apv_fast.commands.ingest import ingest
+from apv_fast.commands.quality import warn_of_mixture
 from apv_fast.config import IngestConfig, PretrainConfig, check
 from apv_fast.data import Prefetcher, VideoDataset, is_store, open_videos
 from apv_fast.profile import annotate, annotated
@@ -55,6 +56,7 @@ def pretrain(config: PretrainConfig) -> RunDirectory:
     with computing(config.seed, config.device, config.backend) as device, ExitStack() as stack:
         with user_settings():
             dataset = make_dataset(config, device)
+            warn_of_mixture(dataset.qualities)
             videos = stack.enter_context(Prefetcher(dataset, config.batch, config.prefetch))
             trainer = Pretrainer(config, device)
         run = begin(config, trainer, f"pretrain: {config.steps} updates, {dataset.description}")

@@ -1,4 +1,4 @@
-"""Defaults of the commands for kinds of tasks: the paper's two, and one for a CPU."""
+"""Defaults of the commands for kinds of tasks: the paper's two, Atari, and one for a CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apv_fast.config.commands import CollectConfig, FinetuneConfig, PretrainConfig
-from apv_fast.config.parts import BehaviorConfig, KLConfig, ModelConfig, VideoBonusConfig, WorldConfig
+from apv_fast.config.parts import BehaviorConfig, KLConfig, ModelConfig, OptimizerConfig, VideoBonusConfig, WorldConfig
 
 
 @dataclass(frozen=True)
@@ -75,4 +75,21 @@ _SMALL = Preset(
     ),
 )
 
-PRESETS: dict[str, Preset] = {"metaworld": _METAWORLD, "dmc": _DMC, "small": _SMALL}
+_ATARI_WORLD = WorldConfig(action_repeat=4)
+_ATARI_MODEL, _ATARI_OPTIMIZER = ModelConfig(deter=600, hidden=600), OptimizerConfig(lr=2e-4)
+_ATARI = Preset(
+    CollectConfig(_ENV, _OUT, world=_ATARI_WORLD),
+    PretrainConfig(_DATA, _OUT, length=50, model=_ATARI_MODEL, optimizer=_ATARI_OPTIMIZER),
+    FinetuneConfig(
+        _ENV,
+        _OUT,
+        batch=16,
+        world=_ATARI_WORLD,
+        model=_ATARI_MODEL,
+        optimizer=_ATARI_OPTIMIZER,
+        discount_head=True,
+        eval_episodes=1,
+    ),
+)
+
+PRESETS: dict[str, Preset] = {"metaworld": _METAWORLD, "dmc": _DMC, "atari": _ATARI, "small": _SMALL}
