@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
 import time
+import warnings
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -58,13 +60,22 @@ def _play(config: CollectConfig, player: Player, output: Output, journal: Journa
     missing = [index for index in range(config.episodes) if index not in journal.entries]
     done = config.episodes - len(missing)
     processes = max(1, min(config.processes, len(missing)))
-    make = partial(Player, config) if processes > 1 else lambda: player
+    make = partial(_player, config) if processes > 1 else lambda: player
     with Progress("collect", config.episodes, start=done, unit="episode") as progress:
         for episode in spread(make, missing, processes, stop):
             output.write(episode.index, episode.videos, episode.rows)
             journal.add(episode.index, episode.scores)
             done += 1
             progress.update(done, f"return {episode.scores['return']:.1f}")
+
+
+def _player(config: CollectConfig) -> Player:
+    """The player of a process of its own; what there is to warn about, the first one has said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        player = Player(config)
+    atexit.register(player.close)
+    return player
 
 
 def _checked(config: CollectConfig) -> CollectConfig:
