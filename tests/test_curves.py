@@ -33,7 +33,10 @@ def test_the_mean_is_rliables_interquartile_mean_and_the_interval_is_around_it()
     curve = summarize(np.arange(4.0), scores)
     np.testing.assert_allclose(curve.iqm, [aggregate_iqm(scores[..., index]) for index in range(4)], rtol=1e-12)
     assert np.all(curve.low < curve.iqm) and np.all(curve.iqm < curve.high)
+    np.random.seed(5)
+    before = str(np.random.get_state())
     same = summarize(np.arange(4.0), scores)
+    assert str(np.random.get_state()) == before, "others' random numbers are left alone"
     np.testing.assert_array_equal(same.low, curve.low)
     # 8 seeds of one task: the two best and the two worst do not count.
     column = np.array([5.0, 100, 1, 2, -100, 4, 3, 50])[:, None, None]
@@ -90,7 +93,7 @@ def test_an_experiment_becomes_a_picture_and_numbers(tmp_path: Path, capsys: pyt
     assert main(["plot", str(tmp_path / "x"), "--out", str(png)]) == 0
     printed = capsys.readouterr()
     assert re.search(
-        r"^dmc:hopper-hop apv: 203 \[\d.*, \d.*\] after 60000 environment steps, 3 seeds$", printed.out, re.M
+        r"^dmc:hopper-hop apv: 203 \[\d.*, \d.*\] after 60000 environment steps, seeds: 3$", printed.out, re.M
     )
     assert printed.err == ""
     numbers = json.loads(png.with_suffix(".json").read_text())
@@ -124,7 +127,7 @@ def test_unfinished_runs_and_other_metrics(tmp_path: Path, capsys: pytest.Captur
     arguments = ["plot", str(tmp_path / "x"), "--out", str(tmp_path / "x.png"), "--metric", "other"]
     assert main(arguments) == 0
     printed = capsys.readouterr()
-    assert "dmc:hopper-hop dreamerv2: -76.5 " in printed.out and "2 seeds" in printed.out
+    assert "dmc:hopper-hop dreamerv2: -76.5 " in printed.out and "seeds: 2" in printed.out
     assert "left out: " in printed.err and "dreamerv2/seed-3/metrics.jsonl does not exist" in printed.err
     assert "apv: seed 2 is behind, the curve ends where it does" in printed.err
     assert len(json.loads((tmp_path / "x.json").read_text())["tasks"]["dmc:hopper-hop"]["apv"]["steps"]) == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -166,6 +165,8 @@ def test_a_runner_that_breaks_does_not_leave_its_steps_behind(
         runner.run()
     process = launcher._jobs[0]
     assert process is not None
+    pid = process._process.pid
+    assert os.getsid(pid) == pid, "the terminal's Ctrl-C must not reach it beside the runner's"
     assert process._process.wait(10) == INTERRUPTED
     assert plan["one"].state == "running", "so the next runner runs it again"
     later = _plan(tmp_path, ("one", "ok", ()))
@@ -173,17 +174,20 @@ def test_a_runner_that_breaks_does_not_leave_its_steps_behind(
     assert _run(later, launcher)[0] == {"one": "done"}
 
 
+@pytest.mark.usefixtures("launcher")  # for what a step is
 def test_one_runner_a_folder_and_its_steps_keep_others_out(tmp_path: Path) -> None:
     with folder_lock(tmp_path) as descriptor:
         with pytest.raises(PlanError, match="another process runs steps there"), folder_lock(tmp_path):
             pass
-        child = subprocess.Popen(["sleep", "30"], pass_fds=(descriptor,))
+        child = LocalLauncher(1, descriptor).start("one", ("wait", str(tmp_path / "one")), tmp_path / "log")
     try:  # the runner is gone, its step is not
         with pytest.raises(PlanError, match="steps of a killed one still run"), folder_lock(tmp_path):
             pass
     finally:
-        child.kill()
-        child.wait()
+        _wait(tmp_path / "one")
+        child.stop()
+        while child.poll() is None:
+            time.sleep(0.02)
     with folder_lock(tmp_path):
         pass
 

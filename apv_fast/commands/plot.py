@@ -56,9 +56,10 @@ def plot_experiment(plan: Plan, out: Path, metric: str) -> Path:
     tasks = {task: {arm: _joined(arm, seeds) for arm, seeds in arms.items()} for task, arms in runs.items()}
     if not tasks:
         raise ValueError(f"{plan.out}: no run has a {metric!r} yet, so there is nothing to plot")
+    published = {task: _published(task) for task in tasks}
     if len(tasks) > 1:
-        tasks[ALL] = _together(list(tasks.values()))
-    panels = {task: curves | _published(task) for task, curves in tasks.items()}
+        tasks[ALL], published[ALL] = _together(list(tasks.values())), _together(list(published.values()))
+    panels = {task: curves | published[task] for task, curves in tasks.items()}
     plot_curves(panels, out, metric=metric.removeprefix("eval_"))
     content = {
         "experiment": plan.experiment,
@@ -73,7 +74,7 @@ def plot_experiment(plan: Plan, out: Path, metric: str) -> Path:
     for task, curves in tasks.items():
         for arm, curve in curves.items():
             last = f"{curve.iqm[-1]:.4g} [{curve.low[-1]:.4g}, {curve.high[-1]:.4g}]"
-            print(f"{task} {arm}: {last} after {curve.steps[-1]:.0f} environment steps, {len(curve.scores)} seeds")
+            print(f"{task} {arm}: {last} after {curve.steps[-1]:.0f} environment steps, seeds: {len(curve.scores)}")
     return out
 
 
@@ -107,10 +108,9 @@ def _together(tasks: list[dict[str, Curve]]) -> dict[str, Curve]:
     joined: dict[str, Curve] = {}
     for arm in tasks[0]:
         curves = [arms[arm] for arms in tasks if arm in arms]
-        seeds = min(len(curve.scores) for curve in curves)
-        pairs = [common_steps([(one.steps, one.steps) for one in curves])[0]] if curves else []
-        if len(curves) == len(tasks) and len(pairs[0]):
-            steps = pairs[0]
+        steps, _ = common_steps([(one.steps, one.steps) for one in curves])
+        if len(curves) == len(tasks) and len(steps):
+            seeds = min(len(one.scores) for one in curves)
             scores = [one.scores[:seeds, :, np.searchsorted(one.steps, steps)] for one in curves]
             joined[arm] = summarize(steps, np.concatenate(scores, axis=1))
     return joined

@@ -80,13 +80,12 @@ class SlurmLauncher:
         folder: for submitit's files; all machines must see it.
         config: what a job asks Slurm for.
         parallel: most jobs at a time; None: no limit.
-        cluster: ``"slurm"``, or submitit's ``"local"`` and ``"debug"`` for tests.
 
     Raises:
         ConfigError: submitit is not installed, or this is not a machine that can submit jobs.
     """
 
-    def __init__(self, folder: Path, config: SlurmConfig, parallel: int | None = None, cluster: str = "slurm") -> None:
+    def __init__(self, folder: Path, config: SlurmConfig, parallel: int | None = None) -> None:
         try:
             import submitit
         except ImportError as error:
@@ -94,7 +93,7 @@ class SlurmLauncher:
         self.slots = parallel or 2**31
         self._folder = folder
         try:
-            self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=REQUEUES)
+            self._executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=REQUEUES)
         except RuntimeError as error:
             raise ConfigError(f"launcher is 'slurm', but no job can be submitted here: {error}") from error
         self._executor.update_parameters(

@@ -70,9 +70,10 @@ def plot_curves(panels: Mapping[str, Mapping[str, Curve]], out: Path, *, metric:
         metric: label of the vertical axes.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    columns = min(len(panels), 3)
+    columns = 2 if len(panels) in (2, 4) else min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.6 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -84,10 +85,11 @@ def plot_curves(panels: Mapping[str, Mapping[str, Curve]], out: Path, *, metric:
             handles.setdefault(name, _draw(axes, curve, **_style(name, names)))
         axes.set_title(title, fontsize=11)
         axes.set_xlabel("environment steps")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.set_ylabel(f"{metric}, interquartile mean")
         axes.grid(alpha=0.3)
     figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=min(len(names), 3 * columns), fontsize=10
+        handles.values(), handles, loc="outside lower center", ncols=min(len(names), 2 * columns), fontsize=10
     )
     return _save(figure, out)
 
@@ -109,7 +111,8 @@ def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _draw(axes: Any, curve: Curve, *, color: str, **style: Any) -> Any:
-    (line,) = axes.plot(curve.steps, curve.iqm, color=color, markersize=5, **style)
+    every = max(1, len(curve.steps) // 12)
+    (line,) = axes.plot(curve.steps, curve.iqm, color=color, markersize=5, markevery=every, **style)
     axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
     return line
 
