@@ -53,9 +53,9 @@ def _plan(out: Path, *steps: tuple[str, str, tuple[str, ...]]) -> Plan:
     )
 
 
-def _run(plan: Plan, launcher: LocalLauncher) -> tuple[dict[str, str], str]:
+def _run(plan: Plan, launcher: LocalLauncher, file: io.StringIO | None = None) -> tuple[dict[str, str], str]:
     """States and output."""
-    file = io.StringIO()
+    file = file or io.StringIO()
     Runner(plan, launcher, file=file, interval_s=0.1).run()
     saved = load_plan(plan.out)
     assert saved == plan
@@ -134,14 +134,19 @@ def test_ctrl_c_lets_every_step_save(
 ) -> None:
     plan = _plan(tmp_path, ("one", "wait", ()), ("two", "wait", ()), ("three", "ok", ()))
 
+    file = io.StringIO()
+
     def interrupt() -> None:
         for name in ("one", "two"):
             _wait(tmp_path / name)
+        deadline = time.monotonic() + 20
+        while file.getvalue().count("hello from wait") < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    states, printed = _run(plan, launcher)
+    states, printed = _run(plan, launcher, file)
     thread.join()
     assert states == {"one": "interrupted", "two": "interrupted", "three": "waiting"}
     for name in ("one", "two"):
