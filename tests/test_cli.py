@@ -111,7 +111,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("fintune", "unknown command 'fintune'; the commands are: collect, ingest, pretrain, finetune, evaluate"),
+        ("fintune", "unknown command 'fintune'; the commands are: collect, ingest, shards, pretrain, finetune"),
         ("finetune", r"--env STR[\s\S]*--out PATH"),
         ("pretrain --out x", "--data"),
         ("pretrain --preset big", "invalid choice: 'big'"),
@@ -183,7 +183,7 @@ def test_strange_configurations(change: dict[str, Any], message: str) -> None:
     ("command", "message"),
     [
         ("collect --env dmc:walker-wlak", "unknown task 'walker-wlak' .*did you mean walker-walk.*cartpole-balance"),
-        ("collect --env gym:ant", "unknown suite 'gym'; the suites are: dmc"),
+        ("collect --env atari64:ant", "unknown suite 'atari64'; the suites are: dmc"),
         ("collect --env dmc:walker-walk --world.camera roof", "camera must be .*not 'roof'"),
         ("collect --env dmc:walker-walk --policy nobody", "nobody is not a run directory"),
         ("finetune --env dmc:walker-wlak", "unknown task 'walker-wlak'"),
