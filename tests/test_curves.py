@@ -148,7 +148,7 @@ def test_styles_tell_arms_apart_without_colours_and_published_from_ours() -> Non
 
 def test_without_rliable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     _experiment(tmp_path / "x")
-    monkeypatch.setitem(sys.modules, "rliable", None)
+    monkeypatch.setitem(sys.modules, "rliable.library", None)
     assert main(["plot", str(tmp_path / "x"), "--out", str(tmp_path / "x.png")]) == 1
     assert "interquartile means over seeds need rliable: pip install 'apv-fast[plots]'" in capsys.readouterr().err
     run = tmp_path / "x" / "finetune" / "hopper-hop" / "apv" / "seed-1"

@@ -225,6 +225,7 @@ def test_a_trained_policy_collects_videos(finetuned: Path, data: Path, tmp_path:
 def test_pretraining_never_sees_an_action(data: Path, pretrained: Path, tmp_path: Path) -> None:
     for path in sorted((data / "train_episodes").iterdir()):
         write_episode(tmp_path / "videos", read_episode(path, VIDEO_KEYS))
+    shutil.copy(data / "dataset.json", tmp_path / "videos")  # how they were rendered
     apv(f"pretrain --data {tmp_path / 'videos'} --out {tmp_path / 'run'} --steps 12 {PRETRAIN}")
     assert differences(learnt(pretrained), learnt(tmp_path / "run")) == []
 

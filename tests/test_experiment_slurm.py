@@ -84,7 +84,7 @@ def test_without_slurm() -> None:
 
 def test_without_submitit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ConfigError, match=r"launcher is 'slurm': pip install 'apv-fast\[slurm\]' for it"):
+    with pytest.raises(ImportError, match=r"launcher 'slurm' needs submitit: pip install 'apv-fast\[slurm\]'"):
         SlurmLauncher(Path("jobs"), SlurmConfig())
 
 

@@ -315,3 +315,19 @@ def test_bad_input_names_the_argument(kind: str, changed: dict[str, Any], error:
     op(**good)
     with pytest.raises(error, match=re.escape(message)):
         op(**(good | changed))
+
+
+@both
+@pytest.mark.parametrize("free_avg", [True, False], ids=["mean", "per step"])
+def test_a_divergence_of_exactly_the_free_nats_has_its_gradient(kind: str, backend: str, free_avg: bool) -> None:
+    """As PyTorch's clamp has it."""
+    leaves = inputs(kind, (1, 1, 3, 4), torch.float32, device=probe(backend).devices[-1])
+    settings = {**SETTINGS, "free_avg": free_avg}
+    _, value = call(kind, leaves, backend, **settings)
+    gradients = []
+    for free in (0.0, value.item()):
+        loss, _ = call(kind, leaves, backend, **{**settings, "free": free})
+        gradients.append(torch.autograd.grad(loss, leaves))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+        assert one.any()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from apv_fast.data import VIDEO_KEYS, DeviceRows, DiskError, EpisodeError, Replay, write_episode
 from apv_fast.data.frames import FrameStore
-from tests.samples import make_episode, rows_of, small_disk, small_files
+from tests.samples import make_episode, rows_of, small_disk, small_files, through_a_file
 
 
 def fill(directory: Path, lengths: list[int], **options: Any) -> list[Path]:
@@ -32,15 +31,6 @@ def add(replay: Replay, length: int, seed: int = 0) -> Path | None:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    """The state as a checkpoint gives it back."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 def test_batches_have_the_promised_form(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import threading
@@ -20,8 +19,9 @@ from apv_fast.data import DeviceRows, EpisodeError, Prefetcher, StoreWriter, Vid
 from apv_fast.data.corpus import StoreCorpus
 from apv_fast.data.draws import held_out
 from apv_fast.data.mixture import Entry, parse_entries
+from apv_fast.data.outputs import EpisodeFiles, Output, StoreFiles
 from apv_fast.data.store_format import INDEX_FILE, StoredEpisode, shard_file
-from tests.samples import make_episode
+from tests.samples import make_episode, through_a_file
 
 LENGTH = 5
 
@@ -63,15 +63,6 @@ def who(batch: Mapping[str, torch.Tensor]) -> np.ndarray:
 
 def drawn(dataset: VideoDataset, count: int) -> np.ndarray:
     return np.concatenate([who(dataset.sample(100)) for _ in range(count // 100)])
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    """The state as a checkpoint gives it back."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 def chi_square(counts: Sequence[int] | np.ndarray, shares: Sequence[float] | np.ndarray) -> float:
@@ -186,13 +177,33 @@ def test_the_split_depends_on_the_frames_alone(tmp_path: Path) -> None:
     assert sides(folder) == sides(other, store, seed=5) == (train, held)
 
 
+@pytest.mark.parametrize("kind", ["npz", "store"])
+def test_views_of_an_episode_stay_together(kind: str, tmp_path: Path) -> None:
+    """As ``apv-fast collect`` writes them: the source of a video is its camera here."""
+    output: Output = EpisodeFiles(tmp_path, "20260101T000000", "of a test")
+    if kind == "store":
+        output = StoreFiles(tmp_path, 30.0, "fast", 64, {})
+    rows = {key: value for key, value in make_episode(6, video_only=True).items() if key != "image"}
+    for index in range(30):
+        output.write(index, {f"camera{view}": video(view, index, 7) for view in range(3)}, rows)
+    output.close()
+    dataset = open_(tmp_path, validation=0.3)
+    train = {(int(s), int(e)) for s, e, _ in drawn(dataset, 5000)}
+    held = {(int(s), int(e)) for batch in dataset.fixed(100, 30) for s, e, _ in who(batch)}
+    assert train | held == {(view, index) for view in range(3) for index in range(30)} and not train & held
+    assert 1 < len({index for _, index in held}) < 29
+    assert not {index for _, index in train} & {index for _, index in held}
+
+
 def test_each_side_has_an_episode_where_possible() -> None:
-    checksums = [np.arange(3), np.arange(3, 4), np.arange(0)]
+    keys = [np.arange(3), np.arange(3, 4), np.arange(0)]
     for share in (1e-9, 0.999999):
-        held = [one.tolist() for one in held_out(checksums, share)]
+        held = [one.tolist() for one in held_out(keys, share)]
         assert held[1:] == [[], []] and len(held[0]) == (1 if share < 0.5 else 2)
-    assert [one.tolist() for one in held_out(checksums, 0.0)] == [[], [], []]
-    assert [one.tolist() for one in held_out([np.arange(1)], 0.5)] == [[]]
+        twice = held_out([np.arange(3).repeat(2)], share)[0].tolist()
+        assert twice == [place for one in held[0] for place in (2 * one, 2 * one + 1)], "those of one key together"
+    assert [one.tolist() for one in held_out(keys, 0.0)] == [[], [], []]
+    assert [one.tolist() for one in held_out([np.zeros(3, int)], 0.5)] == [[]]
 
 
 def test_the_fixed_batches_are_fixed(tmp_path: Path) -> None:

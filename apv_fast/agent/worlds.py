@@ -11,8 +11,6 @@ A crash costs as long as playing the unfinished episodes again.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +19,8 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from apv_fast.worker import begin_worker
 
 Row = dict[str, Any]  # image, action (the one that led here), reward, is_first, is_last, is_terminal, perhaps success
 Make = Callable[[], gymnasium.Env[Any, Any]]
@@ -119,8 +119,7 @@ class _Stage(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, make: Make, index: int) -> None:
         if multiprocessing.parent_process() is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-            os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: one thread a process
+            begin_worker()
         super().__init__(make())
         self._index, self._world = index, OneWorld(self.env)
 

@@ -16,8 +16,10 @@ from apv_fast.data.episodes import VIDEO_KEYS, EpisodeError, episode_length, rea
 from apv_fast.data.folders import cache_folder, episode_files, episode_folder
 from apv_fast.data.frames import FrameStore
 from apv_fast.data.store import StoreError, VideoStore
+from apv_fast.data.store_format import EPISODE
 
 FRAME_SHAPE = (64, 64, 3)
+_VIEWS_AGREE = 40  # characters of a file's name: time and UUID but for its last 8 digits, see EpisodeFiles
 VERIFY_BYTES = 2**30  # stores up to this size are compared with their checksums when opened: a second
 
 
@@ -39,8 +41,9 @@ class Corpus(Protocol):
         ...
 
     @property
-    def checksums(self) -> np.ndarray:
-        """CRC-32 of every episode's frames, int64 ``[episodes]``."""
+    def split_keys(self) -> np.ndarray:
+        """What decides whether an episode is held out: CRC-32 of its frames, int64 ``[episodes]``; several views of
+        one and the same episode have the least of theirs, so that they stay together."""
         ...
 
     def read_into(self, episode: int, start: int, out: np.ndarray) -> None:
@@ -76,9 +79,9 @@ class FolderCorpus:
         return np.array([self._held[name][1] for name in self.names], np.int64)
 
     @property
-    def checksums(self) -> np.ndarray:
+    def split_keys(self) -> np.ndarray:
         """See :class:`Corpus`."""
-        return np.array([self._held[name][2] for name in self.names], np.int64)
+        return _least([name[:_VIEWS_AGREE] for name in self.names], [self._held[name][2] for name in self.names])
 
     def add(self, path: Path) -> None:
         """Read one file.
@@ -164,9 +167,11 @@ class StoreCorpus:
         self.qualities: set[str] = set()
         self._numbers: dict[str, int] = {}  # in the store, by name
         damaged = self._damaged() if int(self._store.lengths.sum()) * math.prod(FRAME_SHAPE) <= verify_bytes else set()
-        self._checksums = np.zeros(len(self._store), np.int64)
+        groups: list[str] = []
+        checksums: list[int] = []
         for number, episode in enumerate(self._store):
-            self._checksums[number] = episode.crc32
+            groups.append(str(episode.source.get(EPISODE, episode.name)))
+            checksums.append(episode.crc32)
             if number in damaged:
                 self.skipped_damaged += 1
                 problem = "its frames are not those that were written (checksum)"
@@ -174,6 +179,7 @@ class StoreCorpus:
                 continue
             self._numbers[episode.name] = number
             self.qualities |= {episode.quality} if episode.quality else set()
+        self._split_keys = _least(groups, checksums)
         self.names: list[str] = []
         self.select(list(self._numbers))
 
@@ -183,9 +189,9 @@ class StoreCorpus:
         return self._store.lengths[self._chosen]
 
     @property
-    def checksums(self) -> np.ndarray:
+    def split_keys(self) -> np.ndarray:
         """See :class:`Corpus`."""
-        return self._checksums[self._chosen]
+        return self._split_keys[self._chosen]
 
     def read_into(self, episode: int, start: int, out: np.ndarray) -> None:
         """See :class:`Corpus`."""
@@ -203,6 +209,14 @@ class StoreCorpus:
 
     def _damaged(self) -> set[int]:
         return {episode for episode, intact in self._store.verify() if not intact}
+
+
+def _least(groups: Sequence[str], checksums: Sequence[int]) -> np.ndarray:
+    """The least checksum of each one's group."""
+    least: dict[str, int] = {}
+    for group, checksum in zip(groups, checksums, strict=True):
+        least[group] = min(checksum, least.get(group, checksum))
+    return np.array([least[group] for group in groups], np.int64)
 
 
 def _recorded_quality(folder: Path) -> set[str]:

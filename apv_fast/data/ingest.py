@@ -10,9 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import multiprocessing.connection
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +20,7 @@ from typing import BinaryIO
 
 from apv_fast.data.atomic import DiskError, disk_error
 from apv_fast.data.sources import Clip, ClipOptions, Source
+from apv_fast.worker import begin_worker
 
 _Job = tuple[Source, Path]  # what to read, and the scratch file for it
 
@@ -155,16 +153,7 @@ _give_up: Event | None = None  # of a worker
 def _begin_worker(give_up: Event) -> None:
     global _give_up
     _give_up = give_up
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the first one decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot tell its workers to end."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+    begin_worker()
 
 
 def _work(source: Source, file: Path, options: ClipOptions, min_frames: int) -> Decoded:

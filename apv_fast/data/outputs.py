@@ -22,6 +22,7 @@ from apv_fast.data.atomic import disk_error
 from apv_fast.data.episodes import Episode, EpisodeError, read_episode, write_episode
 from apv_fast.data.mp4 import read_mp4, write_mp4
 from apv_fast.data.store import StoreWriter, VideoStore
+from apv_fast.data.store_format import EPISODE
 
 Videos = Mapping[str, np.ndarray]  # camera -> uint8 [T, height, width, 3]
 
@@ -53,7 +54,7 @@ class EpisodeFiles:
         self._begin = f"{created}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
     def _stem(self, index: int, camera: str) -> str:
-        name = hashlib.sha256(camera.encode()).hexdigest()[:8]
+        name = hashlib.sha256(camera.encode()).hexdigest()[:8]  # last: what precedes it is that of the other views
         return f"{self._begin}{index:012x}{name}"
 
     def write(self, index: int, videos: Videos, rows: Episode) -> None:
@@ -108,7 +109,8 @@ class StoreFiles:
         for camera, image in videos.items():
             name = _name(index, camera)
             if name not in self._writer:  # else an interrupted process got as far as this
-                self._writer.append(name, image, fps=self._fps, camera=camera, quality=self._quality)
+                episode = {EPISODE: f"{index:06d}"}
+                self._writer.append(name, image, fps=self._fps, camera=camera, quality=self._quality, source=episode)
 
     def read(self, index: int, camera: str) -> np.ndarray:
         """See :class:`Output`; knows what was there at the first call."""

@@ -30,6 +30,7 @@ from apv_fast.data.atomic import atomic_file
 from apv_fast.data.corpus import FRAME_SHAPE
 from apv_fast.data.episodes import EpisodeError
 from apv_fast.data.store import StoreError, VideoStore
+from apv_fast.optional import optional
 
 SHARDS_FILE = "shards.json"
 BUFFER_BYTES = 2**28  # of sequences that are mixed
@@ -51,16 +52,8 @@ class Chunk:
 
 
 def webdataset() -> ModuleType:
-    """The package that reads and writes shards.
-
-    Raises:
-        ImportError: it is not installed; says what to do.
-    """
-    try:
-        import webdataset as module
-    except ImportError as error:
-        raise ImportError("shards need webdataset: pip install 'apv-fast[webdataset]'") from error
-    return module
+    """The package that reads and writes shards; raises as :func:`apv_fast.optional.optional`."""
+    return optional("webdataset", "shards need", "webdataset")
 
 
 def write_shards(

@@ -15,6 +15,7 @@ from apv_fast.data.episodes import EpisodeError
 STORE_FILE = "store.json"
 INDEX_FILE = "index.jsonl"
 VERSION = 1
+EPISODE = "episode"  # in a source
 
 
 class StoreError(EpisodeError):
@@ -42,7 +43,8 @@ class StoredEpisode:
     quality: str | None = None
     """Render quality, if the frames were rendered and it is known."""
     source: Mapping[str, Any] = field(default_factory=dict)
-    """Where the frames came from: ``path``, ``bytes`` and ``mtime_ns`` of a file, or what else identifies it."""
+    """Where the frames came from: ``path``, ``bytes`` and ``mtime_ns`` of a file, or what else identifies it. Views of
+    one and the same episode have the same ``episode`` (:data:`EPISODE`)."""
 
 
 def is_store(directory: Path) -> bool:

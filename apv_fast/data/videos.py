@@ -5,8 +5,9 @@ Without weights a source's weight is its number of episodes: all episodes are dr
 cheap) and reading (frames) are apart, so that reading can be done ahead and a checkpoint knows what was drawn.
 
 Some episodes may be held out for validation. Each episode's frames decide that alone (by a hash), so it depends neither
-on the seed nor on names, order and what else there is, stays as it is when videos are added, and the same video twice
-is never on both sides.
+on the seed nor on names, order and what else there is, stays as it is when videos are added, and neither the same
+video twice nor two views of an episode that ``apv-fast collect`` filmed are ever on both sides (but for its MP4 files,
+which do not tell that they belong together).
 
 Limits: frames are 64×64×3; one thread draws (several may read).
 """
@@ -245,8 +246,8 @@ class VideoDataset:
                 raise EpisodeError(corpus.source, "episodes", f"{problem} frames)")
         self._short = sum(corpus.skipped_short for corpus in self._corpora)
         self._short += sum(len(frames) - len(one) for frames, one in zip(self._frames, usable, strict=True))
-        checksums = [corpus.checksums[one] for corpus, one in zip(self._corpora, usable, strict=True)]
-        held = [one[out] for one, out in zip(usable, held_out(checksums, self._validation), strict=True)]
+        keys = [corpus.split_keys[one] for corpus, one in zip(self._corpora, usable, strict=True)]
+        held = [one[out] for one, out in zip(usable, held_out(keys, self._validation), strict=True)]
         train = [np.setdiff1d(one, out) for one, out in zip(usable, held, strict=True)]
         weights = [1.0] if self._weights is None and self._streams else self._weights
         self._train = Choice(train, self._frames, weights, length=self._length, extra=self._extra)

@@ -9,13 +9,13 @@ Limit: pictures are in colour; DreamerV2's are grey.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
 
 from apv_fast.envs.base import Info, PixelEnv, View
 from apv_fast.envs.gym import GymEnv
+from apv_fast.optional import optional
 
 _PREFIX, _VERSION = "ALE/", "-v5"
 _NOOPS = 30
@@ -23,11 +23,8 @@ _NOOPS = 30
 
 def _names() -> dict[str, str]:
     """Task → id in Gymnasium's registry."""
-    try:
-        roms = importlib.import_module("ale_py.roms")
-        registration = importlib.import_module("ale_py.registration")
-    except ModuleNotFoundError as error:
-        raise ImportError(f"atari: environments need ale_py ({error}): pip install 'apv-fast[atari]'") from error
+    roms = optional("ale_py.roms", "atari: environments need", "atari")
+    registration = optional("ale_py.registration", "atari: environments need", "atari")
     without = {"combat", "joust", "maze_craze", "warlords"}  # for two players
     return {
         rom: f"{_PREFIX}{registration.rom_id_to_name(rom)}{_VERSION}"

@@ -58,7 +58,6 @@ class MetaWorld(PixelEnv):
         self._env.seeded_rand_vec = True  # drawn from its own generator, not from NumPy's global one
         self._env._partially_observable = False  # the expert sees the goal
         self._env.__dict__.pop("sawyer_observation_space", None)  # cached, with the goal's bounds at zero
-        self._places = {name: getattr(self._env.model, name).copy() for name in ("body_pos", "site_pos")}
         self._state = np.zeros(0)  # what the expert sees, [39]
         self._camera = _camera(self._env.model, view.camera)
         self._renderer = _renderer(self._env.model, view)
@@ -82,8 +81,6 @@ class MetaWorld(PixelEnv):
 
         if seed is not None:
             self._env.seed(seed)
-        for name, places in self._places.items():  # resets move bodies of the model and begin from where they are
-            getattr(self._env.model, name)[:] = places
         self._state, _ = self._env.reset()
         # Else the first frame shows some bodies, and the goal, where they were before.
         mujoco.mj_kinematics(self._env.model, self._env.data)

@@ -16,6 +16,7 @@ from typing import Any
 
 from apv_fast.config import ConfigError, SlurmConfig
 from apv_fast.experiments.runner import Job, step_command
+from apv_fast.optional import optional
 
 REQUEUES = 1000  # how often a job may run out of time; every time it goes on from its checkpoint
 
@@ -82,14 +83,12 @@ class SlurmLauncher:
         parallel: most jobs at a time; None: no limit.
 
     Raises:
-        ConfigError: submitit is not installed, or this is not a machine that can submit jobs.
+        ImportError: submitit is not installed.
+        ConfigError: this is not a machine that can submit jobs.
     """
 
     def __init__(self, folder: Path, config: SlurmConfig, parallel: int | None = None) -> None:
-        try:
-            import submitit
-        except ImportError as error:
-            raise ConfigError(f"launcher is 'slurm': pip install 'apv-fast[slurm]' for it ({error})") from error
+        submitit = optional("submitit", "launcher 'slurm' needs", "slurm")
         self.slots = parallel or 2**31
         self._folder = folder
         try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from apv_fast.optional import optional
 from apv_fast.run.metrics import read_metrics
 
 CONFIDENCE = 0.95
@@ -72,13 +73,8 @@ def summarize(steps: np.ndarray, scores: np.ndarray) -> Curve:
     Raises:
         ImportError: rliable is not installed.
     """
-    try:
-        from rliable import library
-        from scipy.stats import trim_mean
-    except ImportError as error:
-        raise ImportError(
-            f"interquartile means over seeds need rliable: pip install 'apv-fast[plots]' ({error})"
-        ) from error
+    library = optional("rliable.library", "interquartile means over seeds need", "plots")
+    from scipy.stats import trim_mean  # a dependency of rliable
 
     def interquartile_mean(values: np.ndarray) -> np.ndarray:  # rliable's aggregate_iqm, of all steps at once
         mean: np.ndarray = trim_mean(values.reshape(-1, values.shape[-1]), 0.25, axis=0)

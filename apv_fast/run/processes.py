@@ -6,9 +6,6 @@ Limits: processes are spawned, since one that has rendered must not be forked; e
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from apv_fast.run.interrupt import StopRequest
+from apv_fast.worker import begin_worker
 
 Result = TypeVar("Result")
 Worker = Callable[[int], Result]
@@ -56,8 +54,8 @@ def spread(
         try:
             while running or (waiting and not stop.requested):
                 while waiting and not stop.requested and len(running) < processes:
-                    piece = waiting.popleft()
-                    running[executor.submit(_do, piece)] = piece
+                    running[executor.submit(_do, waiting[0])] = waiting[0]  # a broken pool refuses it: it stays
+                    waiting.popleft()
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     result = future.result()
@@ -80,19 +78,8 @@ def spread(
 
 def _start(make: Callable[[], Worker[Any]]) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: one thread a process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin_worker()
     _worker = make()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed has told nobody: without it there is no work."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _do(piece: int) -> Any:
@@ -100,9 +87,11 @@ def _do(piece: int) -> Any:
 
 
 def _end(executor: ProcessPoolExecutor, strangers: list[Any]) -> None:
-    """Kill what is still running; after an orderly end that is nothing."""
-    executor.shutdown(wait=False, cancel_futures=True)
+    """Kill what is still running; after an orderly end that is nothing.
+
+    The executor's own thread waits for the processes: if two do that, one is told that there is no such child.
+    """
     for process in multiprocessing.active_children():
         if process not in strangers:
             process.kill()
-            process.join()
+    executor.shutdown(cancel_futures=True)

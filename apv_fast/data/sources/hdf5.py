@@ -11,6 +11,7 @@ import numpy as np
 
 from apv_fast.data.sources.clip import Clip, ClipOptions, Source, SourceError, cut, resample, resize
 from apv_fast.data.sources.images import natural_order
+from apv_fast.optional import optional
 
 EXTENSIONS = frozenset((".hdf5", ".h5"))
 _SUFFIX = "_image"
@@ -50,16 +51,8 @@ class Hdf5File(Source):
 
 
 def h5py() -> Any:
-    """The module that reads HDF5.
-
-    Raises:
-        ImportError: it is not installed; says what to do.
-    """
-    try:
-        import h5py as module
-    except ImportError as error:
-        raise ImportError("HDF5 files need h5py: pip install 'apv-fast[hdf5]'") from error
-    return module
+    """The module that reads HDF5; raises as :func:`apv_fast.optional.optional`."""
+    return optional("h5py", "HDF5 files need", "hdf5")
 
 
 def _frames(images: Any, fps: float | None, options: ClipOptions) -> Iterator[np.ndarray]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from apv_fast.data.sources.clip import Clip, ClipOptions, Source, SourceError, cut, resample, resize
 from apv_fast.data.sources.video import Decoder
+from apv_fast.optional import optional
 
 INFO = Path("meta/info.json")
 _Frame = TypeVar("_Frame")
@@ -143,16 +144,8 @@ def open_lerobot(root: Path, name: str, options: ClipOptions) -> list[Source]:
 
 
 def parquet() -> Any:
-    """The module that reads Parquet.
-
-    Raises:
-        ImportError: it is not installed; says what to do.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("LeRobot datasets need pyarrow: pip install 'apv-fast[lerobot]'") from error
-    return pyarrow.parquet
+    """The module that reads Parquet; raises as :func:`apv_fast.optional.optional`."""
+    return optional("pyarrow.parquet", "LeRobot datasets need", "lerobot")
 
 
 def _choose_camera(root: Path, kinds: dict[str, str], wanted: str | None) -> str:

@@ -1,0 +1,28 @@
+"""How a process begins that works for another one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+
+
+def begin_worker() -> None:
+    """Call it first in a child of :mod:`multiprocessing`.
+
+    Ctrl-C goes to every process, and is the parent's to handle. A parent that is killed cannot tell its children:
+    they end with it. Mesa's software renderer takes one thread a process, unless ``LP_NUM_THREADS`` says otherwise.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
