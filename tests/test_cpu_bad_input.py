@@ -7,7 +7,6 @@ is a failure of one test.
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import re
 from collections.abc import Callable, Iterator
@@ -161,16 +160,31 @@ def prepare() -> None:
     Tensor.requires_grad_ = _leaf  # type: ignore[assignment,method-assign]
 
 
-@functools.cache
-def process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare)
+class Process:
+    """Another process, replaced when it has died."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare)
+
+    def findings(self, name: str) -> dict[str, str]:
+        try:
+            return self.pool.submit(findings, name).result(timeout=60)
+        except BrokenProcessPool:
+            self.start()
+            raise
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Process]:
+    process = Process()
+    yield process
+    process.pool.shutdown()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bad_and_empty_input(name: str) -> None:
-    try:
-        found = process().submit(findings, name).result(timeout=60)
-    except BrokenProcessPool:
-        process.cache_clear()
-        raise
+def test_bad_and_empty_input(name: str, process: Process) -> None:
+    found = process.findings(name)
     assert not found, "\n".join(f"{key}: {wrong}" for key, wrong in found.items())

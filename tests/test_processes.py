@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -60,6 +60,15 @@ def test_one_process_is_this_one() -> None:
     assert not list(begun)
 
 
+@pytest.fixture
+def none_left() -> Iterator[None]:
+    """After the test no process is alive that it began."""
+    before = set(multiprocessing.active_children())
+    yield
+    assert not set(multiprocessing.active_children()) - before
+
+
+@pytest.mark.usefixtures("none_left")
 def test_several_processes(tmp_path: Path) -> None:
     """Every piece is done once, also that of a process that dies; after a request to stop nothing new begins."""
     stop, results, late = StopRequest(), [], 0
@@ -70,7 +79,6 @@ def test_several_processes(tmp_path: Path) -> None:
             stop.requested = 1 in results
     assert sorted(results) == list(range(len(results)))
     assert late <= 1
-    assert not multiprocessing.active_children()
 
 
 def test_a_piece_that_a_broken_pool_refuses_is_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,14 +96,14 @@ def test_a_piece_that_a_broken_pool_refuses_is_done_later(monkeypatch: pytest.Mo
     assert sorted(done) == [n * n for n in range(5)]
 
 
+@pytest.mark.usefixtures("none_left")
 def test_dying_again_and_again_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "ATTEMPTS", 1)
     with pytest.raises(ChildProcessError, match=r"processes died 1 times over pieces \[0(, 1)?\]"):
         list(spread(_dies, range(2), 2, StopRequest()))
-    assert not multiprocessing.active_children()
 
 
+@pytest.mark.usefixtures("none_left")
 def test_an_error_in_a_process_is_an_error_here_and_ends_the_others() -> None:
     with pytest.raises(ZeroDivisionError):
         list(spread(_sleeps_or_fails, [0, 1, 2], 2, StopRequest()))
-    assert not multiprocessing.active_children()
