@@ -19,8 +19,10 @@ from PIL import Image
 
 from apv_fast.cli import main, parse
 from apv_fast.data import read_episode
+from apv_fast.data.corpus import StoreCorpus
 from apv_fast.data.mp4 import read_mp4
 from apv_fast.data.store import VideoStore
+from apv_fast.run import latest_checkpoint, load_checkpoint
 from tests.test_cli import refused
 
 WORLD = "--world.action-repeat 20 --world.time-limit 200 --world.quality fast"
@@ -53,6 +55,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def mp4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as MP4 files."""
+    folder = tmp_path_factory.mktemp("collect") / "mp4"
+    apv(f"{COMMAND} {VIEWS} --episodes {EPISODES} --out {folder} --format mp4")
+    return folder
+
+
 def test_several_processes_make_the_same_bits(data: Path, tmp_path: Path) -> None:
     apv(f"{COMMAND} {VIEWS} --episodes {EPISODES} --out {tmp_path / 'data'} --processes 2")
     assert same(episodes_of(data), episodes_of(tmp_path / "data"))
@@ -74,7 +84,7 @@ def test_views_are_of_the_same_moments(data: Path, tmp_path: Path) -> None:
         assert sorted(image.tobytes() for image in alone) == sorted(one["image"].tobytes() for one in pair)
 
 
-def test_formats_have_the_same_frames(data: Path, tmp_path: Path) -> None:
+def test_formats_have_the_same_frames(data: Path, mp4: Path, tmp_path: Path) -> None:
     wanted = {one["image"].tobytes() for one in episodes_of(data)}
     apv(f"{COMMAND} {VIEWS} --episodes {EPISODES} --out {tmp_path / 'store'} --format store")
     store = VideoStore(tmp_path / "store")
@@ -82,11 +92,38 @@ def test_formats_have_the_same_frames(data: Path, tmp_path: Path) -> None:
     assert [episode.name for episode in store] == names
     assert {store.read(place).tobytes() for place in range(len(store))} == wanted
     assert (store[0].camera, store[0].quality) == ("fixed", "fast")
-    apv(f"{COMMAND} {VIEWS} --episodes {EPISODES} --out {tmp_path / 'mp4'} --format mp4")
     for place, name in enumerate(names):
         view, _, index = name.partition("/")
-        frames = read_mp4(tmp_path / "mp4" / "videos" / f"{index}-{view}.mp4")
+        frames = read_mp4(mp4 / "videos" / f"{index}-{view}.mp4")
         assert np.abs(frames.astype(int) - store.read(place)).max() <= 3
+
+
+@pytest.mark.parametrize("form", ["npz", "mp4"])
+def test_ingest_knows_what_collect_told(form: str, data: Path, mp4: Path, tmp_path: Path) -> None:
+    """Camera, look, and which views are of one episode: those stay on one side of the split."""
+    apv(f"ingest {mp4 if form == 'mp4' else data} --max-frames 6 --min-frames 2 --workers 1 --out {tmp_path / 'store'}")
+    store = VideoStore(tmp_path / "store")
+    assert {episode.quality for episode in store} == {"fast"}
+    views: dict[Any, set[Any]] = {}
+    for episode in store:
+        views.setdefault(episode.source["episode"], set()).add(episode.camera)
+    assert list(views.values()) == [{"fixed", "lookatcart"}] * (2 * EPISODES)  # each was cut in two
+    corpus = StoreCorpus(tmp_path / "store")
+    assert len(corpus.names) == 4 * EPISODES and len(set(corpus.split_keys)) == 2 * EPISODES
+
+
+def test_pretraining_on_collected_mp4_files(data: Path, mp4: Path, tmp_path: Path) -> None:
+    """They are decoded once, to the frames that were rendered but for rounding."""
+    small = "--model.deter 8 --model.hidden 8 --model.stoch 3 --model.discrete 4 --model.cnn-depth 2 --batch 2"
+    apv(f"pretrain --data {mp4} --out {tmp_path / 'run'} {small} --length 8 --steps 2 --validation 0.4 --device cpu")
+    (folder,) = (tmp_path / "run" / "data").iterdir()
+    store = VideoStore(folder)
+    rendered = np.stack([one["image"] for one in episodes_of(data)]).astype(int)
+    decoded = [store.read(place) for place in range(len(store))]
+    assert len(decoded) == len(rendered)
+    assert all(np.abs(rendered - one).reshape(len(rendered), -1).max(1).min() <= 3 for one in decoded)
+    path = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert path is not None and load_checkpoint(path)[1]["qualities"] == ["fast"]
 
 
 # Cards

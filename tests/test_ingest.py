@@ -70,7 +70,9 @@ def decoded(path: Path, *, min_frames: int = 2, **options: Any) -> Decoded:
 def test_decoding_to_a_scratch_file(tmp_path: Path) -> None:
     path = write_video(tmp_path / "clip.mp4", plain(11))
     result = decoded(path, max_frames=5)
-    assert result.pieces == [Piece(f"clip.mp4#{n:05d}", 5, 10.0, None, None) for n in range(2)]  # 1 frame is too short
+    assert result.pieces == [
+        Piece(f"clip.mp4#{n:05d}", 5, 10.0, None, None, None) for n in range(2)
+    ]  # 1 frame is too short
     frames = np.fromfile(result.scratch, np.uint8)[: 10 * 64 * 64 * 3].reshape(10, 64, 64, 3)
     assert numbers(list(frames)) == [*range(10)] and not result.problem
     assert [piece.frames for piece in decoded(path, max_frames=5, min_frames=1).pieces] == [5, 5, 1]

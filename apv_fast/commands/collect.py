@@ -17,6 +17,7 @@ from apv_fast.commands.collect_report import show_choices, write_collect_card
 from apv_fast.config import CollectConfig, ConfigError, to_dict
 from apv_fast.data import atomic_file
 from apv_fast.data.atomic import TEMPORARY_SUFFIX, remove_temporaries
+from apv_fast.data.collected import DATASET_FILE
 from apv_fast.data.outputs import EpisodeFiles, Journal, Mp4Files, Output, StoreFiles
 from apv_fast.run import Progress, StopRequest, stop_on_signal
 from apv_fast.run.processes import spread
@@ -104,7 +105,7 @@ def _output(config: CollectConfig, created: str, fps: float, size: int) -> Outpu
 
 def _describe(config: CollectConfig) -> str:
     """Record how the videos are made beside them; refuse to mix them with others. Returns when that was begun."""
-    path, values = config.out / "dataset.json", to_dict(config)
+    path, values = config.out / DATASET_FILE, to_dict(config)
     values = {name: values[name] for name in _IDENTITY}
     if path.exists():
         before: dict[str, Any] = json.loads(path.read_text())

@@ -22,7 +22,7 @@ from apv_fast.data.atomic import atomic_file, disk_error
 from apv_fast.data.ingest import Decoded, decode_all
 from apv_fast.data.sources import ClipOptions, Source, SourceError, open_source
 from apv_fast.data.store import StoreError, StoreWriter, VideoStore
-from apv_fast.data.store_format import index_lines
+from apv_fast.data.store_format import EPISODE, index_lines
 from apv_fast.run import Progress, stop_on_signal
 
 SKIPPED = "skipped.jsonl"
@@ -219,7 +219,7 @@ def _store(writer: StoreWriter, source: Source, decoded: Decoded) -> None:
                     fps=piece.fps,
                     camera=piece.camera,
                     quality=piece.quality,
-                    source={**origin, **decoded.stamp},
+                    source={**origin, **decoded.stamp, **({EPISODE: piece.episode} if piece.episode else {})},
                 )
             start += piece.frames
     decoded.scratch.unlink(missing_ok=True)

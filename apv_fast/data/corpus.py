@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 import zlib
@@ -12,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from apv_fast.data.collected import VIEWS_AGREE, recorded_quality
 from apv_fast.data.episodes import VIDEO_KEYS, EpisodeError, episode_length, read_episode
 from apv_fast.data.folders import cache_folder, episode_files, episode_folder
 from apv_fast.data.frames import FrameStore
@@ -19,7 +19,6 @@ from apv_fast.data.store import StoreError, VideoStore
 from apv_fast.data.store_format import EPISODE
 
 FRAME_SHAPE = (64, 64, 3)
-_VIEWS_AGREE = 40  # characters of a file's name: time and UUID but for its last 8 digits, see EpisodeFiles
 VERIFY_BYTES = 2**30  # stores up to this size are compared with their checksums when opened: a second
 
 
@@ -67,7 +66,8 @@ class FolderCorpus:
     """A folder of official episode files. Each is inflated once, into a file outside of RAM."""
 
     def __init__(self, folder: Path, store: FrameStore) -> None:
-        self.source, self.qualities = str(folder), _recorded_quality(folder)
+        quality = recorded_quality(folder)
+        self.source, self.qualities = str(folder), {quality} if quality else set()
         self.skipped_short = self.skipped_damaged = 0
         self._folder, self._store = folder, store
         self._held: dict[str, tuple[int, int, int]] = {}  # place in the store, frames and checksum, by name
@@ -81,7 +81,7 @@ class FolderCorpus:
     @property
     def split_keys(self) -> np.ndarray:
         """See :class:`Corpus`."""
-        return _least([name[:_VIEWS_AGREE] for name in self.names], [self._held[name][2] for name in self.names])
+        return _least([name[:VIEWS_AGREE] for name in self.names], [self._held[name][2] for name in self.names])
 
     def add(self, path: Path) -> None:
         """Read one file.
@@ -217,13 +217,3 @@ def _least(groups: Sequence[str], checksums: Sequence[int]) -> np.ndarray:
     for group, checksum in zip(groups, checksums, strict=True):
         least[group] = min(checksum, least.get(group, checksum))
     return np.array([least[group] for group in groups], np.int64)
-
-
-def _recorded_quality(folder: Path) -> set[str]:
-    """What ``apv-fast collect`` wrote beside the episodes about their rendering."""
-    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
-        try:
-            return {str(json.loads(path.read_text())["world"]["quality"])}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # made by something else, or nothing is known
-    return set()

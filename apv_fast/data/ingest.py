@@ -34,6 +34,7 @@ class Piece:
     fps: float | None
     camera: str | None
     quality: str | None
+    episode: str | None
 
 
 @dataclass
@@ -104,7 +105,7 @@ def decode(source: Source, file: Path, options: ClipOptions, min_frames: int, st
                 begin = out.tell()
                 count = _write(clip, out, stop)
                 if count >= min_frames:
-                    result.pieces.append(Piece(clip.name, count, clip.fps, clip.camera, clip.quality))
+                    result.pieces.append(Piece(clip.name, count, clip.fps, clip.camera, clip.quality, clip.episode))
                 else:
                     out.seek(begin)
                     too_short = f"too short: {count} frames, where {min_frames} are needed"

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from apv_fast.data.atomic import disk_error
+from apv_fast.data.collected import mp4_name, npz_stem
 from apv_fast.data.episodes import Episode, EpisodeError, read_episode, write_episode
 from apv_fast.data.mp4 import read_mp4, write_mp4
 from apv_fast.data.store import StoreWriter, VideoStore
@@ -54,8 +55,7 @@ class EpisodeFiles:
         self._begin = f"{created}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
     def _stem(self, index: int, camera: str) -> str:
-        name = hashlib.sha256(camera.encode()).hexdigest()[:8]  # last: what precedes it is that of the other views
-        return f"{self._begin}{index:012x}{name}"
+        return npz_stem(self._begin, index, camera)
 
     def write(self, index: int, videos: Videos, rows: Episode) -> None:
         """See :class:`Output`."""
@@ -78,7 +78,7 @@ class Mp4Files:
         self._folder, self._fps = directory / "videos", fps
 
     def _path(self, index: int, camera: str) -> Path:
-        return self._folder / f"{index:06d}-{camera}.mp4"
+        return self._folder / mp4_name(index, camera)
 
     def write(self, index: int, videos: Videos, rows: Episode) -> None:
         """See :class:`Output`."""

@@ -6,8 +6,7 @@ cheap) and reading (frames) are apart, so that reading can be done ahead and a c
 
 Some episodes may be held out for validation. Each episode's frames decide that alone (by a hash), so it depends neither
 on the seed nor on names, order and what else there is, stays as it is when videos are added, and neither the same
-video twice nor two views of an episode that ``apv-fast collect`` filmed are ever on both sides (but for its MP4 files,
-which do not tell that they belong together).
+video twice nor two views of an episode that ``apv-fast collect`` filmed are ever on both sides.
 
 Limits: frames are 64×64×3; one thread draws (several may read).
 """

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from apv_fast.data.collected import filmed
 from apv_fast.data.episodes import EpisodeError
 
 Aspect = Literal["crop", "pad", "stretch"]
@@ -48,6 +49,15 @@ class Clip:
     fps: float | None = None
     camera: str | None = None
     quality: str | None = None
+    episode: str | None = None
+    """The same for several views of one episode, else None."""
+
+    @classmethod
+    def of_file(cls, source: Source, frames: Iterator[np.ndarray], fps: float | None) -> Clip:
+        """The video of a file, with what ``apv-fast collect`` tells of it if that made it."""
+        known = filmed(source.path)
+        folder = source.name.rpartition("/")[0]
+        return cls(source.name, frames, fps, known.view, known.quality, known.episode and f"{folder}/{known.episode}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,8 @@ def cut(clip: Clip, max_frames: int | None) -> Iterator[Clip]:
         if first is None:
             return
         frames = itertools.chain([first], itertools.islice(clip.frames, max_frames - 1))
-        yield Clip(f"{clip.name}#{number:05d}", frames, clip.fps, clip.camera, clip.quality)
+        part, episode = f"#{number:05d}", clip.episode
+        yield replace(clip, name=clip.name + part, frames=frames, episode=episode and episode + part)
 
 
 def resample(timed: Iterable[tuple[float, _Frame]], fps: float, last_s: float) -> Iterator[_Frame]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -19,9 +17,8 @@ class EpisodeFile(Source):
 
     def clips(self, options: ClipOptions) -> Iterator[Clip]:
         """See :class:`Source`; the episode is held in memory as a whole."""
-        camera, quality = _how_rendered(self.path)
         frames = (resize(image, options) for image in self._read())
-        return cut(Clip(self.name, frames, None, camera, quality), options.max_frames)
+        return cut(Clip.of_file(self, frames, None), options.max_frames)
 
     def _read(self) -> np.ndarray:
         """Frames uint8 ``[n, h, w, 3]``."""
@@ -36,14 +33,3 @@ class EpisodeFile(Source):
                 raise SourceError(self.path, "archive", problem) from error
             return check_episode({"image": image}, self.path, length=len(image) - 1)["image"]
         return read_episode(self.path, ("image",))["image"]
-
-
-def _how_rendered(path: Path) -> tuple[str | None, str | None]:
-    """Camera and quality, if ``apv-fast collect`` wrote them beside the episodes."""
-    for folder in path.parents[:2]:
-        try:
-            world = json.loads((folder / "dataset.json").read_text())["world"]
-            return world.get("camera"), world.get("quality")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return None, None

@@ -33,7 +33,7 @@ class VideoFile(Source):
         """See :class:`Source`."""
         with Decoder(self.path) as decoder:
             frames = decoder.frames(decoder.timed(), options)
-            yield from cut(Clip(self.name, frames, options.fps or decoder.rate), options.max_frames)
+            yield from cut(Clip.of_file(self, frames, options.fps or decoder.rate), options.max_frames)
 
 
 class Decoder:
