@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,34 +172,39 @@ def _journal(folder: Path) -> list[str]:
     return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
-def _begin(folder: Path, options: str) -> subprocess.Popen[str]:
-    """The command in a process group of its own, as a shell starts it; returns when an episode is finished."""
+def _begin(folder: Path, options: str, ready: Callable[[int], bool]) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a shell starts it; returns when the group is ``ready``."""
     command = [sys.executable, "-m", "apv_fast.cli", *f"{COMMAND} {VIEWS} --out {folder} {options}".split()]
     root = Path(__file__).parent.parent
     process = subprocess.Popen(command, cwd=root, text=True, stderr=subprocess.PIPE, start_new_session=True)
-    before, deadline = len(_journal(folder)), time.monotonic() + 120
-    while len(_journal(folder)) <= before:
+    deadline = time.monotonic() + 120
+    while not ready(process.pid):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.02)
     return process
 
 
-def _members(group: int) -> list[int]:
-    """Processes of a group that are still there."""
+def _members(group: int) -> list[str]:
+    """Command lines of the processes of a group that are still there."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append((folder / "cmdline").read_text())
+        except OSError:  # it has just ended
             continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            found.append(int(path.parent.name))
     return found
+
+
+def _players(group: int) -> list[str]:
+    """Those of a group that play episodes."""
+    return [line for line in _members(group) if "spawn_main" in line]
 
 
 def test_killed_and_interrupted_it_goes_on(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    process = _begin(folder, "--episodes 500 --processes 2")
+    process = _begin(folder, "--episodes 500 --processes 2", lambda _: bool(_journal(folder)))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     deadline = time.monotonic() + 20
@@ -209,13 +215,14 @@ def test_killed_and_interrupted_it_goes_on(data: Path, tmp_path: Path) -> None:
         journal.write('{"episode": 17, "ret')
     (folder / "train_episodes" / "half.npz.99.tmp").write_bytes(b"half")
     before = len(_journal(folder))
-    process = _begin(folder, f"--episodes {before + 500}")
-    os.killpg(process.pid, signal.SIGINT)
+    process = _begin(folder, f"--episodes {before + 500} --processes 2", lambda group: len(_players(group)) == 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does; those that play are importing
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on" in error
+    assert "the same command goes on" in error and "Traceback" not in error and "died" not in error
+    assert not _players(process.pid)
     done = [json.loads(line)["episode"] for line in _journal(folder)]
-    assert before < len(done) == len(set(done)) < before + 500
+    assert before < len(done) == len(set(done)) < before + 500  # what had begun was finished
     assert f"| videos | {2 * len(done)}: {len(done)} episodes" in (folder / "README.md").read_text()
     apv(f"{COMMAND} {VIEWS} --out {folder} --episodes {max(EPISODES, max(done) + 1)}")
     assert not list(folder.rglob("*.tmp"))

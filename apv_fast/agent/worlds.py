@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from apv_fast.worker import begin_worker
+from apv_fast.worker import begin_worker, interrupt_held
 
 Row = dict[str, Any]  # image, action (the one that led here), reward, is_first, is_last, is_terminal, perhaps success
 Make = Callable[[], gymnasium.Env[Any, Any]]
@@ -190,7 +190,8 @@ class ParallelWorlds:
 
     def _start(self) -> AsyncVectorEnv:
         stages = [partial(_Stage, self._make, index) for index in range(self.count)]
-        return AsyncVectorEnv(stages, shared_memory=False, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+        with interrupt_held():
+            return AsyncVectorEnv(stages, shared_memory=False, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
 
     def _call(self, name: str, *arguments: object) -> tuple[Any, ...]:
         """What every environment's ``name`` returns; starts them all again if a process dies over it."""

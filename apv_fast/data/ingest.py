@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from apv_fast.data.atomic import DiskError, disk_error
 from apv_fast.data.sources import Clip, ClipOptions, Source
-from apv_fast.worker import begin_worker
+from apv_fast.worker import begin_worker, interrupt_held
 
 _Job = tuple[Source, Path]  # what to read, and the scratch file for it
 
@@ -133,7 +133,8 @@ def _pool(
     try:
         while (waiting or running) and not stopped():
             while waiting and len(running) <= workers:  # one more, for whoever is free first
-                running[pool.submit(_work, *waiting[0], options, min_frames)] = waiting[0]
+                with interrupt_held():
+                    running[pool.submit(_work, *waiting[0], options, min_frames)] = waiting[0]
                 waiting.popleft()
             done, _ = concurrent.futures.wait(running, 0.2, concurrent.futures.FIRST_COMPLETED)
             for future in done:

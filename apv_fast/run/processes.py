@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from apv_fast.run.interrupt import StopRequest
-from apv_fast.worker import begin_worker
+from apv_fast.worker import begin_worker, interrupt_held
 
 Result = TypeVar("Result")
 Worker = Callable[[int], Result]
@@ -54,7 +54,8 @@ def spread(
         try:
             while running or (waiting and not stop.requested):
                 while waiting and not stop.requested and len(running) < processes:
-                    running[executor.submit(_do, waiting[0])] = waiting[0]  # a broken pool refuses it: it stays
+                    with interrupt_held():
+                        running[executor.submit(_do, waiting[0])] = waiting[0]  # a broken pool refuses it: it stays
                     waiting.popleft()
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
