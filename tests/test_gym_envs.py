@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
@@ -100,6 +101,20 @@ def test_a_mujoco_environment_and_its_cameras() -> None:
             assert env.action_space.shape == (6,)
     assert not np.array_equal(images[1], images[2])
     np.testing.assert_array_equal(images[0], images[3])
+
+
+def test_a_closed_environment_leaves_the_next_ones_pictures_alone() -> None:
+    """The garbage collector takes it when it likes, and the buffers of the same numbers are another's then."""
+    first = envs.make("gym:HalfCheetah-v5", seed=0)
+    first.reset(seed=3)
+    garbage = [inner(first).mujoco_renderer.viewer.con]
+    first.close()
+    with closing(envs.make("gym:HalfCheetah-v5", seed=1)) as env:
+        before = env.reset(seed=3)[0]["image"]
+        garbage.clear()
+        del first
+        gc.collect()
+        np.testing.assert_array_equal(env.reset(seed=3)[0]["image"], before)
 
 
 @pytest.mark.parametrize(
