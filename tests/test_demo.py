@@ -11,13 +11,14 @@ import pytest
 from apv_fast.cli import main
 from apv_fast.commands import demo
 
-TINY = replace(demo.QUICK, videos=1, pretrain_updates=2, steps=260, episodes=1)
+TINY = replace(demo.QUICK, videos=1, pretrain_updates=2, prefill=50, steps=60, episodes=1)
 
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "QUICK", TINY)
     monkeypatch.setattr(demo, "FULL", TINY)
+    monkeypatch.setattr(demo, "WORLD", replace(demo.WORLD, time_limit=100))
     monkeypatch.setattr(demo, "MODEL", replace(demo.MODEL, deter=8, hidden=8, stoch=2, discrete=4, cnn_depth=2))
 
 

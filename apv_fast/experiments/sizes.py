@@ -63,7 +63,7 @@ _TINY_MODEL: Flags = {
 }
 _QUICK_PRETRAIN: Flags = {"steps": 6, "batch": 2, "length": 8, **_TINY_MODEL}
 _QUICK: Flags = {
-    "steps": 100,
+    "steps": 60,
     "prefill": 40,
     "first-updates": 2,
     "train-every": 20,

@@ -74,10 +74,12 @@ def summarize(steps: np.ndarray, scores: np.ndarray) -> Curve:
         ImportError: rliable is not installed.
     """
     library = optional("rliable.library", "interquartile means over seeds need", "plots")
-    from scipy.stats import trim_mean  # a dependency of rliable
 
-    def interquartile_mean(values: np.ndarray) -> np.ndarray:  # rliable's aggregate_iqm, of all steps at once
-        mean: np.ndarray = trim_mean(values.reshape(-1, values.shape[-1]), 0.25, axis=0)
+    def interquartile_mean(values: np.ndarray) -> np.ndarray:
+        # rliable's aggregate_iqm, of all steps at once; SciPy's trim_mean inside it takes a third of a millisecond.
+        ordered = np.sort(values.reshape(-1, values.shape[-1]), axis=0)
+        cut = len(ordered) // 4
+        mean: np.ndarray = ordered[cut : len(ordered) - cut].mean(0)
         return mean
 
     state = np.random.get_state()  # rliable draws from NumPy's global generator, whatever it is given
