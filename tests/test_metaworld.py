@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 import warnings
 from contextlib import closing
@@ -174,15 +176,19 @@ def test_bad_arguments(task: str, options: dict[str, Any], message: str) -> None
 
 
 def resident() -> float:
-    """Memory of this process in MB."""
+    """Memory of this process in MB, without what is free."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     return int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
 
 
-@pytest.mark.parametrize(("id", "count"), [("metaworld:reach", 18), ("dmc:triped-walk", 30)])
-def test_closing_frees_memory_and_contexts(id: str, count: int) -> None:
-    used = []
-    for _ in range(count):
+@pytest.mark.parametrize(("id", "left"), [("metaworld:reach", 32), ("dmc:triped-walk", 2)])
+def test_closing_frees_contexts(id: str, left: int) -> None:
+    """What is closed but still there has its model, of ``left`` MB, and not its OpenGL context, of 50 or more."""
+    closed, used = [], []
+    for _ in range(5):
         with closing(envs.make(id, seed=0, quality="fast")) as env:
             env.reset()
+        closed.append(env)
         used.append(resident())
-    assert used[-1] - used[5] < 40, f"{count - 6} environments later: {used}"
+    assert used[-1] - used[1] < 3 * (left + 20), used
