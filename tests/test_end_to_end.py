@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -303,25 +305,52 @@ def test_two_environments(finetuned: Path, pretrained: Path, tmp_path: Path) -> 
     ],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
-    command: str, number: signal.Signals, envs: str, data: Path, pretrained: Path, tmp_path: Path
+    command: str,
+    number: signal.Signals,
+    envs: str,
+    data: Path,
+    pretrained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = f"--data {data} {PRETRAIN}" if command == "pretrain" else f"--pretrained {pretrained} {FINETUNE} {envs}"
     run, reference = tmp_path / "run", tmp_path / "reference"
-    status, error = interrupt(f"{command} {options} --out {run} --steps 1000000", run, number)
-    done = newest_step(run)
+    endless = f"{command} {options} --out {run} --steps 1000000"
     if number == signal.SIGINT:
-        assert status == 130
-        assert f"stopped at {done} of 1000000; go on with: apv-fast {command} --resume --out {run}\n" in error
+        interrupt(endless, run)
+        done = newest_step(run)
+        message = f"stopped at {done} of 1000000; go on with: apv-fast {command} --resume --out {run}\n"
+        assert message in capsys.readouterr().err
     else:
-        assert status == -signal.SIGKILL
+        kill(endless, run)
+        done = newest_step(run)
     apv(f"{command} --resume --out {run} --steps {done + 10}")  # everything else it knows
     apv(f"{command} {options} --out {reference} --steps {done + 10}")
     assert differences(learnt(run), learnt(reference)) == []
     assert metrics_of(run) == metrics_of(reference)
 
 
-def interrupt(command: str, run: Path, number: signal.Signals) -> tuple[int, str]:
-    """Start a run in its own process, send a signal when it has some checkpoints; exit status and standard error."""
+def interrupt(command: str, run: Path) -> None:
+    """Start a run here, and interrupt it when it has some checkpoints."""
+    over, end = threading.Event(), time.monotonic() + 100
+
+    def press() -> None:
+        while newest_step(run) < EPISODE and time.monotonic() < end and not over.wait(0.01):
+            pass
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        assert main(command.split()) == 130
+    finally:
+        over.set()
+        thread.join()
+
+
+def kill(command: str, run: Path) -> None:
+    """Start a run in its own process, and kill it when it has some checkpoints."""
     process = subprocess.Popen(
         [sys.executable, "-m", "apv_fast.cli", *command.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -331,12 +360,10 @@ def interrupt(command: str, run: Path, number: signal.Signals) -> tuple[int, str
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < end, "it wrote no checkpoint"
             time.sleep(0.01)
-        process.send_signal(number)
-        error = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-        process.wait()
-    return process.returncode, error
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
 def newest_step(run: Path) -> int:

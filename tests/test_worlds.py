@@ -28,7 +28,7 @@ class Deadly(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Ends its process at every step, or raises."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__(MAKE())
+        super().__init__(envs.make("gym:tests.corridor:apv/Corridor-v0", seed=1))
         self._kind = kind
 
     def step(self, action: Any) -> Any:
@@ -115,7 +115,7 @@ def test_a_process_that_dies_again_and_again(monkeypatch: pytest.MonkeyPatch) ->
     deadly = ParallelWorlds(partial(Deadly, "die"), 1)
     deadly.begin({0: 1})
     with pytest.warns(UserWarning, match="died"), pytest.raises(ChildProcessError, match=r"died 2 times.*fewer --envs"):
-        deadly.step(np.zeros((1, 1), np.float32))
+        deadly.step(np.zeros((1, 3), np.float32))
     deadly.close()
 
 
@@ -124,7 +124,7 @@ def test_an_error_in_an_environment_is_not_a_death() -> None:
     raising = ParallelWorlds(partial(Deadly, "raise"), 1)
     raising.begin({0: 1})
     with pytest.raises(FloatingPointError, match="exploded"):
-        raising.step(np.zeros((1, 1), np.float32))
+        raising.step(np.zeros((1, 3), np.float32))
     raising.close()
 
 

@@ -195,11 +195,14 @@ class ParallelWorlds:
 
     def _call(self, name: str, *arguments: object) -> tuple[Any, ...]:
         """What every environment's ``name`` returns; starts them all again if a process dies over it."""
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self._restart()
             try:
                 return self._vector.call(name, *arguments)
             except _DEATH:
-                self._restart()
+                continue
+        self._kill()
         raise ChildProcessError(
             f"an environment's process died {ATTEMPTS} times at the same step; if the kernel ended it for want of "
             "memory (see dmesg), use fewer --envs, else look for a fault of the simulator or its driver"
