@@ -32,12 +32,27 @@ def dense(
     b_dtype: str,
     bias: int,
     out: int,
+    out_stride: int,
+    row_sums: int,
     elu: bool,
     threads: int,
     isa: str,
 ) -> None: ...
 def elu_backward(
     *, grad: int, y: int, out: int, sum: int, m: int, n: int, dtype: str, threads: int, isa: str
+) -> None: ...
+def onehot_gradient(
+    *,
+    grad: int,
+    stoch: int,
+    start: int,
+    first: int,
+    out: int,
+    out_stride: int,
+    sizes: Sequence[int],
+    dtype: str,
+    threads: int,
+    isa: str,
 ) -> None: ...
 def rssm_scan(
     *,

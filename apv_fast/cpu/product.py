@@ -12,6 +12,7 @@ from torch import Tensor
 from apv_fast import _C
 from apv_fast.cpu import isa
 from apv_fast.cpu.call import address, how, name_of
+from apv_fast.scan.core import Before, Seen
 
 PARALLEL = 2**18  # multiplications from which a second thread pays
 
@@ -58,8 +59,64 @@ def elu_backward(grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return made, total
 
 
-def _dense(a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool) -> Tensor:
-    out = b.new_empty(a.shape[0], b.shape[1])
+def gradient_into(out: Tensor, grad: Tensor, x: Tensor, *, sums: bool) -> Tensor | None:
+    """Write ``gradᵀ @ x [N, K]`` into ``out``, contiguous rows, and return the sum ``[N]`` of the rows of ``grad``.
+
+    These are the gradients of a dense layer's weight and bias; in the dtype of ``out``; no gradients.
+    """
+    x = x.to(out.dtype)
+    if _ours(grad, x):
+        total = out.new_empty(out.shape[0]) if sums else None
+        _dense(grad.T, x, None, elu=False, out=out, row_sums=total)
+        return total
+    out.copy_(grad.T.to(x.dtype) @ x)
+    return grad.sum(0, dtype=out.dtype) if sums else None
+
+
+def one_hot_gradient_into(out: Tensor, grad: Tensor, before: Before) -> None:
+    """Write into ``out [H, S·C]`` the gradient of a weight that saw one-hot latents, from ``grad [B, T, H]``."""
+    (batch, length, hidden), (_, groups, classes) = grad.shape, before.start.shape
+    grad, stoch, start = grad.contiguous(), before.steps.contiguous(), before.start.to(before.steps).contiguous()
+    first = before.is_first.contiguous()
+    _C.onehot_gradient(
+        grad=grad.data_ptr(),
+        stoch=stoch.data_ptr(),
+        start=start.data_ptr(),
+        first=first.data_ptr(),
+        out=out.data_ptr(),
+        out_stride=out.stride(0),
+        sizes=(batch, length, hidden, groups, classes),
+        **how(out.dtype),
+    )
+
+
+def weight_gradient(grad: Tensor, seen: Seen, columns: int) -> tuple[Tensor, Tensor]:
+    """See :class:`apv_fast.scan.core.TorchProducts`; what was seen is not put together, and one-hots are looked up."""
+    made, begin, total = grad.new_empty(grad.shape[-1], columns), 0, None
+    for part in seen:
+        width = (part.steps if isinstance(part, Before) else part).shape[-1]
+        out = made[:, begin : begin + width]
+        begin += width
+        if width == 0:  # no product, so no sums
+            continue
+        if isinstance(part, Before) and part.one_hot:
+            one_hot_gradient_into(out, grad, part)
+            continue
+        if isinstance(part, Before):
+            operand = grad.new_empty(part.steps.shape)
+            part.write(operand)
+        else:
+            operand = part
+        sums = gradient_into(out, grad.flatten(0, 1), operand.flatten(0, 1), sums=total is None)
+        total = sums if total is None else total
+    made[:, begin:] = 0
+    return made, grad.flatten(0, 1).sum(0) if total is None else total
+
+
+def _dense(
+    a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool, out: Tensor | None = None, row_sums: Tensor | None = None
+) -> Tensor:
+    out = b.new_empty(a.shape[0], b.shape[1]) if out is None else out
     large = a.shape[0] * a.shape[1] * b.shape[1] >= PARALLEL
     _C.dense(
         a=a.data_ptr(),
@@ -72,6 +129,8 @@ def _dense(a: Tensor, b: Tensor, bias: Tensor | None, *, elu: bool) -> Tensor:
         b_dtype=name_of(b.dtype),
         bias=address(bias),
         out=out.data_ptr(),
+        out_stride=out.stride(0),
+        row_sums=address(row_sums),
         elu=elu,
         threads=torch.get_num_threads() if large else 1,
         isa=isa(),

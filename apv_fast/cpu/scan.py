@@ -8,12 +8,15 @@ from torch import Tensor
 from apv_fast import _C
 from apv_fast.cpu.call import how
 from apv_fast.cpu.latent import sample, sample_backward
-from apv_fast.cpu.product import dense, product
+from apv_fast.cpu.product import dense, elu_backward, product, weight_gradient
 from apv_fast.scan.core import (
+    Before,
     ScanGrads,
     ScanInputs,
     ScanStart,
     ScanWeights,
+    Seen,
+    TorchProducts,
     Trace,
     TraceGrads,
 )
@@ -22,13 +25,24 @@ from apv_fast.scan.stacked import TwoScans, define_stacked
 from apv_fast.structure import Latent
 
 
-class CpuCore:
+class CpuCore(TorchProducts):
     """:class:`apv_fast.scan.core.Core` of float32, float64 or bfloat16 weights."""
 
     product = staticmethod(product)
     dense = staticmethod(dense)
     sample = staticmethod(sample)
     sample_backward = staticmethod(sample_backward)
+
+    def elu_backward(self, grad: Tensor, y: Tensor) -> Tensor:
+        """See :class:`apv_fast.scan.core.TorchProducts`."""
+        return elu_backward(grad, y)[0]
+
+    def weight_gradient(self, grad: Tensor, seen: Seen, columns: int) -> tuple[Tensor, Tensor]:
+        """See :class:`apv_fast.scan.core.TorchProducts`."""
+        one_hot = any(isinstance(part, Before) and part.one_hot for part in seen)
+        if grad.dtype == torch.float32 or (one_hot and grad.dtype == torch.bfloat16):
+            return weight_gradient(grad, seen, columns)
+        return super().weight_gradient(grad, seen, columns)
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
         """See :class:`apv_fast.scan.core.Core`."""

@@ -22,6 +22,7 @@ Every weight's gradient is one product over all B·T afterwards. States, statist
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -93,6 +94,24 @@ class ScanGrads(NamedTuple):
     norm_bias: Tensor  # [3D] state dtype
 
 
+class Before(NamedTuple):
+    """What every step started from: ``start`` or the step before; zeros where a sequence begins."""
+
+    start: Tensor  # [B, W] or [B, S, C]
+    steps: Tensor  # [B, T, W]
+    is_first: Tensor  # [B, T]
+    one_hot: bool = False  # steps are, in groups of C; start need not be
+
+    def write(self, to: Tensor) -> None:
+        """Into ``to [B, T, W]``."""
+        to[:, 0] = self.start.flatten(1)
+        to[:, 1:] = self.steps[:, :-1]
+        to.masked_fill_(self.is_first[..., None], 0)
+
+
+Seen = Sequence[Tensor | Before]  # what a weight saw, [B, T, W] each, one beside the other; any dtypes
+
+
 class TorchProducts:
     """The products over all B·T by PyTorch; no gradients."""
 
@@ -104,6 +123,25 @@ class TorchProducts:
         """``x [N, K] @ weight [W, K]ᵀ + bias [W]``, or ELU of it."""
         y = F.linear(x, weight, bias)
         return F.elu(y, inplace=True) if elu else y
+
+    def elu_backward(self, grad: Tensor, y: Tensor) -> Tensor:
+        """The gradient before ELU from that behind it and ELU's output; ``[N, W]`` of one dtype."""
+        return (grad.to(state_dtype(y.dtype)) * elu_grad(y)).to(y.dtype)
+
+    def weight_gradient(self, grad: Tensor, seen: Seen, columns: int) -> tuple[Tensor, Tensor]:
+        """``[N, columns]`` and ``[N]`` of a weight and its bias, from the gradient of its layer, ``grad [B, T, N]``.
+
+        Columns beyond those of ``seen`` saw zeros.
+        """
+        operand, begin = grad.new_empty(*grad.shape[:2], columns), 0
+        for part in seen:
+            width = (part.steps if isinstance(part, Before) else part).shape[-1]
+            to = operand[..., begin : begin + width]
+            part.write(to) if isinstance(part, Before) else to.copy_(part)
+            begin += width
+        operand[..., begin:] = 0
+        rows = grad.flatten(0, 1)
+        return self.product(rows.T, operand.flatten(0, 1)), rows.sum(0)
 
 
 class Core(Protocol):
@@ -121,6 +159,12 @@ class Core(Protocol):
         """See :class:`TorchProducts`."""
 
     def dense(self, x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Tensor:
+        """See :class:`TorchProducts`."""
+
+    def elu_backward(self, grad: Tensor, y: Tensor) -> Tensor:
+        """See :class:`TorchProducts`."""
+
+    def weight_gradient(self, grad: Tensor, seen: Seen, columns: int) -> tuple[Tensor, Tensor]:
         """See :class:`TorchProducts`."""
 
     def sample(self, stats: Tensor, noise: Tensor | None, latent: Latent) -> Tensor:

@@ -6,22 +6,21 @@ way round: the prior's head, the reverse recurrence, then one product for the gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from apv_fast.scan.core import (
+    Before,
     Core,
     ScanGrads,
     ScanInputs,
     ScanStart,
+    Seen,
     Trace,
     TraceGrads,
     add,
-    elu_grad,
     scan_weights,
 )
 from apv_fast.structure import Latent, RSSMParams, State, state_of
@@ -109,36 +108,8 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(0, 1)
 
 
-def _shift(to: Tensor, first: Tensor, steps: Tensor) -> None:
-    """What every step started from, ``[B, T, W]``: ``first [B, W]``, then all but the last of ``steps [B, T, W]``."""
-    to[:, 0] = first
-    to[:, 1:] = steps[:, :-1]
-
-
-def img_in_operand(params: RSSMParams, arguments: ObserveArguments, stoch: Tensor) -> Tensor:
-    """What img_in saw, ``[B·T, L + P]`` in the products' dtype: stoch, action, padding; zeros where one begins."""
-    (batch, length), width = arguments.is_first.shape, stoch.shape[-1]
-    seen = params.img_in_weight.new_empty(batch, length, params.img_in_weight.shape[1])
-    _shift(seen[..., :width], arguments.stoch.flatten(1), stoch)
-    action = arguments.embed[..., :0] if arguments.action is None else arguments.action
-    used = width + action.shape[-1]
-    seen[..., width:used] = action
-    seen[..., used:] = 0
-    return flat(seen.masked_fill_(arguments.is_first[..., None], 0))
-
-
-def gru_operand(arguments: ObserveArguments, x: Tensor, deter: Tensor) -> Tensor:
-    """What the GRU saw, ``[B·T, H + D]`` in the products' dtype: x, and deter before the step, masked."""
-    batch, length, hidden = x.shape
-    seen = x.new_empty(batch, length, hidden + deter.shape[-1])
-    seen[..., :hidden] = x
-    _shift(seen[..., hidden:], arguments.deter, deter)
-    seen[..., hidden:].masked_fill_(arguments.is_first[..., None], 0)
-    return flat(seen)
-
-
-# By name, a layer's gradient ``[B·T, out]`` before activation, and what makes the operand ``[B·T, in]`` that it saw.
-Layers = dict[str, tuple[Tensor, Callable[[], Tensor]]]
+# By name, a layer's gradient ``[B, T, out]`` before its activation, and what it saw.
+Layers = dict[str, tuple[Tensor, Seen]]
 
 
 def prior_backward(
@@ -160,11 +131,12 @@ def prior_backward(
         return None, {}
     dtype, wide = params.img_out_weight.dtype, total.dtype
     dstats = flat(total.to(dtype))
-    through_dist = core.product(dstats, params.img_dist_weight).to(wide)
-    dhidden = (through_dist * elu_grad(flat(prior.hidden))).to(dtype)
+    dhidden = core.elu_backward(core.product(dstats, params.img_dist_weight), flat(prior.hidden))
     ddeter = core.product(dhidden, params.img_out_weight).to(wide).view_as(trace.deter)
-    seen = partial(_joined, (trace.deter,), dtype), partial(flat, prior.hidden)
-    return ddeter, {"img_out": (dhidden, seen[0]), "img_dist": (dstats, seen[1])}
+    return ddeter, {
+        "img_out": (dhidden.view_as(prior.hidden), [trace.deter]),
+        "img_dist": (dstats.view_as(prior.stats), [prior.hidden]),
+    }
 
 
 def core_grads(
@@ -222,31 +194,24 @@ def products_after(
         daction = core.product(flat(grads.x), action_columns(params, arguments.action, latent))
         daction = torch.where(arguments.is_first[..., None], 0, daction.view_as(arguments.action))
         daction = daction.to(arguments.action.dtype)
+    first = arguments.is_first
+    stoch = Before(arguments.stoch, trace.stoch, first, one_hot=latent.discrete > 0)
+    action = [] if arguments.action is None else [masked_actions(arguments.action, ~first, dtype)]
     layers: Layers = {
-        "gru": (flat(grads.parts), partial(gru_operand, arguments, trace.x, trace.deter)),
-        "obs_out": (flat(grads.y), partial(_joined, (trace.deter, arguments.embed, *lower), dtype)),
-        "img_in": (flat(grads.x), partial(img_in_operand, params, arguments, trace.stoch)),
-        "obs_dist": (flat(grads.stats), partial(flat, trace.y)),
+        "gru": (grads.parts, [trace.x, Before(arguments.deter, trace.deter, first)]),
+        "obs_out": (grads.y, [trace.deter, arguments.embed, *lower]),
+        "img_in": (grads.x, [stoch, *action]),
+        "obs_dist": (grads.stats, [trace.y]),
     }
     weights = {"gru_norm_weight": grads.norm_weight.to(dtype), "gru_norm_bias": grads.norm_bias.to(dtype)}
     ddeter = grads.deter
-    del grads, trace
+    del grads, trace, stoch, action
     for waiting in (layers, head):
         for name in list(waiting):
-            grad, operand = waiting.pop(name)
-            weights[f"{name}_weight"], weights[f"{name}_bias"] = core.product(grad.T, operand()), grad.sum(0)
-            del grad, operand
+            columns = getattr(params, f"{name}_weight").shape[1]
+            weights[f"{name}_weight"], weights[f"{name}_bias"] = core.weight_gradient(*waiting.pop(name), columns)
     made = (weights[name] if name in weights else torch.zeros_like(w) for name, w in params._asdict().items())
     return InputGrads(RSSMParams(*made), dembed.to(arguments.embed.dtype), ddeter, dstoch, daction)
-
-
-def _joined(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """``[B, T, ...]`` side by side, ``[B·T, ...]``, each cast on its way."""
-    widths = [x.shape[-1] for x in tensors]
-    out = tensors[0].new_empty(*tensors[0].shape[:-1], sum(widths), dtype=dtype)
-    for part, x in zip(out.split(widths, -1), tensors, strict=True):
-        part.copy_(x)
-    return flat(out)
 
 
 def fake_traces(params: RSSMParams, arguments: ObserveArguments) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
-// b is packed into panels once, then threads share the blocks of rows x panels. A block of rows and one stretch of a panel
-// share the second-level cache; a block whose rows are not operands as they lie, or so far apart that they would fall into
-// the same cache sets, is copied by the thread that multiplies it.
+// b is packed into panels once, then threads share the blocks of rows x vectors of columns. A block of rows and one
+// stretch of a panel share the second-level cache; a block whose rows are not operands as they lie, or so far apart that
+// they would fall into the same cache sets, is copied by the thread that multiplies it.
 
 #include "dense.h"
 
@@ -14,9 +14,9 @@ namespace {
 
 constexpr int64_t kWidest = kWidth<float>;
 constexpr int64_t kBlockRows = 96;
+constexpr int64_t kFewRows = 24;       // a smaller block would not pay for reading b
 constexpr int64_t kBlockNumbers = 96 * 1024;
 constexpr int64_t kDepth = 2048;       // of the sums at a time: so much of b, packed, stays in the third-level cache
-constexpr int64_t kTogether = 64;      // terms summed before they join the total: gradients of weights sum up B·T
 constexpr int64_t kPadBytes = 64;      // between rows of a copy
 constexpr int64_t kCrowdedBytes = 1024;  // rows a multiple of it apart share cache sets
 constexpr int64_t kSumRows = 128;      // rows whose gradients are summed before they join the total
@@ -30,21 +30,26 @@ struct Depth {
 // A product of operands T.
 template <class T>
 struct Layer {
-  static constexpr bool kAsTheyAre = std::is_same_v<T, float>;  // floats are operands already
-
   const DenseArguments& x;
-  int64_t panel_count, depth, block_rows, row_blocks;
+  int64_t panel_count, vectors, depth, row_blocks, block_rows;
   bool copied;  // of a's rows
   int64_t row_stride, copy_size;
 
-  explicit Layer(const DenseArguments& x) : x(x), panel_count(panels(x.n, kColumns<T>)) {
+  explicit Layer(const DenseArguments& x) : x(x), panel_count(panels(x.n, kColumns<T>)), vectors(panels(x.n, kWidest)) {
     depth = x.k < kDepth ? x.k : kDepth;
-    block_rows = depth * kBlockRows > kBlockNumbers ? kBlockNumbers / depth : kBlockRows;
-    row_blocks = panels(x.m, block_rows);
-    copied = !kAsTheyAre || x.a.column_stride != 1 || x.a.row_stride * int64_t(sizeof(float)) % kCrowdedBytes == 0;
+    const int64_t most = depth * kBlockRows > kBlockNumbers ? kBlockNumbers / depth : kBlockRows;
+    row_blocks = panels(x.m, most);
+    const int64_t even = panels(row_blocks, x.threads) * x.threads;  // as many for every thread
+    if (row_blocks > 1 && x.m / even >= kFewRows) row_blocks = even;
+    block_rows = panels(x.m, row_blocks);
+    const bool operands = std::is_same_v<T, float> && x.a.column_stride == 1;
+    copied = !operands || x.a.row_stride * int64_t(sizeof(float)) % kCrowdedBytes == 0;
     row_stride = copied ? padded<T>(depth) + kPadBytes / int64_t(sizeof(Element<T>)) : x.a.row_stride;
     copy_size = copied ? block_rows * row_stride : 0;
   }
+
+  // Between rows of the sums of several parts, which are floats: in the result itself, if that is floats.
+  int64_t total_stride() const { return std::is_same_v<T, float> ? x.out_stride : x.n; }
 
   int64_t workspace() const {
     return (packed_size<T>(depth, x.n) + x.threads * copy_size) * int64_t(sizeof(Element<T>));
@@ -83,12 +88,26 @@ struct Layer {
     }
   }
 
+  // The sums of `count` rows' operands join `totals`; after the last part they are results.
+  void sum_rows(Depth part, const Element<T>* const* rows, int64_t first, int64_t count, float* totals) const {
+    for (int64_t r = 0; r < count; ++r) {
+      Floats sums = {};
+      for (int64_t k = 0; k < part.size(); k += kWidest) {
+        const int64_t left = part.size() - k;
+        sums += left >= kWidest ? load(rows[r] + k) : load(rows[r] + k, left);
+      }
+      float& total = totals[first + r];
+      total = part.begin == 0 ? sum(sums) : total + sum(sums);
+      if (part.end == x.k) static_cast<T*>(x.row_sums)[first + r] = narrow<T>(total);
+    }
+  }
+
   // A tile of sums joins what came `before` (nullptr: there is one part) and, after the last, becomes one of the result.
   void finish(Depth part, float* before, const float* sums, int64_t rows, int64_t columns, int64_t n, T* out) const {
     const bool last = part.end == x.k;
     const T* bias = last && x.bias != nullptr ? static_cast<const T*>(x.bias) + n : nullptr;
-    for (int64_t i = 0; i < rows; ++i, sums += kColumns<T>, out += x.n) {
-      float* so_far = before == nullptr ? nullptr : before + i * x.n;
+    for (int64_t i = 0; i < rows; ++i, sums += kColumns<T>, out += x.out_stride) {
+      float* so_far = before == nullptr ? nullptr : before + i * total_stride();
       for (int64_t c = 0; c < columns; c += kWidest) {
         const int64_t left = columns - c;
         const auto part_of = [&](const auto* from) { return left >= kWidest ? load(from) : load(from, left); };
@@ -105,50 +124,48 @@ struct Layer {
     }
   }
 
-  // sums = `count` rows times one panel of `depth` rows.
-  void multiply_long(const Element<T>* const* rows, int64_t count, int64_t depth, const Element<T>* panel,
-                     int64_t columns, float* sums) const {
-    const Element<T>* from[kBlockRows];
-    for (int64_t k = 0; k == 0 || k < depth; k += kTogether) {
-      for (int64_t r = 0; r < count; ++r) from[r] = rows[r] + k;
-      const Segments part = dense(depth - k < kTogether ? depth - k : kTogether);
-      multiply<T>(from, count, part, panel + panel_size<T>(k), columns, nullptr, k > 0, sums);
-    }
-  }
-
-  // One thread's share of the blocks. `totals` [m, n] holds the sums so far if there are several parts.
-  void multiply_blocks(Depth part, const Element<T>* packed, const Team& team, Element<T>* copy, float* totals) const {
+  // One thread's share: of every block of rows all vectors of columns, or some. `totals` [m, n] holds the sums so far if
+  // there are several parts, `row_totals` [m] those of the rows.
+  void multiply_blocks(Depth part, const Element<T>* packed, const Team& team, Element<T>* copy, float* totals,
+                       float* row_totals) const {
+    constexpr int64_t panel_vectors = kColumns<T> / kWidest;
     alignas(64) float sums[kBlockRows * kColumns<T>];
     const Element<T>* rows[kBlockRows];
-    int64_t in_rows = -1;
-    const Range blocks = share(row_blocks * panel_count, team);
-    for (int64_t i = blocks.begin; i < blocks.end; ++i) {
-      const int64_t block = i / panel_count, first = block * block_rows;
-      const int64_t count = x.m - first < block_rows ? x.m - first : block_rows;
-      if (block != in_rows) {
-        if (copied) copy_rows(part, first, count, copy);
-        const auto* from = copied ? copy : static_cast<const Element<T>*>(x.a.data) + first * row_stride + part.begin;
-        for (int64_t r = 0; r < count; ++r) rows[r] = from + r * row_stride;
-        in_rows = block;
+    const Range own = share(row_blocks * vectors, team);
+    for (int64_t i = own.begin; i < own.end;) {
+      const int64_t block = i / vectors, begin = i % vectors;
+      const int64_t end = begin + own.end - i < vectors ? begin + own.end - i : vectors;
+      const int64_t first = x.m * block / row_blocks, count = x.m * (block + 1) / row_blocks - first;
+      if (copied) copy_rows(part, first, count, copy);
+      const auto* from = copied ? copy : static_cast<const Element<T>*>(x.a.data) + first * row_stride + part.begin;
+      for (int64_t r = 0; r < count; ++r) rows[r] = from + r * row_stride;
+      if (x.row_sums != nullptr && begin == 0) sum_rows(part, rows, first, count, row_totals);
+      for (int64_t v = begin; v < end;) {
+        const int64_t next = v / panel_vectors * panel_vectors + panel_vectors, last = next < end ? next : end;
+        const int64_t n = v * kWidest, columns = (last * kWidest < x.n ? last * kWidest : x.n) - n;
+        const Element<T>* panel = packed + v / panel_vectors * panel_size<T>(part.size());
+        multiply<T>(rows, count, part.size(), panel + v % panel_vectors * kWidest * kPair<T>, columns, nullptr, kFewTerms,
+                    false, sums);
+        finish(part, totals == nullptr ? nullptr : totals + first * total_stride() + n, sums, count, columns, n,
+               static_cast<T*>(x.out) + first * x.out_stride + n);
+        v = last;
       }
-      const int64_t p = i % panel_count, n = p * kColumns<T>, at = first * x.n + n;
-      const int64_t columns = x.n - n < kColumns<T> ? x.n - n : kColumns<T>;
-      const Element<T>* panel = packed + p * panel_size<T>(part.size());
-      multiply_long(rows, count, part.size(), panel, columns, sums);
-      finish(part, totals == nullptr ? nullptr : totals + at, sums, count, columns, n, static_cast<T*>(x.out) + at);
+      i += end - begin;
     }
   }
 };
 
-// Sums of several parts of the depth are floats: in the result itself, if that is floats.
+// Floats for the sums of several parts of the depth, those of the rows first.
+int64_t row_totals(const DenseArguments& x) { return x.row_sums != nullptr ? x.m : 0; }
+
 template <class T>
-int64_t totals_size(const DenseArguments& x) {
-  return x.k > kDepth && !std::is_same_v<T, float> ? x.m * x.n * int64_t(sizeof(float)) : 0;
+int64_t totals(const DenseArguments& x) {
+  return x.k > kDepth && !std::is_same_v<T, float> ? x.m * x.n : 0;
 }
 
 template <class T>
 int64_t workspace(const DenseArguments& x) {
-  return Layer<T>(x).workspace() + totals_size<T>(x);
+  return Layer<T>(x).workspace() + (row_totals(x) + totals<T>(x)) * int64_t(sizeof(float));
 }
 
 template <class T>
@@ -156,11 +173,12 @@ void run(const DenseArguments& x, void* memory) {
   const Layer<T> layer(x);
   Element<T>* packed = static_cast<Element<T>*>(memory);
   Element<T>* copies = packed + packed_size<T>(layer.depth, x.n);
-  float* totals = nullptr;
+  float* of_rows = reinterpret_cast<float*>(static_cast<char*>(memory) + layer.workspace());
+  float* so_far = nullptr;
   if constexpr (std::is_same_v<T, float>) {
-    totals = static_cast<float*>(x.out);
+    so_far = static_cast<float*>(x.out);
   } else if (x.k > kDepth) {
-    totals = reinterpret_cast<float*>(static_cast<char*>(memory) + layer.workspace());
+    so_far = of_rows + row_totals(x);
   }
   run_team(x.threads, [&](const Team& team) {
     const Range own = share(layer.panel_count, team);
@@ -170,7 +188,7 @@ void run(const DenseArguments& x, void* memory) {
       if (k > 0) team.barrier();  // nobody reads the part before
       pack(b, part.size(), x.n, own.begin, own.end, packed);
       team.barrier();
-      layer.multiply_blocks(part, packed, team, copies + team.rank * layer.copy_size, totals);
+      layer.multiply_blocks(part, packed, team, copies + team.rank * layer.copy_size, so_far, of_rows);
     }
   });
 }

@@ -16,12 +16,13 @@ struct Operand {
   int64_t row_stride, column_stride;  // in elements
 };
 
-// a is floats, b, bias and out are T = float or Bf16, to which a is rounded on the way.
+// a is floats, b, bias, out and row_sums are T = float or Bf16, to which a is rounded on the way.
 struct DenseArguments {
   Operand a, b;
-  const void* bias;  // [n], or nullptr
-  void* out;         // [m, n], contiguous
-  int64_t m, n, k;
+  const void* bias;    // [n], or nullptr
+  void* out;           // [m, n], rows out_stride apart
+  void* row_sums;      // [m], the sum of every row of a, or nullptr
+  int64_t m, n, k, out_stride;
   bool elu;
   int threads;  // usable_threads' answer
 };

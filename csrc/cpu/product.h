@@ -5,7 +5,7 @@
 // The right operand is packed once into panels of kColumns columns, so that the inner loop reads memory in order: a tile
 // of kRows rows by a panel keeps its sums in registers, loads the panel's row k once and broadcasts a[m, k] to it. The sum
 // over k runs in one order, so that a result depends neither on how rows are grouped nor on the number of threads. It is
-// a sum of sums of kTerms terms: a float that takes up thousands of terms one after the other loses twice as much to
+// a sum of sums of some terms: a float that takes up thousands of terms one after the other loses twice as much to
 // rounding as MKL does. It lands in a buffer in the first-level cache, where the caller adds bias, activation and
 // whatever else follows.
 //
@@ -45,9 +45,9 @@ constexpr int kTileVectors = 2, kTileRows = 6, kNarrowRows = 6;
 constexpr int kTileVectors = 2, kTileRows = 4, kNarrowRows = 4;
 #endif
 
-// Terms that are summed before they join the total, about. All rows read the same stretch of a panel so often that it
-// stays in the second-level cache.
-constexpr int64_t kTerms = 256;
+// Terms that are summed before they join the total, about: a stretch. All rows read the same stretch of a panel so often
+// that it stays in a cache, the second-level one or, if it is short, the first-level one; the next is fetched meanwhile.
+constexpr int64_t kTerms = 256, kFewTerms = 64;
 
 struct Segments {
   int64_t segments, length, stride;
@@ -287,7 +287,7 @@ inline void tile(const Element<T>* const* a, const Segments& shape, const Elemen
   for (int64_t s = 0; s < shape.segments; ++s) {
     for (int64_t k = 0; k < shape.length; k += kPair<T>, panel += step) {
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) __builtin_prefetch(panel + ahead + v * width * kPair<T>, 0, 2);
+      for (int v = 0; v < Vectors; ++v) __builtin_prefetch(panel + ahead + v * width * kPair<T>, 0, 3);
 #pragma GCC unroll 8
       for (int i = 0; i < Count; ++i) {
         const auto value = broadcast<T>(row[i] + k);
@@ -357,26 +357,21 @@ inline void multiply_stretch(const Element<T>* const* a, int64_t m, int64_t offs
   }
 }
 
-// out[m, kColumns] (+)= rows of a · one packed panel, of which `columns` are wanted: others may hold anything.
+// out[m, kColumns] (+)= rows of a · one packed panel, of which `columns` are wanted: others may hold anything. About
+// `terms` are summed before they join the total.
 //
 // `next` is the panel that this thread multiplies by afterwards, or nullptr: it is fetched meanwhile.
 template <class T>
-inline void multiply(const Element<T>* const* a, int64_t m, const Segments& shape, const Element<T>* panel,
-                     int64_t columns, const Element<T>* next, bool accumulate, Wide<T>* out) {
-  // Long segments in stretches of kTerms; short ones several at a time.
-  const int64_t length = shape.length > kTerms ? kTerms : shape.length;
-  const int64_t together = length == shape.length && length > 0 ? (kTerms + length - 1) / length : 1;
-  const Element<T>* const end = panel + shape.segments * panel_size<T>(shape.length);
-  if (shape.length == 0) multiply_stretch<T>(a, m, 0, {0, 0, 0}, panel, columns, nullptr, accumulate, out);
-  for (int64_t s = 0; s < shape.segments; s += together) {
-    const int64_t segments = shape.segments - s < together ? shape.segments - s : together;
-    for (int64_t k = 0; k < shape.length; k += length) {
-      const Segments part{segments, shape.length - k < length ? shape.length - k : length, shape.stride};
-      const Element<T>* then = panel + segments * panel_size<T>(part.length);
-      multiply_stretch<T>(a, m, s * shape.stride + k, part, panel, columns, then < end ? then : next, accumulate, out);
-      panel = then;
-      accumulate = true;
-    }
+inline void multiply(const Element<T>* const* a, int64_t m, int64_t depth, const Element<T>* panel, int64_t columns,
+                     const Element<T>* next, int64_t terms, bool accumulate, Wide<T>* out) {
+  const int64_t stretches = depth > terms ? panels(depth, terms) : 1;
+  const int64_t length = depth > 0 ? padded<T>(panels(depth, stretches)) : 1;
+  for (int64_t k = 0; k == 0 || k < depth; k += length) {
+    const int64_t part = depth - k < length ? depth - k : length;
+    const Element<T>* then = panel + panel_size<T>(part);
+    multiply_stretch<T>(a, m, k, dense(part), panel, columns, k + part < depth ? then : next, accumulate, out);
+    panel = then;
+    accumulate = true;
   }
 }
 

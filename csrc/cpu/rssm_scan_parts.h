@@ -15,6 +15,9 @@ namespace {
 // Rows that a product takes at a time: their sums with one panel fill a third of the first-level cache.
 constexpr int64_t kBlockRows = 64;
 
+// Floats of so many terms come from memory rather than a cache: short stretches, the next fetched meanwhile, are faster.
+constexpr int64_t kDeep = 1024;
+
 // Gives out pieces of one block of memory. Without one it only counts.
 struct Arena {
   char* memory;
@@ -120,20 +123,22 @@ struct Packed {
       const int64_t from = start < mine.begin * width ? mine.begin * width : start;
       const int64_t until = start + wide < mine.end * width ? start + wide : mine.end * width;
       const Element<T>* packed = data + panel * panel_size<T>(depth) + (from - start) * kPair<T>;
-      multiply_panel(packed, a, from, (until < columns ? until : columns) - from, finish);
+      const Element<T>* next = i + 1 < count ? data + (reverse ? panel - 1 : panel + 1) * panel_size<T>(depth) : nullptr;
+      multiply_panel(packed, a, from, (until < columns ? until : columns) - from, next, finish);
     }
   }
 
   template <class Finish>
   void multiply_panel(const Element<T>* packed, const Operands<T>& a, int64_t from, int64_t count,
-                      const Finish& finish) const {
+                      const Element<T>* next, const Finish& finish) const {
     alignas(64) Wide<T> sums[kBlockRows * kColumns<T>];
     const Element<T>* rows[kBlockRows];
     const int64_t blocks = (a.rows + kBlockRows - 1) / kBlockRows;
+    const int64_t terms = sizeof(T) == 4 && depth >= kDeep ? kFewTerms : kTerms;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t begin = a.rows * block / blocks, size = a.rows * (block + 1) / blocks - begin;
       for (int64_t i = 0; i < size; ++i) rows[i] = a[begin + i];
-      apv_fast::APV_FAST_ISA::multiply<T>(rows, size, dense(depth), packed, count, nullptr, false, sums);
+      apv_fast::APV_FAST_ISA::multiply<T>(rows, size, depth, packed, count, next, terms, false, sums);
       for (int64_t i = 0; i < size; ++i) finish(begin + i, from, count, sums + i * kColumns<T>);
     }
   }
