@@ -23,6 +23,7 @@ from apv_fast.data.sources import ClipOptions, SourceError, open_source
 from apv_fast.data.store_format import INDEX_FILE, shard_file
 from tests.played import Played
 from tests.samples import make_episode, small_files
+from tests.test_source_datasets import write_hdf5, write_lerobot
 from tests.video_files import numbers, plain, write_video
 
 COUNT = 60  # videos in the large folder
@@ -245,6 +246,25 @@ def test_adding_and_changing_sources(tmp_path: Path, capsys: pytest.CaptureFixtu
     (skipped,) = map(json.loads, (out / SKIPPED).read_text().splitlines())
     assert skipped["name"] == "videos/a.mp4" and "has changed since it was ingested" in skipped["reason"]
     assert "1 sources skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "lerobot"])
+def test_another_camera_is_another_video_of_the_episode(kind: str, tmp_path: Path) -> None:
+    """Also where the first try named none."""
+    cameras, out = ("agentview_image", "wrist_image"), tmp_path / "store"
+    (tmp_path / "robot").mkdir()
+    if kind == "hdf5":
+        path = write_hdf5(tmp_path / "robot" / "lift.hdf5", ("agentview", "wrist"), 2)
+    else:
+        path = write_lerobot(tmp_path / "robot" / "lift", [3, 4], cameras=cameras)
+    with pytest.raises(SourceError, match=r"choose one of several with apv-fast ingest --camera"):
+        ingest(IngestConfig((path,), out, workers=1))
+    for camera in cameras:
+        ingest(IngestConfig((path,), out, workers=1, camera=camera))
+    store = VideoStore(out)
+    views = {episode.name: (episode.source["episode"], episode.camera) for episode in store}
+    assert len(views) == len(set(views.values())) == 4
+    assert len({episode for episode, _ in views.values()}) == 2
 
 
 def test_torn_list_of_skipped_sources(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ cheap) and reading (frames) are apart, so that reading can be done ahead and a c
 
 Some episodes may be held out for validation. Each episode's frames decide that alone (by a hash), so it depends neither
 on the seed nor on names, order and what else there is, stays as it is when videos are added, and neither the same
-video twice nor two views of an episode that ``apv-fast collect`` filmed are ever on both sides.
+video twice nor, in one source, two views of an episode are ever on both sides, where it is known that they are (of
+``apv-fast collect``, LeRobot and HDF5).
 
 Limits: frames are 64×64×3; one thread draws (several may read).
 """

@@ -35,7 +35,7 @@ def open_source(path: Path, options: ClipOptions) -> list[Source]:
         raise SourceError(path, "path", "does not exist")
     name = path.resolve().name
     if path.is_file():
-        found = _file(path, name)
+        found = _file(path, name, options)
         if found is None:
             raise SourceError(path, "file", f"{path.suffix or 'no suffix'} is not known; what can be read: {READABLE}")
         return [found]
@@ -61,7 +61,7 @@ def _folder(path: Path, name: str, options: ClipOptions, others: Counter[str], s
         kinds = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
     files = natural_order(file for file, folder in kinds.items() if not folder)
     pictures = tuple(file for file in files if Path(file).suffix.lower() in images.EXTENSIONS)
-    found = [source for file in files if (source := _file(path / file, f"{name}/{file}"))]
+    found = [source for file in files if (source := _file(path / file, f"{name}/{file}", options))]
     if len(pictures) > 1 and not found:
         found = [FrameFolder(name, path, pictures)]
     elif not found:
@@ -71,7 +71,7 @@ def _folder(path: Path, name: str, options: ClipOptions, others: Counter[str], s
         yield from _folder(path / folder, f"{name}/{folder}", options, others, seen)
 
 
-def _file(path: Path, name: str) -> Source | None:
+def _file(path: Path, name: str, options: ClipOptions) -> Source | None:
     suffix = path.suffix.lower()
     if suffix in video.EXTENSIONS:
         return VideoFile(name, path)
@@ -79,5 +79,5 @@ def _file(path: Path, name: str) -> Source | None:
         return EpisodeFile(name, path)
     if suffix in hdf5.EXTENSIONS:
         hdf5.h5py()  # a worker that misses it would skip the file
-        return Hdf5File(name, path)
+        return Hdf5File(f"{name}/{options.camera}" if options.camera else name, path)
     return None

@@ -19,7 +19,7 @@ _SUFFIX = "_image"
 
 @dataclass(frozen=True)
 class Hdf5File(Source):
-    """One file; every demonstration is a video."""
+    """One file; every demonstration is a video. If a camera was chosen, that is the end of the name."""
 
     def clips(self, options: ClipOptions) -> Iterator[Clip]:
         """See :class:`Source`."""
@@ -33,6 +33,7 @@ class Hdf5File(Source):
                 frames = _frames(observations[camera], fps, options)
                 clip = Clip(f"{self.name}/{demo}", frames, (options.fps or fps) if fps else None)
                 clip.camera = camera.removesuffix(_SUFFIX)
+                clip.episode = f"{self.name.removesuffix(f'/{options.camera}')}/{demo}"
                 yield from cut(clip, options.max_frames)
 
     def _choose_camera(self, demo: str, observations: Any, wanted: str | None) -> str:

@@ -51,8 +51,7 @@ class LeRobotVideo(Source):
                 for _ in timed.until(episode.begin_s - half):
                     pass
                 own = self._counted(timed.until(episode.end_s - half), episode)
-                clip = Clip(_clip_name(self, episode.index), decoder.frames(own, options), options.fps or self.fps)
-                clip.camera = self.camera
+                clip = _clip(self, episode.index, decoder.frames(own, options), options)
                 yield from cut(clip, options.max_frames)
 
     def _counted(self, timed: Iterator[tuple[float, _Frame]], episode: Episode) -> Iterator[tuple[float, _Frame]]:
@@ -77,8 +76,7 @@ class LeRobotPictures(Source):
         for index, rows in itertools.groupby(self._rows(), key=operator.itemgetter(0)):
             timed = ((number / self.fps, picture) for number, (_, picture) in enumerate(rows))
             chosen = resample(timed, options.fps, 1 / self.fps) if options.fps else (one for _, one in timed)
-            clip = Clip(_clip_name(self, index), (_decode(one, options) for one in chosen), options.fps or self.fps)
-            clip.camera = self.camera
+            clip = _clip(self, index, (_decode(one, options) for one in chosen), options)
             yield from cut(clip, options.max_frames)
 
     def _rows(self) -> Iterator[tuple[int, bytes]]:
@@ -184,8 +182,13 @@ def _source(path: Path, name: str, camera: str, fps: float, kind: str, rows: lis
     return LeRobotVideo(own, path, name, camera, fps, tuple(sorted(episodes, key=lambda one: one.begin_s)))
 
 
-def _clip_name(source: LeRobotVideo | LeRobotPictures, index: int) -> str:
-    return f"{source.dataset}/{source.camera}/episode_{index:06d}"
+def _clip(
+    source: LeRobotVideo | LeRobotPictures, index: int, frames: Iterator[np.ndarray], options: ClipOptions
+) -> Clip:
+    name = f"episode_{index:06d}"
+    episode = f"{source.dataset}/{name}"
+    fps = options.fps or source.fps
+    return Clip(f"{source.dataset}/{source.camera}/{name}", frames, fps, source.camera, episode=episode)
 
 
 def _decode(data: bytes, options: ClipOptions) -> np.ndarray:
