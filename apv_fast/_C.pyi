@@ -196,6 +196,7 @@ class FilterStep:
         self,
         *,
         layers: Sequence[tuple[int, int, int]],
+        rows: int,
         head: tuple[int, int, int],
         actions: int,
         one_hot: bool,

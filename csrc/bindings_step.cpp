@@ -55,6 +55,8 @@ void set_weights(StepModel& m, Addresses weights) {
   set_layer(fields, "img_dist", m.prior.dist);
   set_layer(fields, "obs_out", m.post.hidden);
   set_layer(fields, "obs_dist", m.post.dist);
+  fields.set("img_in_rows", m.img_in_rows);
+  fields.set("obs_out_rows", m.obs_out_rows);
   fields.done();
 }
 
@@ -98,13 +100,15 @@ class FilterStep {
     }
   }
 
-  // Hidden layers and the head of an actor.
-  void add_actor(const std::vector<Layer>& layers, const Layer& head, int64_t actions, bool one_hot, double min_std) {
+  // Hidden layers and the head of an actor; `rows` may be 0, see StepProblem::actor_rows.
+  void add_actor(const std::vector<Layer>& layers, uintptr_t rows, const Layer& head, int64_t actions, bool one_hot,
+                 double min_std) {
     if (layers.empty() || layers.size() > size_t(kMostLayers)) {
       throw std::invalid_argument("step: an actor must have 1 to 16 hidden layers");
     }
     problem_.layers = int64_t(layers.size());
     for (size_t l = 0; l < layers.size(); ++l) problem_.layer[l] = layer_of(layers[l]);
+    problem_.actor_rows = reinterpret_cast<const void*>(rows);
     problem_.head = layer_of(head);
     problem_.actions = actions;
     problem_.one_hot_actions = one_hot;
@@ -140,8 +144,8 @@ void bind_step(pybind11::module_& module) {
                     std::string>(),
            py::kw_only(), py::arg("sizes"), py::arg("latent_min_std"), py::arg("weights"), py::arg("dtype"),
            py::arg("isa"))
-      .def("add_actor", &FilterStep::add_actor, "Weight, bias and units of every layer.", py::kw_only(),
-           py::arg("layers"), py::arg("head"), py::arg("actions"), py::arg("one_hot"), py::arg("min_std"))
+      .def("add_actor", &FilterStep::add_actor, "Weight, bias and units of every layer; the first one's columns for stoch, turned, or 0.",
+           py::kw_only(), py::arg("layers"), py::arg("rows"), py::arg("head"), py::arg("actions"), py::arg("one_hot"), py::arg("min_std"))
       .def("run", &FilterStep::run, py::call_guard<py::gil_scoped_release>(),
            "Addresses or 0, a model: deter, stoch, action, embed, then the new deter; stoch, stats, noise and its seed "
            "of the posterior, and of the prior. Of the actor: noise, its seed, the action.",

@@ -138,17 +138,43 @@ def test_bfloat16(backend: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert 1e-4 < allowed < 0.1 and error <= 2 * allowed, f"{error:.2e}, PyTorch {allowed:.2e}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_weights_that_changed_in_place_count(backend: str, dtype: torch.dtype) -> None:
+def test_bfloat16_with_one_hots(backend: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where rounding has changed no sample."""
+    monkeypatch.setenv("APV_FAST_CPU_ISA", isa)
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "concat": True}
+    modules, wide = make(**options), make(concat=True)
+    policy, plain = policies(modules, backend, concat=True)
+    precise = ModulePolicy(*wide, concat_embed=True)
+    found = []
+    for _ in range(20):
+        start = begin(modules[0], 1)
+        of = ((precise, "reference"), (policy, backend), (plain, "reference"))
+        exact, got, expected = (play(each, on, start, steps=1) for each, on in of)
+        samples = [torch.cat([state["stoch"].flatten() for state in result[0][0]]) for result in (exact, got, expected)]
+        if torch.equal(samples[0], samples[1]) and torch.equal(samples[0], samples[2]):
+            found.append([errors(each, exact).square().mean() for each in (got, expected)])
+    assert len(found) >= 5
+    error, allowed = torch.tensor(found).mean(0).sqrt()
+    assert 1e-4 < allowed < 0.1 and error <= 2 * allowed, f"{error:.2e}, PyTorch {allowed:.2e}"
+
+
+@pytest.mark.parametrize(
+    ("latent", "dtype"),
+    [(0, torch.float32), (0, torch.bfloat16), (4, torch.float32)],
+    ids=["float32", "bfloat16", "one-hot float32"],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_that_changed_in_place_count(backend: str, latent: int, dtype: torch.dtype) -> None:
     """After a step of the optimiser, after loading a checkpoint, and after an assignment of new parameters."""
     torch.manual_seed(0)
-    modules = make(latent=0, dtype=dtype)
+    modules = make(latent=latent, dtype=dtype)
     policy, plain = policies(modules, backend)
     start = begin(modules[0], 2)
     weights = [w for module in (*modules[0], modules[1]) for w in module.parameters()]
     optimizer = KerasAdam(weights, 0.1, backend=backend)
-    other = make(latent=0, dtype=dtype)
+    other = make(latent=latent, dtype=dtype)
     for module in (*other[0], other[1]):
         change(module)
 

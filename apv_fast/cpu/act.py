@@ -1,9 +1,10 @@
 """The policy in C++: a step of filtering with one RSSM or two and the actor's choice in one call, ``csrc/cpu/step.h``.
 
-Weights in float32 are read where they are. For products in bfloat16 they are cast once after every change of a weight:
-PyTorch counts the changes in place of each tensor, which one step compares with the counts of the last cast. Limits:
-whoever changes a weight behind PyTorch's back (``x.data``, an address) must count it, by
-``torch.autograd.graph.increment_version``; submodules must not be replaced.
+Weights in float32 are read where they are. After every change of a weight the columns that see one-hot latents, of
+which a step looks up a few, are turned once, and for products in bfloat16 all weights are cast: PyTorch counts the
+changes in place of each tensor, which one step compares with the counts of the last time. Limits: whoever changes a
+weight behind PyTorch's back (``x.data``, an address) must count it, by ``torch.autograd.graph.increment_version``;
+submodules must not be replaced.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ from apv_fast.structure import Latent, RSSMParams, State, state_dtype, state_of
 _CPU = torch.device("cpu")
 _version = attrgetter("_version")
 _Key = tuple[list[int], list[int]]  # of each weight, its address and PyTorch's count of its changes in place
+
+
+def _rows(weight: Tensor, column: int, latent: Latent) -> Tensor | None:
+    """A weight's columns from ``column`` on that see one-hot latents, turned; None: there are no one-hots."""
+    width = latent.stoch * latent.discrete
+    return weight[:, column : column + width].T.contiguous() if width else None
 
 
 class CpuPolicy:
@@ -58,10 +65,13 @@ class CpuPolicy:
             params = RSSMParams(*(w.contiguous() for w in model.params()))
             below = stacked and model is upper
             embed = 0 if below and not self.concat_embed else lower.embed_dim
-            models.append(Model(params, model.latent, model.action_dim, embed, below))
+            img_in = _rows(params.img_in_weight, 0, model.latent)
+            obs_out = _rows(params.obs_out_weight, model.deter + embed, lower.latent) if below else None
+            models.append(Model(params, model.latent, model.action_dim, embed, below, img_in, obs_out))
         actor = joined_heads(self.actor.params())
+        rows = _rows(actor[0][0], 0, upper.latent)
         discrete, min_std = self.actor.std is None, self.actor.min_std
-        return Filter(models, actor, post=True, prior=False, discrete=discrete, min_std=min_std)
+        return Filter(models, actor, actor_rows=rows, post=True, prior=False, discrete=discrete, min_std=min_std)
 
     def __call__(
         self,

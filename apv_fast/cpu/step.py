@@ -32,6 +32,9 @@ class Model(NamedTuple):
     actions: int  # A
     embed: int  # E, what it sees of the observation
     sees_below: bool = False  # behind that, the features of the model before
+    # The columns that see one-hot latents, turned: what is not zero is looked up there. None: it is multiplied.
+    img_in_rows: Tensor | None = None  # [L, H], its own latents
+    obs_out_rows: Tensor | None = None  # [L', H], those of the model before
 
 
 class Inputs(NamedTuple):
@@ -68,6 +71,7 @@ class Filter:
     Args:
         models: weights of one dtype, whose memory must stay where it is.
         actor: contiguous weights of that dtype, its two heads in one: see :func:`joined_heads`.
+        actor_rows: the columns of its first layer that see one-hot latents, turned ``[L, U]``.
         post, prior: which distributions are wanted.
         discrete: one-hot actions.
         min_std: of the actor.
@@ -78,21 +82,18 @@ class Filter:
         models: Sequence[Model],
         actor: tuple[tuple[Tensor, ...], Tensor, Tensor] | None = None,
         *,
+        actor_rows: Tensor | None = None,
         post: bool,
         prior: bool,
         discrete: bool = False,
         min_std: float = 0.0,
     ) -> None:
-        self.models, self.post, self.prior, self.actor = list(models), post, prior, actor
+        self.models, self.post, self.prior, self.actor, self.actor_rows = list(models), post, prior, actor, actor_rows
         self.actions = 0
-        unwanted = ("obs",) * (not post) + ("img_out", "img_dist") * (not prior)
         self._step = _C.FilterStep(
             sizes=[self._sizes(model) for model in models],
             latent_min_std=[model.latent.min_std for model in models],
-            weights=[
-                {n: w.data_ptr() for n, w in model.params._asdict().items() if not n.startswith(unwanted)}
-                for model in models
-            ],
+            weights=[self._weights(model) for model in models],
             dtype=name_of(models[0].params.gru_weight.dtype),
             isa=isa(),
         )
@@ -102,6 +103,7 @@ class Filter:
             self.actions = len(bias) if discrete else len(bias) // 2
             self._step.add_actor(
                 layers=[(w.data_ptr(), b.data_ptr(), len(b)) for w, b in pairs],
+                rows=address(actor_rows),
                 head=(weight.data_ptr(), bias.data_ptr(), len(bias)),
                 actions=self.actions,
                 one_hot=discrete,
@@ -121,6 +123,13 @@ class Filter:
             "embed": model.embed,
             "sees_below": model.sees_below,
         }
+
+    def _weights(self, model: Model) -> dict[str, int]:
+        """Addresses."""
+        unwanted = ("obs",) * (not self.post) + ("img_out", "img_dist") * (not self.prior)
+        found = {name: w.data_ptr() for name, w in model.params._asdict().items() if not name.startswith(unwanted)}
+        rows = {"img_in_rows": model.img_in_rows, "obs_out_rows": model.obs_out_rows}
+        return found | {name: w.data_ptr() for name, w in rows.items() if w is not None}
 
     def _outputs(self, x: Inputs) -> Outputs:
         def head(wanted: bool) -> tuple[Tensor | None, Tensor | None]:

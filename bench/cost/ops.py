@@ -12,9 +12,6 @@ from bench.cost.machine import Machine
 from bench.cost.scan import Scan, observe, prior_head, stacked
 from bench.cost.work import BYTES, Floor, Work, pointwise, product, total
 
-LINE = 64  # bytes of a CPU's cache line
-ACTION_PAD = 50  # columns of img_in for actions
-
 Shape = Mapping[str, int]
 Parts = Callable[[Shape, str, bool, Machine], list[Work]]  # shape, dtype, with the backward pass?
 
@@ -47,20 +44,17 @@ def _one_step(scan: Scan) -> Scan:
 def _policy(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
     """One posterior step of a stack, without priors, and the actor: every weight is read once.
 
-    Of img_in, the rows that one-hots pick. A CPU reads PyTorch's layout, where they are columns: a cache line a number,
-    or all of the matrix.
+    Of what sees one-hots, the numbers that they pick.
     """
+    lower = Scan.of({**shape, "A": 0, "T": 1}, dtype)
+    upper = Scan.of({**shape, "E": updates.feat(shape), "T": 1}, dtype)
     parts: list[Work] = []
-    for scan in (
-        Scan.of({**shape, "A": 0, "T": 1}, dtype),
-        Scan.of({**shape, "E": updates.feat(shape), "T": 1}, dtype),
-    ):
-        size, picked = BYTES[dtype], (scan.B * scan.S + scan.A) * scan.H
-        whole = scan.H * (scan.L + ACTION_PAD) * size
-        parts.append(Work("x", hbm=min(picked * LINE, whole) if machine.cached else picked * size))
-        widths = ((scan.H + scan.D, 3 * scan.D), (scan.D + scan.E, scan.H), (scan.H, scan.M))
+    for scan, seen in ((lower, lower.E), (upper, upper.D)):  # the upper one sees the lower one's deter and one-hots
+        widths = ((scan.H + scan.D, 3 * scan.D), (scan.D + seen, scan.H), (scan.H, scan.M))
         parts += [product("step", scan.B, width, out, dtype) for width, out in widths]
-    return parts + updates.head("actor", shape["B"], updates.feat(shape), 2 * shape["A"], dtype)
+    rows = lower.S * (lower.H + upper.H + upper.H) + upper.A * upper.H + upper.S * updates.UNITS_HEAD
+    parts.append(Work("one-hots", hbm=lower.B * rows * BYTES[dtype]))
+    return parts + updates.head("actor", shape["B"], upper.D, 2 * shape["A"], dtype)
 
 
 def _image_encoder(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:

@@ -29,11 +29,16 @@ struct StepHead {
 };
 
 // D deter, H hidden, S·C stoch and discrete (C = 0: Gaussian). Contiguous; operands' dtype but for what is "wide".
+//
+// Columns that see one-hots may be given once more, turned ("rows of"): what is not zero is then looked up, and the
+// weight is read without them. Null: it is read as a whole.
 struct StepModel {
   int64_t deter, hidden, stoch, discrete, inputs, actions, embed;  // inputs: columns of img_in's weight
   bool sees_below;  // the posterior sees [embed, stoch and deter of the model before]
   double min_std;
   LayerWeights img_in, gru;
+  const void* img_in_rows;   // [L, H], of img_in's columns for z
+  const void* obs_out_rows;  // [L', H], of the posterior's columns for the z of the model before, L' wide
   const void *norm_weight, *norm_bias;
   const void *before_deter, *before_stoch, *action;  // wide: [B, D], [B, L], [B, A]
   const void* given_embed;                           // [B, E]
@@ -52,6 +57,7 @@ struct StepProblem {
   // An actor on the features of the last model's posterior; no layers: none. The mode without noise.
   int64_t layers, actions;
   LayerWeights layer[kMostLayers], head;
+  const void* actor_rows;  // [L, U], of the first layer's columns for z
   bool one_hot_actions;
   double min_std;
   NoiseSource action_noise;  // wide: [B, A]

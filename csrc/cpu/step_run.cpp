@@ -8,33 +8,93 @@ namespace apv_fast {
 namespace APV_FAST_ISA {
 namespace {
 
-// A layer out = W in + b, and memory for it.
+// Numbers [B, width] of which few are not zero: those, and where they are.
+template <class T>
+struct Sparse {
+  using Real = Wide<T>;
+
+  int64_t width;
+  Real* values;
+  int32_t *places, *counts;
+
+  Sparse(Arena& arena, int64_t rows, int64_t width)
+      : width(width),
+        values(arena.take<Real>(rows * (width + 1))),
+        places(arena.take<int32_t>(rows * (width + 1))),
+        counts(arena.take<int32_t>(rows)) {}
+
+  // From row i, or from zeros if that is null.
+  void fill(int64_t i, const Real* from) const {
+    Real* to = values + i * (width + 1);
+    int32_t* at = places + i * (width + 1);
+    int32_t count = 0;
+    for (int64_t l = 0; l < width && from != nullptr; ++l) {
+      to[count] = from[l];
+      at[count] = int32_t(l);
+      count += from[l] != 0;
+    }
+    for (int32_t c = 0; c < count; ++c) to[c] = widen(narrow<T>(to[c]));
+    counts[i] = count;
+  }
+
+  // x plus row i times the columns from `column` on, up to `left`, of rows [width, units].
+  Vector<Real> add(int64_t i, const T* rows, int64_t units, int64_t column, int64_t left, Vector<Real> x) const {
+    const Real* value = values + i * (width + 1);
+    const int32_t* at = places + i * (width + 1);
+    for (int32_t c = 0; c < counts[i]; ++c) x += value[c] * load_some(rows + at[c] * units + column, left);
+    return x;
+  }
+};
+
+// A layer out = W in + b, and memory for it. Some of its columns may be given turned, [latents, units], from column
+// `begin` on: those numbers of the input are in `sparse`, and `in` holds zeros there.
 template <class T>
 struct FewRows {
   using Real = Wide<T>;
 
   LayerWeights layer;
   Operands<T> in;
-  int64_t depth;
-  Real* sums;  // [B, units]
+  int64_t depth, begin;
+  const T* turned;  // or null
+  Sparse<T> sparse;
+  Real *sums, *more;  // [B, units], of the columns before `begin` and behind the turned ones
 
-  FewRows(Arena& arena, const LayerWeights& layer, int64_t rows, int64_t depth)
+  FewRows(Arena& arena, const LayerWeights& layer, int64_t rows, int64_t depth, const void* turned = nullptr,
+          int64_t begin = 0, int64_t latents = 0)
       : layer(layer),
         in(arena, layer.weight ? rows : 0, depth),
         depth(depth),
-        sums(arena.take<Real>(in.rows * layer.units)) {}
+        begin(turned ? begin : depth),
+        turned(static_cast<const T*>(turned)),
+        sparse(arena, turned ? rows : 0, turned ? latents : 0),
+        sums(arena.take<Real>(in.rows * layer.units)),
+        more(arena.take<Real>(turned ? in.rows * layer.units : 0)) {}
+
+  // Latents `from` (null: zeros), of row i, at their column.
+  void fill_latents(int64_t i, int64_t column, const Real* from, int64_t width) const {
+    if (turned != nullptr) return sparse.fill(i, from);
+    if (from != nullptr) to_operands<T>(from, width, in[i] + column);
+  }
+
+  // Columns [first, last) into `to`.
+  void multiply(int64_t first, int64_t last, const Range& units, Real* to) const {
+    few_rows<T>(in.data + first, in.stride, in.rows, static_cast<const T*>(layer.weight) + first, depth, last - first,
+                units.begin, units.end, to, layer.units);
+  }
 
   // Calls put(row, unit, x, left) with vectors of the units that this thread has.
   template <class Put>
   void run(const Team& team, const Put& put) const {
     const Range mine = share(layer.units, team);
     const T* bias = static_cast<const T*>(layer.bias);
-    few_rows<T>(in.data, in.stride, in.rows, static_cast<const T*>(layer.weight), depth, depth, mine.begin, mine.end,
-                sums, layer.units);
+    multiply(0, begin, mine, sums);
+    if (turned != nullptr) multiply(begin + sparse.width, depth, mine, more);
     for (int64_t i = 0; i < in.rows; ++i) {
       for (int64_t j = mine.begin; j < mine.end; j += kWidth<Real>) {
-        const int64_t left = mine.end - j;
-        put(i, j, load_some(sums + i * layer.units + j, left) + load_some(bias + j, left), left);
+        const int64_t left = mine.end - j, at = i * layer.units + j;
+        Vector<Real> x = load_some(sums + at, left);
+        if (turned != nullptr) x = sparse.add(i, turned, layer.units, j, left, x + load_some(more + at, left));
+        put(i, j, x + load_some(bias + j, left), left);
       }
     }
   }
@@ -61,8 +121,12 @@ struct Head {
   const StepHead& head;
   FewRows<T> hidden, dist;
 
-  Head(Arena& arena, const StepHead& head, int64_t rows, int64_t depth)
-      : head(head), hidden(arena, head.hidden, rows, depth), dist(arena, head.dist, rows, head.hidden.units) {}
+  // `turned`, `begin` and `latents` of the hidden layer, see FewRows.
+  Head(Arena& arena, const StepHead& head, int64_t rows, int64_t depth, const void* turned = nullptr, int64_t begin = 0,
+       int64_t latents = 0)
+      : head(head),
+        hidden(arena, head.hidden, rows, depth, turned, begin, latents),
+        dist(arena, head.dist, rows, head.hidden.units) {}
 
   void sample(const StepModel& model, int64_t i) const {
     const int64_t width = model.mixed(), first = i * width;
@@ -86,12 +150,14 @@ struct Model {
   Real* parts;  // [B, 3D]
   Widened<T> scale, offset;
 
-  Model(Arena& arena, const StepProblem& p, const StepModel& m, int64_t below)
+  // `below`: the model before, if this one sees it.
+  Model(Arena& arena, const StepProblem& p, const StepModel& m, const StepModel* below)
       : p(p),
         m(m),
-        img_in(arena, m.img_in, p.rows, m.inputs),
+        img_in(arena, m.img_in, p.rows, m.inputs, m.img_in_rows, 0, m.mixed()),
         gru(arena, m.gru, p.rows, m.img_in.units + m.deter),
-        post(arena, m.post, p.rows, m.deter + m.embed + below),
+        post(arena, m.post, p.rows, m.deter + m.embed + (below ? below->features() : 0), below ? m.obs_out_rows : nullptr,
+             m.deter + m.embed, below ? below->mixed() : 0),
         prior(arena, m.prior, p.rows, m.deter),
         parts(arena.take<Real>(p.rows * 3 * m.deter)),
         scale(arena, 3 * m.deter),
@@ -115,7 +181,7 @@ struct Model {
     }
     const Range rows = share(p.rows, team);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
-      fill(masked(m.before_stoch, i, m.mixed()), m.mixed(), img_in.in[i]);
+      img_in.fill_latents(i, 0, masked(m.before_stoch, i, m.mixed()), m.mixed());
       if (m.actions) fill(masked(m.action, i, m.actions), m.actions, img_in.in[i] + m.mixed());
       fill(masked(m.before_deter, i, m.deter), m.deter, gru.in[i] + m.img_in.units);
       if (post.head.there()) {
@@ -145,10 +211,10 @@ struct Model {
     }
   }
 
-  // Row i's features, stoch and then deter, as operands.
-  void features(int64_t i, Element<T>* to) const {
-    to_operands<T>(static_cast<const Real*>(m.post.stoch) + i * m.mixed(), m.mixed(), to);
-    to_operands<T>(static_cast<const Real*>(m.after_deter) + i * m.deter, m.deter, to + m.mixed());
+  // Row i's features, stoch and then deter, as what a layer reads from a column on.
+  void features(int64_t i, const FewRows<T>& to, int64_t column) const {
+    to.fill_latents(i, column, static_cast<const Real*>(m.post.stoch) + i * m.mixed(), m.mixed());
+    to_operands<T>(static_cast<const Real*>(m.after_deter) + i * m.deter, m.deter, to.in[i] + column + m.mixed());
   }
 };
 
@@ -161,18 +227,17 @@ struct Step {
   FewRows<T>* actor;        // its layers and its head
   Real* heads;              // [B, heads]
 
-  static int64_t below(const StepProblem& p) { return p.model[1].sees_below ? p.model[0].features() : 0; }
-
   Step(const StepProblem& p, Arena& arena)
       : p(p),
-        lower(arena, p, p.model[0], 0),
-        upper(arena, p, p.model[1], below(p)),
+        lower(arena, p, p.model[0], nullptr),
+        upper(arena, p, p.model[1], p.model[1].sees_below ? &p.model[0] : nullptr),
         actor(arena.take<FewRows<T>>(p.layers + 1)),
         heads(arena.take<Real>(p.rows * p.heads())) {
-    int64_t depth = p.model[p.models - 1].features();
+    const StepModel& seen = p.model[p.models - 1];
+    int64_t depth = seen.features();
     for (int64_t l = 0; l <= p.layers && p.layers; ++l) {
       const LayerWeights& layer = l < p.layers ? p.layer[l] : p.head;
-      const FewRows<T> made(arena, layer, p.rows, depth);
+      const FewRows<T> made(arena, layer, p.rows, depth, l == 0 ? p.actor_rows : nullptr, 0, seen.mixed());
       depth = layer.units;
       if (arena.memory != nullptr) actor[l] = made;
     }
@@ -190,12 +255,11 @@ struct Step {
     team.barrier();
     each([&](const Model<T>& x) { x.update(team); });
     team.barrier();
-    look(team, lower, two() ? upper.post.hidden.in : actor[0].in, two() ? upper.m.deter + upper.m.embed : 0,
-         two() || p.layers);
     if (two()) {
+      look(team, lower, &upper.post.hidden, upper.m.deter + upper.m.embed);
       team.barrier();
-      look(team, upper, actor[0].in, 0, p.layers);
     }
+    look(team, two() ? upper : lower, p.layers ? actor : nullptr, 0);
     if (p.layers) act(team);
   }
 
@@ -205,8 +269,8 @@ struct Step {
     if (two()) act(upper);
   }
 
-  // The heads of one model, and its features where the next one, or the actor, reads them.
-  void look(const Team& team, const Model<T>& x, const Operands<T>& to, int64_t column, bool seen) const {
+  // The heads of one model, and its features where a layer of the next one, or of the actor (null: none), reads them.
+  void look(const Team& team, const Model<T>& x, const FewRows<T>* by, int64_t column) const {
     const Range rows = share(p.rows, team);
     const Head<T>* heads[2] = {&x.post, &x.prior};
     for (const Head<T>* head : heads) {
@@ -221,7 +285,7 @@ struct Step {
       for (const Head<T>* head : heads) {
         if (head->head.there()) head->sample(x.m, i);
       }
-      if (seen) x.features(i, to[i] + column);
+      if (by != nullptr) x.features(i, *by, column);
     }
   }
 
