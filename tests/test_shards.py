@@ -155,6 +155,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(f"shards {store} --out {out} --chunk-frames 10 --shard-mib 1".split()) == 0
     assert capsys.readouterr().out == f"1 shards: apv-fast pretrain --data '{out}/videos-{{000000..000000}}.tar'\n"
     assert len(taken(VideoStream(out, chunk_length=5), 14, 5)) == 14
+    card = (out / "README.md").read_text()
+    assert "| episodes | 2, of 25 to 40 frames |" in card and "pieces of at most 10 frames" in card
+    assert f"\napv-fast shards --out {out} --chunk-frames 10 --shard-mib 1 {store}\n" in card
+    assert (out / "contact_sheet.png").is_file()
     assert main(f"shards {store} --out {out} --chunk-frames 0".split()) == 1
     assert "chunk_frames and shard_bytes must be positive, not 0" in capsys.readouterr().err
     assert main(f"shards {tmp_path} --out {out}".split()) == 1

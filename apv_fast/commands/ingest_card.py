@@ -13,7 +13,7 @@ from apv_fast.config import IngestConfig
 from apv_fast.data.card import SHEET_FRAMES, write_card
 from apv_fast.data.store import VideoStore
 
-_LICENCE = "That of the sources, which apv-fast does not know; see there before passing the videos on."
+LICENCE_OF_SOURCES = "That of the sources, which apv-fast does not know; see there before passing the videos on."
 _NOT_THE_DATA = ("sources", "out", "workers", "verify")  # settings that the episodes do not depend on, or said apart
 
 
@@ -50,12 +50,12 @@ def write_ingest_card(config: IngestConfig, store: VideoStore, skipped: int) -> 
         made_by=_command(config),
         sources=[f"{name}: {count} episodes" for name, count in sorted(origins.items())],
         facts=facts,
-        frames=_sample(store),
-        licence=_LICENCE,
+        frames=sample_frames(store),
+        licence=LICENCE_OF_SOURCES,
     )
 
 
-def _sample(store: VideoStore) -> np.ndarray:
+def sample_frames(store: VideoStore) -> np.ndarray:
     """Frames from all over the store, uint8 ``[n, height, width, channels]``."""
     ends = np.cumsum(store.lengths)
     count = min(SHEET_FRAMES, int(ends[-1]))

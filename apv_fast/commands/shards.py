@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from apv_fast.commands.common import user_settings
+from apv_fast.commands.ingest_card import LICENCE_OF_SOURCES, sample_frames
 from apv_fast.config import ShardsConfig
+from apv_fast.config.command_line import command_line
 from apv_fast.data import VideoStore
+from apv_fast.data.card import write_card
 from apv_fast.data.shards import write_shards
 from apv_fast.run import Progress, stop_on_signal
 
@@ -31,5 +35,27 @@ def shards(config: ShardsConfig) -> Path:
                 progress.update(done)
     if done < total:
         raise KeyboardInterrupt(f"stopped at {done} of {total} shards; the same command goes on")
+    if total:
+        _write_card(config, store, total)
     print(f"{total} shards: apv-fast pretrain --data '{config.out}/videos-{{000000..{total - 1:06d}}}.tar'")
     return config.out
+
+
+def _write_card(config: ShardsConfig, store: VideoStore, shards: int) -> None:
+    size = sum(path.stat().st_size for path in config.out.glob("*.tar"))
+    facts = {
+        "episodes": f"{len(store)}, of {store.lengths.min()} to {store.lengths.max()} frames",
+        "frames": f"{store.lengths.sum()} of {' × '.join(map(str, store.image_shape))}",
+        "size on the disk": f"{size / 1e9:.3g} GB in {shards} files",
+        "format": f"WebDataset: pieces of at most {config.chunk_frames} frames in mixed order, with checksums",
+    }
+    options = command_line("shards", config, ShardsConfig(config.store, Path()))
+    write_card(
+        config.out,
+        title=f"Videos of {config.store.resolve().name} as shards",
+        made_by=f"{options} {shlex.quote(str(config.store))}",
+        sources=[f"the store {config.store}; see its own card"],
+        facts=facts,
+        frames=sample_frames(store),
+        licence=LICENCE_OF_SOURCES,
+    )
