@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,7 @@ from apv_fast.data import read_episode
 from apv_fast.data.corpus import StoreCorpus
 from apv_fast.data.mp4 import read_mp4
 from apv_fast.data.store import VideoStore
-from apv_fast.run import latest_checkpoint, load_checkpoint
+from apv_fast.run import interrupt, latest_checkpoint, load_checkpoint
 from tests.test_cli import refused
 
 WORLD = "--world.action-repeat 20 --world.time-limit 200 --world.quality fast"
@@ -222,12 +224,35 @@ def test_killed_and_interrupted_it_goes_on(data: Path, tmp_path: Path) -> None:
     assert "the same command goes on" in error and "Traceback" not in error and "died" not in error
     assert not _players(process.pid)
     done = [json.loads(line)["episode"] for line in _journal(folder)]
-    assert before < len(done) == len(set(done)) < before + 500  # what had begun was finished
+    assert before <= len(done) == len(set(done)) < before + 500
     assert f"| videos | {2 * len(done)}: {len(done)} episodes" in (folder / "README.md").read_text()
     apv(f"{COMMAND} {VIEWS} --out {folder} --episodes {max(EPISODES, max(done) + 1)}")
     assert not list(folder.rglob("*.tmp"))
     assert same(episodes_of(data), episodes_of(folder)[: 2 * EPISODES])
     assert len(episodes_of(folder)) == 2 * max(EPISODES, max(done) + 1)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_long_episode_is_given_up(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody waits for minutes after Ctrl-C."""
+    monkeypatch.setattr(interrupt, "PATIENCE_S", 0.1)
+    folder = tmp_path / "data"
+
+    def press() -> None:
+        while not (folder / "episodes.jsonl").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    long = "--world.action-repeat 1 --world.time-limit 1000 --world.quality paper"
+    assert main(f"{COMMAND} {VIEWS} {long} --out {folder} --episodes 4 --processes {processes}".split()) == 130
+    thread.join()
+    assert "stopped, 4 of 4 episodes are missing; the same command goes on" in capsys.readouterr().err
+    assert not _journal(folder) and not multiprocessing.active_children()
 
 
 def test_two_at_a_time_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

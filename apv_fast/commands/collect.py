@@ -46,7 +46,7 @@ def collect(config: CollectConfig) -> Path:
         journal = stack.enter_context(Journal(config.out))
         remove_temporaries(config.out)  # of a killed process: this one has the journal now
         output = stack.enter_context(closing(_output(config, created, player.fps, height)))
-        stop = stack.enter_context(stop_on_signal())
+        player.stop = stop = stack.enter_context(stop_on_signal())
         _play(config, player, output, journal, stop)
         if journal.entries:
             write_collect_card(config, journal, output, player.fps)

@@ -20,6 +20,8 @@ from apv_fast.commands.common import camera_id, computing, make_env, user_settin
 from apv_fast.commands.evaluate import load_agent
 from apv_fast.config import CollectConfig, ConfigError, to_dict
 from apv_fast.data.episodes import Episode, stack_transitions
+from apv_fast.run import StopRequest
+from apv_fast.run.processes import GivenUp
 
 
 @dataclass
@@ -37,12 +39,15 @@ class Player:
 
     One thread computes, so that the number of cores does not show in the last bits of an action.
 
+    Attributes:
+        stop: asks for an early end.
+
     Raises:
         ConfigError: the environment, the policy and the cameras do not go together.
     """
 
     def __init__(self, config: CollectConfig) -> None:
-        self.config = config
+        self.config, self.stop = config, StopRequest()
         trained = config.policy not in ("random", "scripted")
         # What is seen while playing: it matters to a trained policy only, so else it is one of the views.
         seen = config.world.camera if trained or not config.cameras else config.cameras[0]
@@ -70,11 +75,17 @@ class Player:
         return len(observation["image"])
 
     def __call__(self, index: int) -> Recorded:
-        """Play episode ``index``."""
+        """Play episode ``index``.
+
+        Raises:
+            GivenUp: a stop was requested, and it takes too long.
+        """
         seed = episode_seed(self.config.seed, "collect", index)
         rows: list[Row] = []
         views: dict[str, list[np.ndarray]] = {}
         for row in play(self.env, self._policy(seed), seed):
+            if self.stop.overdue:
+                raise GivenUp
             for name, image in self._look(row["image"]).items():
                 views.setdefault(name, []).append(image)
             rows.append({key: value for key, value in row.items() if key != "image"})

@@ -5,14 +5,26 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
+
+PATIENCE_S = 5.0  # that someone who asked for the end has
 
 
 class StopRequest:
     """Whether someone asked for the end; a loop looks at ``requested`` where it is safe to stop."""
 
     requested = False
+    _seen: float | None = None
+
+    @property
+    def overdue(self) -> bool:
+        """Whether patience is over: what can be done again is to be given up. It is counted from the first look."""
+        if not self.requested:
+            return False
+        self._seen = time.monotonic() if self._seen is None else self._seen
+        return time.monotonic() - self._seen >= PATIENCE_S
 
 
 @contextlib.contextmanager

@@ -19,9 +19,14 @@ from apv_fast.worker import begin_worker, interrupt_held
 Result = TypeVar("Result")
 Worker = Callable[[int], Result]
 
+POLL_S = 0.2  # between looks at whether a stop is requested
 ATTEMPTS = 3  # that end in a death without any piece done between, before it is taken for a fault of the work
 
 _worker: Worker[Any]
+
+
+class GivenUp(Exception):
+    """A worker in this process gives its piece up, because a stop is overdue."""
 
 
 def spread(
@@ -33,7 +38,7 @@ def spread(
         make: picklable; called once in every process.
         pieces: numbers of the pieces.
         processes: how many; one is this process itself.
-        stop: asks for an early end; pieces that have begun are finished.
+        stop: asks for an early end; pieces that have begun are finished, as far as that does not take long.
 
     Raises:
         ChildProcessError: processes die again and again.
@@ -43,7 +48,11 @@ def spread(
         for piece in pieces:
             if stop.requested:
                 return
-            yield worker(piece)
+            try:
+                result = worker(piece)
+            except GivenUp:
+                return
+            yield result
         return
     waiting, deaths = deque(pieces), 0
     while waiting and not stop.requested:
@@ -57,7 +66,9 @@ def spread(
                     with interrupt_held():
                         running[executor.submit(_do, waiting[0])] = waiting[0]  # a broken pool refuses it: it stays
                     waiting.popleft()
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                done, _ = wait(running, POLL_S, FIRST_COMPLETED)
+                if not done and stop.overdue:
+                    return
                 for future in done:
                     result = future.result()
                     del running[future]
