@@ -94,6 +94,15 @@ def test_a_folder_of_everything(tmp_path: Path) -> None:
     assert [source.stamp()["bytes"] > 0 for source in open_source(root, ClipOptions())] == [True] * 6
 
 
+def test_a_store_among_videos_is_not_left_out_silently(tmp_path: Path) -> None:
+    write_video(tmp_path / "videos" / "a.mp4", plain(2))
+    (tmp_path / "videos" / "robots").mkdir()
+    (tmp_path / "videos" / "robots" / "store.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"left out .*videos/robots: it is a store already"):
+        (source,) = open_source(tmp_path / "videos", ClipOptions())
+    assert source.name == "videos/a.mp4"
+
+
 def test_stamp_changes_with_the_source(tmp_path: Path) -> None:
     folder = write_frames(tmp_path / "walk", plain(3))
     (source,) = open_source(folder, ClipOptions())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,8 @@ def open_source(path: Path, options: ClipOptions) -> list[Source]:
     """Everything in ``path`` that can be read, in natural order: a file, or a folder with all below it.
 
     Which kind a file is follows from its name; what is in it is looked at when it is read. Names of sources begin
-    with the last part of ``path``. Hidden files are left alone, and pictures beside videos are not taken for frames.
+    with the last part of ``path``. Hidden files are left alone, pictures beside videos are not taken for frames,
+    and a store below ``path`` is left out, with a warning.
 
     Raises:
         SourceError: it does not exist, or there is nothing that can be read; says what was found.
@@ -54,6 +56,9 @@ def _folder(path: Path, name: str, options: ClipOptions, others: Counter[str], s
     if path.resolve() in seen:  # a link to where it is itself
         return
     seen.add(path.resolve())
+    if is_store(path):
+        warnings.warn(f"left out {path}: it is a store already; give it to apv-fast pretrain --data", stacklevel=2)
+        return
     if (path / lerobot.INFO).is_file():
         yield from lerobot.open_lerobot(path, name, options)
         return
