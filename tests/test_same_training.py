@@ -81,7 +81,7 @@ def losses(make: Callable[..., Callable], backend: str, model: ModelConfig, data
 @pytest.mark.parametrize("make", [pretraining, finetuning])
 @pytest.mark.parametrize(
     ("model", "updates", "size", "length"),
-    [(TINY, 10, 3, 7), pytest.param(FULL, 12, 8, 16, marks=pytest.mark.slow)],
+    [(TINY, 50, 3, 7), pytest.param(FULL, 12, 8, 16, marks=pytest.mark.slow)],
     ids=["tiny", "full"],
 )
 def test_same_losses(make: Callable, model: ModelConfig, updates: int, size: int, length: int) -> None:  # type: ignore[type-arg]
