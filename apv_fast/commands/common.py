@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from apv_fast import envs
 from apv_fast.agent import Agent, Pretrainer
 from apv_fast.agent.world_model import PRECISIONS, Batch, Metrics
 from apv_fast.agent.worlds import OneWorld, ParallelWorlds, Worlds
-from apv_fast.backend import requested, use_backend
+from apv_fast.backend import BackendError, probe, requested, use_backend
 from apv_fast.commands.paths import op_paths, scan_path
 from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, WorldConfig, to_dict
+from apv_fast.cpu import ISA_VARIABLE
 from apv_fast.cpu.memory import keep_freed_memory
 from apv_fast.data import DeviceRows
 from apv_fast.run import RunDirectory, RunError, load_latest
@@ -52,6 +54,8 @@ def computing(seed: int, device: str, backend: str) -> Iterator[torch.device]:
     with use_backend(requested(backend)):
         chosen = pick_device(device)
         if chosen.type == "cpu":
+            if os.environ.get(ISA_VARIABLE) and not probe("cpu").available:  # who names one is not to get another
+                raise BackendError(probe("cpu").reason)
             keep_freed_memory()
         yield chosen
 

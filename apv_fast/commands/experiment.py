@@ -77,7 +77,7 @@ def overview() -> str:
     lines = ["experiments (apv-fast experiment NAME):"]
     for name, one in EXPERIMENTS.items():
         lines += [f"  {name}: {one.description}", f"      sizes {', '.join(map(_size, [one] * 9, one.sizes))}"]
-        lines += [f"      tasks {', '.join(one.tasks)}; arms {', '.join(one.arms)}"]
+        lines += [f"      tasks {', '.join(one.tasks)}; by default the arms {', '.join(one.arms)}"]
     lines += ["", "arms (--arms):", *(f"  {name:15} {arm.description}" for name, arm in ARMS.items())]
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ import platform
 import torch
 
 import apv_fast
-from apv_fast.backend import BackendError
+from apv_fast.backend import BackendError, requested
 from apv_fast.commands.paths import auto_paths, gpu_facts, scan_path
 from apv_fast.config import InfoConfig
 
@@ -33,6 +33,10 @@ def report() -> str:
     lines += [
         f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith(("APV_FAST_", "MUJOCO_GL"))
     ]
+    try:
+        requested(None)
+    except BackendError as error:
+        lines.append(str(error))
     lines += [f"backend {backend}" for backend in apv_fast.backends().values()]
     lines += [f"auto takes {line}" for line in auto_paths()]
     for index in gpus:

@@ -18,6 +18,7 @@ from apv_fast.data.atomic import atomic_file
 
 FORMAT = 2
 _PATTERN = "step-*.pt"
+_OTHER = "configuration: take the --preset and --model.* that it was made with"
 
 
 class CheckpointError(ValueError):
@@ -118,11 +119,11 @@ def check_state(expected: Mapping[str, Any], found: Mapping[str, Any], source: P
     """
     for key in expected:
         if key not in found:
-            raise CheckpointError(source, f"{field}.{key}", "is missing; the file is of another configuration")
+            raise CheckpointError(source, f"{field}.{key}", f"is missing; the file is of another {_OTHER}")
     for key, value in found.items():
         name = f"{field}.{key}"
         if key not in expected:
-            raise CheckpointError(source, name, "is not part of this configuration; the file is of another one")
+            raise CheckpointError(source, name, f"is not part of this configuration; the file is of another {_OTHER}")
         wanted = expected[key]
         if isinstance(wanted, Mapping) and isinstance(value, Mapping):
             check_state(wanted, value, source, name)
@@ -130,7 +131,7 @@ def check_state(expected: Mapping[str, Any], found: Mapping[str, Any], source: P
             raise CheckpointError(
                 source,
                 name,
-                f"must be {_describe(wanted)}, not {_describe(value)}; the file is of another configuration",
+                f"must be {_describe(wanted)}, not {_describe(value)}; the file is of another {_OTHER}",
             )
 
 

@@ -134,7 +134,8 @@ struct Packed {
     alignas(64) Wide<T> sums[kBlockRows * kColumns<T>];
     const Element<T>* rows[kBlockRows];
     const int64_t blocks = (a.rows + kBlockRows - 1) / kBlockRows;
-    const int64_t terms = sizeof(T) == 4 && depth >= kDeep ? kFewTerms : kTerms;
+    // Few columns cost nothing either, and MKL is at its most exact there.
+    const int64_t terms = (sizeof(T) == 4 && depth >= kDeep) || columns <= kColumns<T> ? kFewTerms : kTerms;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t begin = a.rows * block / blocks, size = a.rows * (block + 1) / blocks - begin;
       for (int64_t i = 0; i < size; ++i) rows[i] = a[begin + i];
