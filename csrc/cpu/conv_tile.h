@@ -56,16 +56,21 @@ inline void add_term(const Element<T>* const (&row)[Rows], int64_t k, const Elem
   }
 }
 
-// Terms that are summed before they join the total, about (see product.h).
-constexpr int64_t kTileTerms = 256;
+// A row of a left operand: `segments` runs of `length` values, `stride` apart. A dense matrix has one run, the patch under
+// a convolution's kernel has one an image row.
+struct Segments {
+  int64_t segments, length, stride;
+};
 
-// sums += the terms of the segments [first, last), of each from k on and kTileTerms at most. Returns the
+inline Segments dense(int64_t length) { return {1, length, 0}; }
+
+// sums += the terms of the segments [first, last), of each from k on and kTerms at most. Returns the
 // panel's next row. So few sums as a narrow panel has would wait for one another: they take turns with a second set.
 template <class T, int Rows, int Vectors>
 inline const Element<T>* sum_terms(const Element<T>* const* a, const Segments& shape, int64_t first, int64_t last,
                                    int64_t k, const Element<T>* panel, Vector<Wide<T>> (&sums)[Rows][Vectors]) {
   constexpr int64_t step = Vectors * kLanes<T> * kPair<T>;
-  const int64_t end = shape.length - k < kTileTerms ? shape.length : k + kTileTerms;
+  const int64_t end = shape.length - k < kTerms ? shape.length : k + kTerms;
   Vector<Wide<T>> others[Rows][Vectors] = {};
   for (int64_t s = first; s < last; ++s) {
     const Element<T>* row[Rows];
@@ -91,10 +96,10 @@ inline const Element<T>* sum_terms(const Element<T>* const* a, const Segments& s
 template <class T, int Rows, int Vectors>
 inline void product_tile(const Element<T>* const* a, const Segments& shape, const Element<T>* panel, bool add,
                          Wide<T>* const* out, int64_t offset) {
-  const int64_t together = shape.length < kTileTerms ? kTileTerms / shape.length : 1;
+  const int64_t together = shape.length < kTerms ? kTerms / shape.length : 1;
   for (int64_t s = 0; s < shape.segments; s += together) {
     const int64_t last = shape.segments - s < together ? shape.segments : s + together;
-    for (int64_t k = 0; k < shape.length; k += kTileTerms) {
+    for (int64_t k = 0; k < shape.length; k += kTerms) {
       Vector<Wide<T>> sums[Rows][Vectors] = {};
       panel = sum_terms<T>(a, shape, s, last, k, panel, sums);
 #pragma GCC unroll 8

@@ -145,7 +145,7 @@ struct Layer {
         const int64_t n = v * kWidest, columns = (last * kWidest < x.n ? last * kWidest : x.n) - n;
         const Element<T>* panel = packed + v / panel_vectors * panel_size<T>(part.size());
         multiply<T>(rows, count, part.size(), panel + v % panel_vectors * kWidest * kPair<T>, columns, nullptr, kFewTerms,
-                    false, sums);
+                    sums);
         finish(part, totals == nullptr ? nullptr : totals + first * total_stride() + n, sums, count, columns, n,
                static_cast<T*>(x.out) + first * x.out_stride + n);
         v = last;

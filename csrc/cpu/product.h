@@ -9,8 +9,7 @@
 // rounding as MKL does. It lands in a buffer in the first-level cache, where the caller adds bias, activation and
 // whatever else follows.
 //
-// The left operand is a pointer a row, each to `segments` runs of `length` values, `stride` apart: a dense matrix has one
-// run, the patch under a convolution's kernel has one an image row. See simd.h on files of this kind.
+// The left operand is a pointer a row. See simd.h on files of this kind.
 #pragma once
 
 #include "simd.h"
@@ -48,12 +47,6 @@ constexpr int kTileVectors = 2, kTileRows = 4, kNarrowRows = 4;
 // Terms that are summed before they join the total, about: a stretch. All rows read the same stretch of a panel so often
 // that it stays in a cache, the second-level one or, if it is short, the first-level one; the next is fetched meanwhile.
 constexpr int64_t kTerms = 256, kFewTerms = 64;
-
-struct Segments {
-  int64_t segments, length, stride;
-};
-
-inline Segments dense(int64_t length) { return {1, length, 0}; }
 
 template <class T>
 inline int64_t padded(int64_t k) {
@@ -269,12 +262,12 @@ constexpr int64_t kAhead = 16;  // rows of a panel
 // out[i, v] (+)= rows i of a · the panel's columns from `panel` on, Count vectors of them. Rows of `out` are kColumns
 // apart. `next` (or nullptr) is read ahead, as many bytes as the panel's part has.
 template <class T, int Count, int Vectors>
-inline void tile(const Element<T>* const* a, const Segments& shape, const Element<T>* panel, const Element<T>* next,
+inline void tile(const Element<T>* const* a, int64_t depth, const Element<T>* panel, const Element<T>* next,
                  bool accumulate, Wide<T>* out) {
   constexpr int width = kWidth<Wide<T>>;
   constexpr int64_t step = kColumns<T> * kPair<T>;
   Vector<Wide<T>> sums[Count][Vectors];
-  const Element<T>* row[Count];
+  const Element<T>* row[Count];  // in registers
 #pragma GCC unroll 8
   for (int i = 0; i < Count; ++i) {
     row[i] = a[i];
@@ -284,21 +277,17 @@ inline void tile(const Element<T>* const* a, const Segments& shape, const Elemen
     }
   }
   const int64_t ahead = next != nullptr ? next - panel : kAhead * step;
-  for (int64_t s = 0; s < shape.segments; ++s) {
-    for (int64_t k = 0; k < shape.length; k += kPair<T>, panel += step) {
+  for (int64_t k = 0; k < depth; k += kPair<T>, panel += step) {
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) __builtin_prefetch(panel + ahead + v * width * kPair<T>, 0, 3);
+    for (int v = 0; v < Vectors; ++v) __builtin_prefetch(panel + ahead + v * width * kPair<T>, 0, 3);
 #pragma GCC unroll 8
-      for (int i = 0; i < Count; ++i) {
-        const auto value = broadcast<T>(row[i] + k);
+    for (int i = 0; i < Count; ++i) {
+      const auto value = broadcast<T>(row[i] + k);
 #pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) {
-          sums[i][v] = multiply_add<T>(value, panel + v * width * kPair<T>, sums[i][v]);
-        }
+      for (int v = 0; v < Vectors; ++v) {
+        sums[i][v] = multiply_add<T>(value, panel + v * width * kPair<T>, sums[i][v]);
       }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < Count; ++i) row[i] += shape.stride;
   }
 #pragma GCC unroll 8
   for (int i = 0; i < Count; ++i) {
@@ -312,17 +301,17 @@ inline void tile(const Element<T>* const* a, const Segments& shape, const Elemen
 
 // The same for a number of rows that is known only now, up to `Count`.
 template <class T, int Vectors, int Count>
-inline void tile_of(int64_t count, const Element<T>* const* a, const Segments& shape, const Element<T>* panel,
+inline void tile_of(int64_t count, const Element<T>* const* a, int64_t depth, const Element<T>* panel,
                     const Element<T>* next, bool accumulate, Wide<T>* out) {
   if constexpr (Count > 1) {
-    if (count < Count) return tile_of<T, Vectors, Count - 1>(count, a, shape, panel, next, accumulate, out);
+    if (count < Count) return tile_of<T, Vectors, Count - 1>(count, a, depth, panel, next, accumulate, out);
   }
-  tile<T, Count, Vectors>(a, shape, panel, next, accumulate, out);
+  tile<T, Count, Vectors>(a, depth, panel, next, accumulate, out);
 }
 
 // Rows [0, count) against the first `vectors` vectors of a panel's columns.
 template <class T>
-inline void tiles(int64_t count, const Element<T>* const* a, const Segments& shape, const Element<T>* panel,
+inline void tiles(int64_t count, const Element<T>* const* a, int64_t depth, const Element<T>* panel,
                   int64_t vectors, const Element<T>* next, bool accumulate, Wide<T>* out) {
   constexpr int64_t columns = kWidth<Wide<T>>;
   for (int64_t v = 0; v < vectors; v += kTileVectors) {
@@ -331,20 +320,20 @@ inline void tiles(int64_t count, const Element<T>* const* a, const Segments& sha
     const Element<T>* then = next == nullptr ? nullptr : next + offset;
     Wide<T>* to = out + v * columns;
     if (left == 1) {
-      tile_of<T, 1, kNarrowRows>(count, a, shape, from, then, accumulate, to);
+      tile_of<T, 1, kNarrowRows>(count, a, depth, from, then, accumulate, to);
     } else if (left == 2 || kTileVectors == 2) {
-      tile_of<T, 2, kNarrowRows>(count, a, shape, from, then, accumulate, to);
+      tile_of<T, 2, kNarrowRows>(count, a, depth, from, then, accumulate, to);
     } else if (left == 3) {
-      tile_of<T, 3, kTileRows>(count, a, shape, from, then, accumulate, to);
+      tile_of<T, 3, kTileRows>(count, a, depth, from, then, accumulate, to);
     } else {
-      tile_of<T, kTileVectors, kTileRows>(count, a, shape, from, then, accumulate, to);
+      tile_of<T, kTileVectors, kTileRows>(count, a, depth, from, then, accumulate, to);
     }
   }
 }
 
 // Rows [0, m) against one stretch of a panel, `offset` behind the beginning of each row.
 template <class T>
-inline void multiply_stretch(const Element<T>* const* a, int64_t m, int64_t offset, const Segments& shape,
+inline void multiply_stretch(const Element<T>* const* a, int64_t m, int64_t offset, int64_t depth,
                              const Element<T>* panel, int64_t columns, const Element<T>* next, bool accumulate,
                              Wide<T>* out) {
   const int64_t vectors = panels(columns, kWidth<Wide<T>>), most = vectors > 2 ? kTileRows : kNarrowRows;
@@ -353,25 +342,24 @@ inline void multiply_stretch(const Element<T>* const* a, int64_t m, int64_t offs
     const int64_t first = m * b / blocks, count = m * (b + 1) / blocks - first;
     const Element<T>* rows[kNarrowRows] = {};
     for (int64_t i = 0; i < count; ++i) rows[i] = a[first + i] + offset;
-    tiles<T>(count, rows, shape, panel, vectors, b == 1 ? next : nullptr, accumulate, out + first * kColumns<T>);
+    tiles<T>(count, rows, depth, panel, vectors, b == 1 ? next : nullptr, accumulate, out + first * kColumns<T>);
   }
 }
 
-// out[m, kColumns] (+)= rows of a · one packed panel, of which `columns` are wanted: others may hold anything. About
+// out[m, kColumns] = rows of a · one packed panel, of which `columns` are wanted: others may hold anything. About
 // `terms` are summed before they join the total.
 //
 // `next` is the panel that this thread multiplies by afterwards, or nullptr: it is fetched meanwhile.
 template <class T>
 inline void multiply(const Element<T>* const* a, int64_t m, int64_t depth, const Element<T>* panel, int64_t columns,
-                     const Element<T>* next, int64_t terms, bool accumulate, Wide<T>* out) {
+                     const Element<T>* next, int64_t terms, Wide<T>* out) {
   const int64_t stretches = depth > terms ? panels(depth, terms) : 1;
   const int64_t length = depth > 0 ? padded<T>(panels(depth, stretches)) : 1;
   for (int64_t k = 0; k == 0 || k < depth; k += length) {
     const int64_t part = depth - k < length ? depth - k : length;
     const Element<T>* then = panel + panel_size<T>(part);
-    multiply_stretch<T>(a, m, k, dense(part), panel, columns, k + part < depth ? then : next, accumulate, out);
+    multiply_stretch<T>(a, m, k, part, panel, columns, k + part < depth ? then : next, k > 0, out);
     panel = then;
-    accumulate = true;
   }
 }
 

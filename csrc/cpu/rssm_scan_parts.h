@@ -139,7 +139,7 @@ struct Packed {
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t begin = a.rows * block / blocks, size = a.rows * (block + 1) / blocks - begin;
       for (int64_t i = 0; i < size; ++i) rows[i] = a[begin + i];
-      apv_fast::APV_FAST_ISA::multiply<T>(rows, size, depth, packed, count, next, terms, false, sums);
+      apv_fast::APV_FAST_ISA::multiply<T>(rows, size, depth, packed, count, next, terms, sums);
       for (int64_t i = 0; i < size; ++i) finish(begin + i, from, count, sums + i * kColumns<T>);
     }
   }
