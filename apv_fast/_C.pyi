@@ -1,10 +1,12 @@
 """The C++ extension, from csrc/bindings.cpp. It may be missing: see apv_fast.cpu."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 openmp: bool
 
 def supported_isas() -> list[str]: ...
+def has_amx() -> bool: ...
+def share_out(*, parts: Sequence[Callable[[], object]], threads: int) -> None: ...
 def knn_bonus(
     *,
     query: int,

@@ -5,10 +5,17 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <exception>
+#include <vector>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #include "bindings.h"
 #include "cpu/isa.h"
 #include "cpu/knn_bonus.h"
+#include "cpu/threads.h"
 
 namespace {
 
@@ -25,11 +32,41 @@ size_t knn_bonus(uintptr_t query, Pair query_shape, Pair query_strides, uintptr_
                              reinterpret_cast<void*>(out));
 }
 
+// The libraries behind a part ask OpenMP how many threads they may plan for: one each, however many there are here.
+void share_out(const std::vector<pybind11::function>& parts, int threads) {
+  std::exception_ptr error;
+  {
+    const pybind11::gil_scoped_release released;
+    static_cast<void>(threads);
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(apv_fast::usable_threads(threads))
+#endif
+    {
+#if defined(_OPENMP)
+      omp_set_num_threads(1);  // of this thread, until the region ends
+#pragma omp for schedule(dynamic)
+#endif
+      for (size_t i = 0; i < parts.size(); ++i) {
+        const pybind11::gil_scoped_acquire held;
+        try {
+          parts[i]();
+        } catch (...) {
+          if (!error) error = std::current_exception();
+        }
+      }
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "apv_fast's C++ code.";
   module.def("supported_isas", &apv_fast::supported_isas, "Instruction sets that run here, the fastest first.");
+  module.def("has_amx", &apv_fast::has_amx, "Whether the CPU multiplies bfloat16 in tiles.");
+  module.def("share_out", &share_out, "Calls all of `parts`, dealt out to threads; each sees one OpenMP thread.",
+             pybind11::kw_only(), pybind11::arg("parts"), pybind11::arg("threads"));
 #if defined(_OPENMP)
   module.attr("openmp") = true;
 #else

@@ -22,6 +22,7 @@ from tests import (
     test_rssm,
 )
 from tests.rssm_cases import SIZES, Sizes, Tensors, make_case
+from tests.yardstick import seed_of
 
 Results = dict[str, Tensor]
 
@@ -57,7 +58,7 @@ def _leaves(tensors: Tensors, prefix: str = "") -> list[Tensor]:
 
 
 def _normal(dtype: torch.dtype, **shapes: tuple[int, ...]) -> Tensors:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed_of(0))
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import Latent, RSSMParams, State
+from tests.yardstick import seed_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def forced_noise(sizes: Sizes, generator: torch.Generator) -> Tensor:
 
 def make_problem(sizes: Sizes, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Tensors:
     """Every tensor of one model's call by name, weights under "params.NAME"."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     b, t = sizes.batch, sizes.length
 
     def randn(*shape: int) -> Tensor:

@@ -24,6 +24,7 @@ from apv_fast.optim import KerasAdam
 from apv_fast.scan.core import sample_latent, sample_latent_backward
 from apv_fast.structure import Latent
 from tests import test_image_loss, test_kl_balance, test_lambda_return
+from tests.yardstick import seed_of
 
 every_isa = pytest.mark.parametrize("isa", _C.supported_isas())
 LATENTS = [Latent(1, 2), Latent(6, 5), Latent(32, 32), Latent(2, 600), Latent(7, 0, 0.1), Latent(33, 0, 0.0)]
@@ -44,7 +45,7 @@ def threads() -> Iterator[None]:
 
 def latents(latent: Latent, dtype: torch.dtype, rows: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     """Statistics, noise and a gradient of samples."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed_of(0))
     width, kinds = latent.stoch * (latent.discrete or 1), 1 if latent.discrete else 2
     stats = 2 * torch.randn(rows, kinds * width, generator=generator, dtype=torch.float64)
     noise, grad = (torch.randn(rows, width, generator=generator, dtype=torch.float64) for _ in range(2))

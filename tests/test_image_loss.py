@@ -14,6 +14,7 @@ from torch import Tensor
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.nn import Decoder, Encoder
 from apv_fast.ops import image_loss, normalize_image
+from tests.yardstick import seed_of
 
 BACKENDS = [name for name in IMPLEMENTATIONS["image_loss"] if probe(name).available]
 every = pytest.mark.parametrize("backend", BACKENDS)
@@ -25,7 +26,7 @@ SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7, 3), (4, 6, 1), (3, 41, 43, 5), (2, 1, 64, 6
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A leaf of means and uint8 images."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     image = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     mean = 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
     return mean.to(device, dtype).requires_grad_(), image.to(device)

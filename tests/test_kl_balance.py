@@ -14,6 +14,7 @@ from torch import Tensor, distributions
 
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import kl_balance, kl_balance_normal
+from tests.yardstick import seed_of
 
 KINDS = {"categorical": "kl_balance", "normal": "kl_balance_normal"}
 ENGINES = [(kind, name) for kind, op in KINDS.items() for name in IMPLEMENTATIONS[op] if probe(name).available]
@@ -25,7 +26,7 @@ def inputs(
     kind: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, device: str = "cpu"
 ) -> tuple[Tensor, ...]:
     """Leaves: two logits ``[B, T, S, C]``, or two means and standard deviations ``[B, T, S]``."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     if kind == "categorical":
         tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)]
     else:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from apv_fast.backend import probe
 from apv_fast.ops import knn_bonus
+from tests.yardstick import seed_of
 
 # The interpreter computes with NumPy, which remarks on infinities.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -82,7 +83,7 @@ def on_device(backend: str, *tensors: Tensor) -> list[Tensor]:
 
 
 def inputs(data: str, q: int, n: int, d: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     keys = torch.randn(n, d, generator=generator, dtype=torch.float64)
     query = torch.randn(q, d, generator=generator, dtype=torch.float64)
     if data == "self":

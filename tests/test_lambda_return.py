@@ -16,6 +16,7 @@ from torch import Tensor
 
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import lambda_return
+from tests.yardstick import seed_of
 
 NAMES = ("reward", "value", "discount", "bootstrap")
 SHAPES = [(1, 1), (1, 5), (2, 1), (3, 7), (15, 64), (15, 65), (16, 20), (17, 130), (33, 3), (15, 2500)]
@@ -31,7 +32,7 @@ def inputs(
     shape: tuple[int, int], dtype: torch.dtype, device: str, *, seed: int = 0, positive: bool = False
 ) -> dict[str, Tensor]:
     """Leaves by name, and the returns' cotangent; ``positive`` excludes cancellation."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     horizon, n = shape
     tensors = {name: torch.randn(horizon, n, generator=generator) for name in ("reward", "value", "cotangent")}
     tensors["bootstrap"] = torch.randn(n, generator=generator)

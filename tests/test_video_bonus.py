@@ -14,9 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.nn import VideoBonus
 from apv_fast.ops import knn_bonus, video_bonus
+from tests.yardstick import judge, least, seed_of, yardsticks
 
 BACKENDS = [name for name in IMPLEMENTATIONS["video_bonus"] if probe(name).available]
 needs_triton = pytest.mark.skipif("triton" not in BACKENDS, reason=f"triton: {probe('triton').reason}")
+Results = list[tuple[Tensor, Tensor, int]]  # of each call: bonus, queue, rows in it
+Exact = list[tuple[np.ndarray, np.ndarray, int]]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 SIZES = {  # B, T, F, d, window, N, k; three calls in a row
     "filling": (3, 5, 6, 4, 3, 40, 3),  # 9 windows a call
@@ -31,10 +34,12 @@ def device_of(backend: str) -> str:
     return probe(backend).devices[-1]
 
 
-def tensors(size: str, dtype: torch.dtype, backend: str, calls: int = 3) -> tuple[list[Tensor], dict[str, Tensor]]:
+def tensors(
+    size: str, dtype: torch.dtype, backend: str, calls: int = 3, seed: int = 0
+) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Features of some calls, and the other arguments."""
     batch, steps, width, d, _, n, _ = SIZES[size]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed_of(seed))
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device_of(backend), dtype)
@@ -45,7 +50,9 @@ def tensors(size: str, dtype: torch.dtype, backend: str, calls: int = 3) -> tupl
     return feats, {"projection": normal(width, d) / 8, "queue": queue, "filled": filled}
 
 
-def run(size: str, dtype: torch.dtype, backend: str, feats: list[Tensor], state: dict[str, Tensor], **options: Any):  # type: ignore[no-untyped-def]
+def run(
+    size: str, dtype: torch.dtype, backend: str, feats: list[Tensor], state: dict[str, Tensor], **options: Any
+) -> Results:
     """Bonus, queue and count after each call, on the CPU."""
     queue, filled = state["queue"], state["filled"]
     results = []
@@ -60,7 +67,7 @@ def run(size: str, dtype: torch.dtype, backend: str, feats: list[Tensor], state:
     return results
 
 
-def truth(size: str, feats: list[Tensor], projection: Tensor, reduce: str, exclude_self: bool):  # type: ignore[no-untyped-def]
+def truth(size: str, feats: list[Tensor], projection: Tensor, reduce: str, exclude_self: bool) -> Exact:
     """The same with a float64 list as the queue, newest first."""
     _, _, _, d, window, n, k = SIZES[size]
     rows = np.zeros((0, d))
@@ -86,27 +93,37 @@ def truth(size: str, feats: list[Tensor], projection: Tensor, reduce: str, exclu
 def test_successive_calls(
     backend: str, dtype: torch.dtype, size: str, reduce: Literal["mean", "kth"], exclude_self: bool
 ) -> None:
-    """Errors at most twice those of the reference in that dtype, or one rounding."""
-    feats, state = tensors(size, dtype, backend)
+    """Errors of bonus and queue, three calls together; see :func:`tests.yardstick.judge`."""
     options: dict[str, Any] = {"reduce": reduce, "exclude_self": exclude_self}
-    got = run(size, dtype, backend, feats, state, **options)
-    plain = run(size, dtype, "reference", feats, state, **options)
-    expected = truth(size, feats, state["projection"], reduce, exclude_self)
-    assert not state["filled"] and not state["queue"].any(), "the arguments are left as they are"
-    for (bonus, queue, filled), (plain_bonus, plain_queue, _), (want, rows, count) in zip(
-        got, plain, expected, strict=True
-    ):
-        assert filled == count
-        assert not queue[count:].any(), "what is not filled stays zero"
-        for ours, reference, exact in (
-            (bonus, plain_bonus, want),
-            (queue[:count], plain_queue[:count], rows),
-        ):
-            assert ours.shape == exact.shape
-            errors = [np.linalg.norm(x.double().numpy() - exact) for x in (ours, reference)]
-            bound = max(2 * errors[1], torch.finfo(dtype).eps * np.linalg.norm(exact))
-            assert errors[0] <= bound, (errors, bound)
-            assert errors[1] <= 100 * torch.finfo(dtype).eps * np.linalg.norm(rows), "the reference itself"
+
+    def measure(seed: int) -> dict[str, tuple[float, float]]:
+        feats, state = tensors(size, dtype, backend, seed=seed)
+        got = run(size, dtype, backend, feats, state, **options)
+        plain = yardsticks(lambda: run(size, dtype, "reference", feats, state, **options), backend)
+        expected = truth(size, feats, state["projection"], reduce, exclude_self)
+        assert not state["filled"] and not state["queue"].any(), "the arguments are left as they are"
+        for (_, queue, filled), (_, _, count) in zip(got, expected, strict=True):
+            assert filled == count
+            assert not queue[count:].any(), "what is not filled stays zero"
+        ours, *others = (relative_errors(results, expected) for results in (got, *plain))
+        own = least(others)
+        assert own["queue"] <= 100 * torch.finfo(dtype).eps, "the reference itself"
+        return {name: (error, own[name]) for name, error in ours.items()}
+
+    judge(measure, dtype, exact=False)
+
+
+def relative_errors(results: Results, expected: Exact) -> dict[str, float]:
+    """Of all calls' bonuses, and of all queues."""
+    bonuses = [(bonus.double().numpy(), want) for (bonus, _, _), (want, _, _) in zip(results, expected, strict=True)]
+    both = zip(results, expected, strict=True)
+    queues = [(queue.double().numpy()[: len(rows)], rows) for (_, queue, _), (_, rows, _) in both]
+    found = {}
+    for name, pairs in (("bonus", bonuses), ("queue", queues)):
+        assert all(got.shape == want.shape for got, want in pairs), name
+        size = np.linalg.norm([np.linalg.norm(want) for _, want in pairs])
+        found[name] = float(np.linalg.norm([np.linalg.norm(got - want) for got, want in pairs]) / size)
+    return found
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

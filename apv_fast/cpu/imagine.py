@@ -157,7 +157,8 @@ class _Imagine:
         img_in = torch.zeros_like(weights[0], memory_format=torch.contiguous_format)
         img_in[:, : call.width] = _over_steps(dx, call.stoch.flatten(1), trace.stoch, 1)
         if call.action is not None:
-            img_in[:, call.width : call.width + call.action.shape[-1]] = _flat(dx).T @ _flat(call.action).to(dtype)
+            of_action = product(_flat(dx).T, _flat(call.action).to(dtype))
+            img_in[:, call.width : call.width + call.action.shape[-1]] = of_action
         of_deter = _over_steps(dparts, call.deter, trace.deter, 1)
         return [
             *(img_in, _flat(dx).sum(0)),

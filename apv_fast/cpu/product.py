@@ -1,9 +1,12 @@
-"""Products of large matrices in C++, ``csrc/cpu/dense.cpp``, where they beat PyTorch's (DESIGN.md has the figures).
+"""Products of large matrices in C++, ``csrc/cpu/dense.cpp``, where they beat PyTorch's (DESIGN.md has the reasons).
 
-That is for float32, and for bfloat16 weights with a float32 left operand, which is rounded on the way.
+That is for float32, and for bfloat16 weights with a float32 left operand, which is rounded on the way. The others are
+PyTorch's, in pieces where its sums would depend on the number of threads.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +18,45 @@ from apv_fast.cpu.call import address, how, name_of
 from apv_fast.scan.core import Before, Seen
 
 PARALLEL = 2**18  # multiplications from which a second thread pays
+PIECES, PIECE = 8, 64  # of a product of PyTorch's: at most, and rows or columns at least
 
 
-def _ours(a: Tensor, b: Tensor) -> bool:
+def _operand(a: Tensor, b: Tensor) -> Tensor:
+    """``a`` in the dtype in which it is multiplied by ``b``: float32 where our product rounds it on its way."""
+    rounded = a.dtype == torch.float32 and b.dtype == torch.bfloat16 and isa() == "avx512bf16"
+    return a if rounded else a.to(b.dtype)
+
+
+def _ours(a: Tensor) -> bool:
+    """Whether an :func:`_operand` is multiplied in C++."""
     # All of float32, however small: MKL's sums depend on the number of threads there.
-    rounded = b.dtype == torch.bfloat16 and isa() == "avx512bf16"
-    return a.dtype == torch.float32 and (b.dtype == torch.float32 or rounded)
+    return a.dtype == torch.float32
+
+
+def _splits_sums(dtype: torch.dtype) -> bool:
+    """Whether PyTorch's product in ``dtype`` deals the terms of a sum out to threads: MKL does, oneDNN with AMX too."""
+    return dtype == torch.float64 or _C.has_amx()
+
+
+def _pytorchs(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """PyTorch's ``a @ b``, perhaps with a bias; the same bits on any number of threads."""
+    if not _splits_sums(a.dtype):
+        return a @ b if bias is None else F.linear(a, b.T, bias)
+    turned = a.shape[0] < b.shape[1]  # the pieces are of the longer side
+    left, right = (b.T.detach(), a.T.detach()) if turned else (a.detach(), b.detach())
+    made = a.new_empty(left.shape[0], right.shape[1])
+    size = max(PIECE, -(-len(left) // PIECES))
+    if bias is None:
+        bias, beta = made.new_zeros(()), 0
+    else:
+        bias, beta = bias.detach()[:, None] if turned else bias.detach(), 1
+    biases = bias.expand_as(made).split(size)
+    parts = [
+        functools.partial(torch.addmm, *terms, right, beta=beta, out=out)
+        for *terms, out in zip(biases, left.split(size), made.split(size), strict=True)
+    ]
+    _C.share_out(parts=parts, threads=torch.get_num_threads())
+    return made.T.contiguous() if turned else made
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -28,15 +64,17 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
     ``dtype`` of the result: that of ``b`` unless given.
     """
-    made = _dense(a, b, None, elu=False) if _ours(a, b) else a.to(b.dtype) @ b
+    a = _operand(a, b)
+    made = _dense(a, b, None, elu=False) if _ours(a) else _pytorchs(a, b)
     return made if dtype is None else made.to(dtype)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Tensor:
     """``x [M, K] @ weight [N, K]ᵀ + bias [N]``, perhaps ELU of it, in the weight's dtype; no gradients."""
-    if _ours(x, weight.T) and bias.is_contiguous() and bias.dtype == weight.dtype:
-        return _dense(x, weight.T, bias, elu=elu)
-    y = F.linear(x.to(weight.dtype), weight, bias)
+    x = _operand(x, weight)
+    if _ours(x):
+        return _dense(x, weight.T, bias.to(weight.dtype).contiguous(), elu=elu)
+    y = _pytorchs(x, weight.T, bias)
     return F.elu(y, inplace=True) if elu else y
 
 
@@ -65,11 +103,12 @@ def gradient_into(out: Tensor, grad: Tensor, x: Tensor, *, sums: bool) -> Tensor
     These are the gradients of a dense layer's weight and bias; in the dtype of ``out``; no gradients.
     """
     x = x.to(out.dtype)
-    if _ours(grad, x):
+    rows = _operand(grad.T, x)
+    if _ours(rows):
         total = out.new_empty(out.shape[0]) if sums else None
-        _dense(grad.T, x, None, elu=False, out=out, row_sums=total)
+        _dense(rows, x, None, elu=False, out=out, row_sums=total)
         return total
-    out.copy_(grad.T.to(x.dtype) @ x)
+    out.copy_(_pytorchs(rows, x))
     return grad.sum(0, dtype=out.dtype) if sums else None
 
 

@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <stdexcept>
 
+#if defined(APV_FAST_X86)
+#include <cpuid.h>
+#endif
+
 namespace apv_fast {
 
 std::vector<std::string> supported_isas() {
@@ -18,6 +22,16 @@ std::vector<std::string> supported_isas() {
 #endif
   isas.push_back("scalar");
   return isas;
+}
+
+bool has_amx() {
+#if defined(APV_FAST_X86)
+  unsigned eax, ebx, ecx, edx;
+  constexpr unsigned kAmxBf16 = 1u << 22;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kAmxBf16) != 0;
+#else
+  return false;
+#endif
 }
 
 Isa isa_of(const std::string& name) {

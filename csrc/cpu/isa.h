@@ -20,6 +20,9 @@ enum class Isa { scalar, avx2, avx512, avx512bf16 };
 // Names, the fastest first; "scalar" (portable code for the architecture's baseline) is always the last.
 std::vector<std::string> supported_isas();
 
+// Whether the CPU multiplies bfloat16 in tiles (AMX), as oneDNN then does; our kernels do not use it.
+bool has_amx();
+
 // Throws std::invalid_argument if `name` is not one of supported_isas().
 Isa isa_of(const std::string& name);
 

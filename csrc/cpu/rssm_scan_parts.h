@@ -134,8 +134,11 @@ struct Packed {
     alignas(64) Wide<T> sums[kBlockRows * kColumns<T>];
     const Element<T>* rows[kBlockRows];
     const int64_t blocks = (a.rows + kBlockRows - 1) / kBlockRows;
-    // Few columns cost nothing either, and MKL is at its most exact there.
-    const int64_t terms = (sizeof(T) == 4 && depth >= kDeep) || columns <= kColumns<T> ? kFewTerms : kTerms;
+    // Shorter sums are more exact, which rounding to bfloat16 would hide. Few columns cost nothing, and MKL is at its
+    // most exact there.
+    constexpr bool floats = sizeof(T) == 4;
+    constexpr int64_t usual = floats ? kTerms / 2 : kTerms;
+    const int64_t terms = (floats && depth >= kDeep) || columns <= kColumns<T> ? kFewTerms : usual;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t begin = a.rows * block / blocks, size = a.rows * (block + 1) / blocks - begin;
       for (int64_t i = 0; i < size; ++i) rows[i] = a[begin + i];
