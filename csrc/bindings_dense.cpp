@@ -1,4 +1,4 @@
-// apv_fast._C.dense, elu_backward and onehot_gradient: dense layers and products of float or bfloat16 matrices.
+// apv_fast._C.dense, elu_backward and onehot_gradient: dense layers and products of float, double or bfloat16 matrices.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -21,6 +21,7 @@ const void* at(uintptr_t address) { return reinterpret_cast<const void*>(address
 
 const Dense& choose(const DenseFunctions& functions, const std::string& a, const std::string& b) {
   if (b == "float32" && a == "float32") return functions.floats;
+  if (b == "float64" && a == "float64") return functions.doubles;
   if (b == "bfloat16" && a == "float32") return functions.halves_of_floats;
   throw std::invalid_argument("dense: no product of " + a + " by " + b);
 }
@@ -53,8 +54,10 @@ void elu_backward(uintptr_t grad, uintptr_t y, uintptr_t out, uintptr_t sum, int
                   const std::string& dtype, int threads, const std::string& isa) {
   if (m < 0 || n < 0) throw std::invalid_argument("elu_backward: negative size");
   const DenseFunctions& functions = APV_FAST_PICK(isa_of(isa), dense_functions);
-  if (dtype != "float32" && dtype != "bfloat16") throw std::invalid_argument("elu_backward: dtype " + dtype);
-  const EluGradient& gradient = dtype == "float32" ? functions.elu_floats : functions.elu_halves;
+  const bool half = dtype == "bfloat16";
+  if (!half && dtype != "float32" && dtype != "float64") throw std::invalid_argument("elu_backward: dtype " + dtype);
+  const EluGradient& gradient =
+      half ? functions.elu_halves : dtype == "float32" ? functions.elu_floats : functions.elu_doubles;
   const EluBackward arguments{at(grad), at(y), reinterpret_cast<void*>(out), reinterpret_cast<void*>(sum), m, n,
                               usable_threads(threads)};
   const Workspace workspace(gradient.workspace(arguments));

@@ -77,10 +77,18 @@ def test_every_instruction_set(name: str, dtype: torch.dtype, isa: str, monkeypa
 
 
 @every
-@all_dtypes
-@all_isas
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("isa", [*ISAS, "amx"])
 def test_any_number_of_threads(name: str, dtype: torch.dtype, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("APV_FAST_CPU_ISA", isa)
+    """The same bits; "amx": as on a CPU where PyTorch's products of half precision split their sums."""
+    from apv_fast.cpu import product
+
+    if isa != "amx":
+        monkeypatch.setenv("APV_FAST_CPU_ISA", isa)
+    elif dtype == torch.bfloat16:
+        monkeypatch.setattr(product, "_splits_sums", lambda: True)
+    else:
+        pytest.skip("only half precision is multiplied in another way")
     one = problem(name, dtype, large=True)
     results = []
     for threads in (1, 2, 3, 5):
@@ -88,6 +96,39 @@ def test_any_number_of_threads(name: str, dtype: torch.dtype, isa: str, monkeypa
         results.append(one.run("cpu"))
     for result in results[1:]:
         assert_same(result, results[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_in_pieces(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any shape: values, with and without a bias, and the same bits on any number of threads."""
+    from apv_fast.cpu import product
+
+    monkeypatch.setattr(product, "_splits_sums", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    for m, k, n in ((1, 1, 1), (3, 0, 2), (0, 4, 3), (5, 95, 600), (600, 95, 5), (3, 130, 95), (130, 700, 129)):
+        a, b, bias = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((m, k), (k, n), (n,)))
+        exact = a.double() @ b.double()
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append((product.product(a, b), product.dense(a, b.T, bias, elu=False)))
+        for other in results:
+            assert all(torch.equal(x, y) for x, y in zip(other, results[0], strict=True))
+        for made, right in zip(results[0], (exact, exact + bias.double()), strict=True):
+            assert made.is_contiguous() and made.dtype == dtype
+            assert torch.dist(made.double(), right) <= torch.finfo(dtype).eps * right.norm()
+
+
+def test_an_error_in_one_share_is_raised() -> None:
+    done: list[int] = []
+
+    def fail() -> None:
+        raise ValueError("this one")
+
+    parts = [functools.partial(done.append, i) for i in range(5)]
+    with pytest.raises(ValueError, match="this one"):
+        _C.share_out(parts=[*parts, fail], threads=2)
+    assert sorted(done) == [*range(5)]
 
 
 def test_several_callers_at_once() -> None:
@@ -108,7 +149,7 @@ def test_other_python_threads_run_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("APV_FAST_CPU_ISA", "scalar")
     turns, done = 0, False
     called: set[str] = set()
-    released: set[str] = {"supported_isas"}
+    released: set[str] = {"supported_isas", "has_amx"}
 
     def spin() -> None:
         nonlocal turns

@@ -2,8 +2,8 @@
 
 A product of the local BLAS is no yardstick: MKL's error varies by a factor of two and more between CPUs. So the
 reference runs with its products written out here: every sum in blocks of :data:`TERMS` terms, one after the other in
-float32, then block after block. Half precision is multiplied and summed in float64 and rounded once, float64 is left
-alone. On CPUs of AMD, where MKL's own sums are long ones, PyTorch as it is has to be matched too.
+float32, then block after block. Half precision is summed in float64 and rounded once; float64 keeps MKL's sums in a
+block. On CPUs of AMD, where MKL's own sums are long ones, PyTorch as it is has to be matched too.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def seed_of(seed: int) -> int:
 
 def product(a: Tensor, b: Tensor, terms: int = TERMS) -> Tensor:
     """``a [M, K] @ b [K, N]`` of one dtype, which is the result's; see the module."""
-    if a.dtype == torch.float64:
-        return a @ b
-    if a.dtype != torch.float32:
-        return (a.double() @ b.double()).to(a.dtype)
     (m, k), n = a.shape, b.shape[1]
+    if a.dtype != torch.float32:
+        wide = a.new_zeros(m, n, dtype=torch.float64)
+        for first in range(0, k, terms):
+            wide += a[:, first : first + terms].double() @ b[first : first + terms].double()
+        return wide.to(a.dtype)
     blocks = max(1, -(-k // terms))
     left = F.pad(a, (0, blocks * terms - k)).view(m, blocks, terms).permute(2, 1, 0)[..., None]
     right = F.pad(b, (0, 0, 0, blocks * terms - k)).view(blocks, terms, 1, n).transpose(0, 1)

@@ -1,7 +1,7 @@
 """Products of large matrices in C++, ``csrc/cpu/dense.cpp``, where they beat PyTorch's (DESIGN.md has the reasons).
 
-That is for float32, and for bfloat16 weights with a float32 left operand, which is rounded on the way. The others are
-PyTorch's, in pieces where its sums would depend on the number of threads.
+That is for float32 and float64, and for bfloat16 weights with a float32 left operand, which is rounded on the way. Half
+precision is PyTorch's, in pieces where its sums would depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def _operand(a: Tensor, b: Tensor) -> Tensor:
 
 def _ours(a: Tensor) -> bool:
     """Whether an :func:`_operand` is multiplied in C++."""
-    # All of float32, however small: MKL's sums depend on the number of threads there.
-    return a.dtype == torch.float32
+    # However small: MKL's sums depend on the number of threads.
+    return a.dtype in (torch.float32, torch.float64)
 
 
-def _splits_sums(dtype: torch.dtype) -> bool:
-    """Whether PyTorch's product in ``dtype`` deals the terms of a sum out to threads: MKL does, oneDNN with AMX too."""
-    return dtype == torch.float64 or _C.has_amx()
+def _splits_sums() -> bool:
+    """Whether PyTorch's product of half precision deals the terms of a sum out to threads, as oneDNN does with AMX."""
+    return _C.has_amx()
 
 
 def _pytorchs(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """PyTorch's ``a @ b``, perhaps with a bias; the same bits on any number of threads."""
-    if not _splits_sums(a.dtype):
+    if not _splits_sums():
         return a @ b if bias is None else F.linear(a, b.T, bias)
     turned = a.shape[0] < b.shape[1]  # the pieces are of the longer side
     left, right = (b.T.detach(), a.T.detach()) if turned else (a.detach(), b.detach())
@@ -80,7 +80,7 @@ def dense(x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Tensor:
 
 def elu_backward(grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient before ELU ``[M, N]`` from that behind it and ELU's output, and its sum over the rows ``[N]``."""
-    if y.dtype not in (torch.float32, torch.bfloat16):
+    if y.dtype == torch.float16:
         grad = torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, y)
         return grad, grad.sum(0)
     grad, y = grad.contiguous(), y.contiguous()

@@ -16,7 +16,7 @@ struct Operand {
   int64_t row_stride, column_stride;  // in elements
 };
 
-// a is floats, b, bias, out and row_sums are T = float or Bf16, to which a is rounded on the way.
+// a, b, bias, out and row_sums are floats or doubles; or a is floats, which are rounded on the way, and the others Bf16.
 struct DenseArguments {
   Operand a, b;
   const void* bias;    // [n], or nullptr
@@ -47,8 +47,8 @@ struct EluGradient {
 };
 
 struct DenseFunctions {
-  Dense floats, halves_of_floats;
-  EluGradient elu_floats, elu_halves;
+  Dense floats, doubles, halves_of_floats;
+  EluGradient elu_floats, elu_doubles, elu_halves;
 };
 
 APV_FAST_FOR_EACH_ISA(extern const DenseFunctions dense_functions;)
