@@ -1,4 +1,4 @@
-# make install | demo | test | bench | lint | sanitize | package-test | clean
+# make install | demo | test | test-all | bench | lint | sanitize | package-test | clean
 #   QUICK=1      a demo of under two minutes, without the claim about learning
 #   ARGS="..."   passed on, as in: make test ARGS="-k knn"; make bench ARGS="--only knn*"
 #   PYTHON=...   makes .venv (3.11 or newer)
@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt .ci/install $(shell find csrc -type f)
 
-.PHONY: install demo test bench lint sanitize package-test clean
+.PHONY: install demo test test-all bench lint sanitize package-test clean
 install: $(INSTALLED)
 
 $(INSTALLED): $(SOURCES)
@@ -17,8 +17,16 @@ $(INSTALLED): $(SOURCES)
 demo: install
 	$(BIN)/apv-fast demo $(if $(QUICK),--quick) $(ARGS)
 
+# A process a core; those that are done take over from others.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# What `make test` leaves out for its time, and the tests of the CPU under other instruction sets and random numbers.
+test-all: install
+	$(PYTEST) -m "thorough and not slow" $(ARGS)
+	$(BIN)/python -m tests.matrix -- -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 bench: install
 	$(BIN)/python -m bench $(ARGS)

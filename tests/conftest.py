@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: OpenMP, which torch starts, is to know before that
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,14 +54,40 @@ def patch_once() -> None:
     interpreter._patch_lang = patch
 
 
+def round_once() -> None:
+    """Products in Triton's interpreter are exact up to one rounding: NumPy's BLAS has other sums on every CPU."""
+    try:
+        from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+    except ImportError:
+        return
+    original = InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        if any(x.data.dtype != np.float32 for x in (a, b, d)):
+            return original(self, a, b, d, *rest)
+        wide = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64))
+        return TensorHandle(wide.astype(np.float32) + d.data, d.dtype.scalar)
+
+    InterpreterBuilder.create_dot = create_dot
+
+
 if os.environ.get("TRITON_INTERPRET"):
     patch_once()
+    round_once()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``-m gpu`` selects what is marked so, and every test that has a backend for GPUs as a parameter."""
+    """``-m gpu`` selects what is marked so, and every test that has a backend for GPUs as a parameter.
+
+    Of tests marked ``interpreted``, those that run in Triton's interpreter become ``thorough``: it is slow.
+    """
     for item in items:
-        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        if any(isinstance(value, str) and value.startswith(GPU_BACKENDS) for value in parameters):
+        spec = getattr(item, "callspec", None)
+        parameters = () if spec is None else spec.params.values()
+        if spec and any(isinstance(value, str) and value.startswith(GPU_BACKENDS) for value in parameters):
             item.add_marker("gpu")
+            marker = item.get_closest_marker("interpreted")
+            kept = marker is None or any(word in spec.id.split("-") for word in marker.args)
+            if os.environ.get("TRITON_INTERPRET") and not kept:
+                item.add_marker("thorough")

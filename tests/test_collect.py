@@ -204,6 +204,7 @@ def _players(group: int) -> list[str]:
     return [line for line in _members(group) if "spawn_main" in line]
 
 
+@pytest.mark.thorough
 def test_killed_and_interrupted_it_goes_on(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     process = _begin(folder, "--episodes 500 --processes 2", lambda _: bool(_journal(folder)))

@@ -31,6 +31,7 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, list[Te
     return torch.randn(batch, length, hidden).to(dtype), [before, action], groups * classes + 5
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_as_one_product(shape: tuple[int, ...], dtype: torch.dtype) -> None:

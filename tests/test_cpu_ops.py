@@ -64,6 +64,7 @@ def test_every_op_with_a_kernel_is_tested_here() -> None:
     assert set(OPS) <= PROBLEMS.keys()
 
 
+@pytest.mark.statistical
 @every
 @all_dtypes
 @all_isas

@@ -53,6 +53,7 @@ def latents(latent: Latent, dtype: torch.dtype, rows: int = 5) -> tuple[Tensor, 
     return stats.to(dtype), noise.to(dtype).view(shape), grad.to(dtype)
 
 
+@pytest.mark.statistical
 @every_isa
 @pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize("dtype", BOTH, ids=str)

@@ -113,6 +113,7 @@ def test_the_design_has_every_pair() -> None:
         assert {(problem[i], problem[j]) for problem in DESIGN} == set(itertools.product(one, other))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("problem", DESIGN, ids=str)
 def test_every_pair_of_sizes(problem: Problem) -> None:
     problem.check()

@@ -70,6 +70,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
         return {(source.stem, arch): one for (source, arch), one in zip(jobs, made, strict=True)}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", cuda.ARCHITECTURES)
 @pytest.mark.parametrize("source", [source.stem for source in SOURCES])
 def test_no_spills(compiled: dict[tuple[str, str], Compiled], source: str, arch: str) -> None:

@@ -44,6 +44,7 @@ def test_quick_demo_goes_all_the_way(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("after", "status"), [(100 * demo.MARGIN + 1, 0), (100 * demo.MARGIN - 1, 1)])
 def test_full_demo_fails_where_nothing_was_learnt(
     after: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

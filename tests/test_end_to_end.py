@@ -299,8 +299,8 @@ def test_two_environments(finetuned: Path, pretrained: Path, tmp_path: Path) -> 
     ("command", "number", "envs"),
     [
         pytest.param("pretrain", signal.SIGKILL, "", id="pretrain, kill -9"),
-        pytest.param("finetune", signal.SIGKILL, "", id="finetune, kill -9"),
-        pytest.param("finetune", signal.SIGINT, "", id="finetune, Ctrl-C"),
+        pytest.param("finetune", signal.SIGKILL, "", id="finetune, kill -9", marks=pytest.mark.thorough),
+        pytest.param("finetune", signal.SIGINT, "", id="finetune, Ctrl-C", marks=pytest.mark.thorough),
         pytest.param("finetune", signal.SIGINT, "--envs 2", id="finetune in two environments, Ctrl-C"),
     ],
 )

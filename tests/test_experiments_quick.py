@@ -67,6 +67,7 @@ class HereLauncher:
         pass
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as where no test runs
 @pytest.mark.parametrize("name", ARMS)
 def test_quick(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

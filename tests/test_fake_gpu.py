@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 CASES = ["updates", "observe gaussian", "observe phases", "step"]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="the fake driver needs a C compiler")
 def test_everything_launches() -> None:
     """The engines that a GPU would get compile on first use and launch, from single ops to whole updates."""

@@ -53,6 +53,7 @@ def device_of(backend: str) -> str:
     return probe(backend).devices[-1]
 
 
+@pytest.mark.statistical
 @every
 @all_dtypes
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

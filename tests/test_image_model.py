@@ -91,6 +91,7 @@ def squares(tensors: list[Tensor]) -> Tensor:
     return torch.tensor([*large, sum(of) - sum(large)], dtype=torch.float64)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)

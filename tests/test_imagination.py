@@ -120,6 +120,8 @@ def compare(case: Case, backend: str, dtype: torch.dtype, seed: int) -> tuple[di
     )
 
 
+@pytest.mark.statistical
+@pytest.mark.interpreted("odd")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 @pytest.mark.parametrize("backend", BACKENDS)

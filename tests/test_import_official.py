@@ -78,6 +78,7 @@ def test_settings_come_from_the_official_config(imported: Path, official: Path) 
     assert config["data"] == [str(official / "train_episodes")]
 
 
+@pytest.mark.thorough
 def test_the_run_is_of_use(imported: Path, official: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Open-loop videos, fine-tuning from it, exporting it, and going on with the pre-training."""
     gif = tmp_path / "video.gif"

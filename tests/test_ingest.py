@@ -169,6 +169,7 @@ def test_card(many: Path, undisturbed: Path) -> None:
         assert sheet.width > 8 * 64
 
 
+@pytest.mark.thorough
 def test_stopped_and_killed_and_gone_on(many: Path, undisturbed: Path, tmp_path: Path) -> None:
     """First Ctrl-C, then SIGKILL, then to the end with another number of processes: the store is the same."""
     out = tmp_path / "store"

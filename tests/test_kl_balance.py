@@ -14,7 +14,7 @@ from torch import Tensor, distributions
 
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import kl_balance, kl_balance_normal
-from tests.yardstick import seed_of
+from tests.yardstick import VARIATION, seed_of
 
 KINDS = {"categorical": "kl_balance", "normal": "kl_balance_normal"}
 ENGINES = [(kind, name) for kind, op in KINDS.items() for name in IMPLEMENTATIONS[op] if probe(name).available]
@@ -92,6 +92,7 @@ def check(kind: str, backend: str, shape: tuple[int, ...], dtype: torch.dtype, s
         torch.testing.assert_close(got, want, rtol=rounding, atol=rounding)
 
 
+@pytest.mark.interpreted("0.8")
 @both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("forward", [False, True], ids=["backward", "forward"])
@@ -106,6 +107,7 @@ def test_against_torch_distributions(
 SIZES = [(1, 1, 1, 1), (2, 3, 5, 13), (2, 2, 33, 64), (1, 2, 3, 1024), (1, 2, 40, 100), (1, 1, 2, 600)]
 
 
+@pytest.mark.statistical
 @both
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:])
@@ -202,8 +204,10 @@ def test_without_steps_or_variables(kind: str, backend: str, free_avg: bool) -> 
     assert [g.shape for g in torch.autograd.grad(loss, leaves)] == [leaf.shape for leaf in leaves]
 
 
+@pytest.mark.statistical
+@pytest.mark.interpreted
 @both
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=not VARIATION)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.integers(1, 9)),
     seed=st.integers(0, 2**31),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apv_fast.backend import probe
 from apv_fast.ops import knn_bonus
-from tests.yardstick import seed_of
+from tests.yardstick import VARIATION, seed_of
 
 # The interpreter computes with NumPy, which remarks on infinities.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -134,6 +134,8 @@ def check(query: Tensor, keys: Tensor, distances: np.ndarray, k: int, reduce: An
         assert (errors[0][finite] <= allowed).all(), (errors[0][finite].max(), errors[1][finite].max())
 
 
+@pytest.mark.statistical
+@pytest.mark.interpreted("torch.float32")
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_definition(backend: str, dtype: torch.dtype, data: str) -> None:
@@ -166,6 +168,7 @@ def padded_rows(x: Tensor) -> Tensor:
     return wide[:, : x.shape[1]]
 
 
+@pytest.mark.interpreted("torch.float32")
 @pytest.mark.parametrize("layout", [transposed, every_second, padded_rows])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_layouts(backend: str, dtype: torch.dtype, layout: Any) -> None:
@@ -177,7 +180,9 @@ def test_layouts(backend: str, dtype: torch.dtype, layout: Any) -> None:
     assert torch.equal(knn_bonus(one, one, k=3, backend=backend), torch.zeros_like(one[:, 0]))
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.statistical
+@pytest.mark.thorough
+@settings(max_examples=60, deadline=None, derandomize=not VARIATION)
 @given(
     shape=st.tuples(st.integers(0, 70), st.integers(1, 90), st.integers(0, 40), st.integers(1, 100)),
     dtype=st.sampled_from(DTYPES),
@@ -196,6 +201,7 @@ def test_any_shape(
         check(query, keys, sorted_distances(query, keys), k, reduce, backend)
 
 
+@pytest.mark.interpreted("torch.float32")
 @pytest.mark.parametrize("reduce", REDUCE)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_and_infinity(backend: str, dtype: torch.dtype, reduce: Any) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import lambda_return
-from tests.yardstick import seed_of
+from tests.yardstick import VARIATION, seed_of
 
 NAMES = ("reward", "value", "discount", "bootstrap")
 SHAPES = [(1, 1), (1, 5), (2, 1), (3, 7), (15, 64), (15, 65), (16, 20), (17, 130), (33, 3), (15, 2500)]
@@ -103,6 +103,8 @@ def assert_as_exact_as_reference(tensors: dict[str, Tensor], backend: str) -> No
         assert got[name] <= bound, f"{name}: error {got[name]:.2e}, reference {reference[name]:.2e}, bound {bound:.2e}"
 
 
+@pytest.mark.statistical
+@pytest.mark.interpreted("3x7")
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -110,8 +112,10 @@ def test_values_and_gradients(backend: str, dtype: torch.dtype, shape: tuple[int
     assert_as_exact_as_reference(inputs(shape, dtype, device_of(backend)), backend)
 
 
+@pytest.mark.statistical
+@pytest.mark.interpreted
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=not VARIATION)
 @given(st.integers(1, 40), st.integers(1, 150), st.sampled_from(DTYPES), st.integers(0, 2**31))
 def test_any_shape(backend: str, horizon: int, n: int, dtype: torch.dtype, seed: int) -> None:
     tensors = inputs((horizon, n), dtype, device_of(backend), seed=seed, positive=True)
@@ -155,6 +159,7 @@ def test_official_implementation(backend: str) -> None:
         assert error <= (1e-5 if name == "returns" else 1e-4), f"{name}: {error:.2e}"
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend: str, lambda_: float) -> None:

@@ -138,6 +138,7 @@ def test_success_in_any_repeat_counts() -> None:
         assert env.step(np.zeros(4))[4] == {"success": True, "repeats": 3}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("task", SOME)
 def test_scripted_policies_succeed(task: str) -> None:
     with make(task) as env:
@@ -182,6 +183,7 @@ def resident() -> float:
     return int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("id", "left"), [("metaworld:reach", 32), ("dmc:triped-walk", 2)])
 def test_closing_frees_contexts(id: str, left: int) -> None:
     """What is closed but still there has its model, of ``left`` MB, and not its OpenGL context, of 50 or more."""

@@ -47,6 +47,7 @@ def squared_errors(results: list[Tensor], wanted: list[Tensor]) -> Tensor:
     return torch.tensor([*large, sum(small)], dtype=torch.float64)
 
 
+@pytest.mark.statistical
 @every
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)

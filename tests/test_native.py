@@ -159,6 +159,7 @@ SLOW = [pytest.param(isa, marks=pytest.mark.slow) for isa in ABLE[1:]]  # the re
 
 
 # A weak symbol in code for a newer CPU could become the program's only copy: an illegal instruction on older ones.
+@pytest.mark.thorough
 @pytest.mark.parametrize("isa", [*ABLE[:1], *SLOW])
 def test_object_files_share_no_code(isa: str, tmp_path: Path) -> None:
     """Without optimisation, where nothing is inlined that need not be."""

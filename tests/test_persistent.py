@@ -134,6 +134,7 @@ def wrong(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> list[int]:
     return [i for i, (a, b) in enumerate(zip(got, want, strict=True)) if not torch.dist(a, b) <= 1e-12 * b.norm()]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("programs", "seed"), [(3, 0), (2, 1), (5, 2)])
 @pytest.mark.parametrize("name", SIZES)
 def test_programs_share_the_work(monkeypatch: pytest.MonkeyPatch, name: str, programs: int, seed: int) -> None:

@@ -126,6 +126,7 @@ def test_it_is_its_modules(backend: str, name: str, isa: str, monkeypatch: pytes
         assert not torch.allclose(got[0][0][0]["deter"], got[1][0][0]["deter"], atol=1e-3)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16(backend: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +142,7 @@ def test_bfloat16(backend: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert 1e-4 < allowed < 0.1 and error <= 2 * allowed, f"{error:.2e}, PyTorch {allowed:.2e}"
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_with_one_hots(backend: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from tests.rssm_cases import (
     step,
     upper_sizes,
 )
-from tests.yardstick import judge, least, yardsticks
+from tests.yardstick import VARIATION, judge, least, yardsticks
 
 ENGINES = [(case, backend) for case in CASES for backend in backends_of(case)]
 EXACT = [(case, backend) for case, backend in ENGINES if torch.float64 in probe(backend).dtypes]
@@ -116,6 +116,8 @@ def assert_exact(
     )
 
 
+@pytest.mark.statistical
+@pytest.mark.interpreted("odd", "gaussian")
 @pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
 @pytest.mark.parametrize("dtype", REFERENCE_ERROR, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
@@ -132,6 +134,7 @@ def test_values_and_gradients(case: str, backend: str, sizes: Sizes, dtype: torc
     assert_exact(case, backend, sizes, dtype, sample)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
 @pytest.mark.parametrize("name", ["odd", "gaussian", "action-free", "wide"])
 @pytest.mark.parametrize(("case", "backend"), [e for e in EXACT if e[0] in ("imagine", "step")])
@@ -158,9 +161,10 @@ sizes_strategy = st.builds(
 )
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("case", "backend"), ENGINES)
 def test_any_shape(case: str, backend: str) -> None:
-    @settings(max_examples=3 if probe(backend).isa == "interpreter" else 10, deadline=None, derandomize=True)
+    @settings(max_examples=3 if probe(backend).isa == "interpreter" else 10, deadline=None, derandomize=not VARIATION)
     @given(sizes=sizes_strategy, seed=st.integers(0, 2**31))
     def check(sizes: Sizes, seed: int) -> None:
         assert_exact(case, backend, sizes, taken(backend, torch.float64), True, seed)
@@ -359,6 +363,7 @@ def test_an_action_free_model_ignores_actions() -> None:
     assert model.imagine(model.initial(2), actions, sample=False)["deter"].shape == (2, 4, 8)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("case", "backend"), EXACT)
 def test_gradcheck(case: str, backend: str) -> None:
     """Against finite differences; Gaussian latents, since those of one-hot samples are zero."""
@@ -404,6 +409,7 @@ def test_opcheck(case: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> No
     torch.library.opcheck(overload, calls[0], test_utils=utilities)
 
 
+@pytest.mark.interpreted("observe")
 @pytest.mark.parametrize(("case", "backend"), [e for e in ENGINES if e[0] != "stacked_concat"])
 def test_compiles_without_graph_break(case: str, backend: str) -> None:
     """The same result, also for other sizes, which torch.compile makes symbolic."""

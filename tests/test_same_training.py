@@ -78,6 +78,7 @@ def losses(make: Callable[..., Callable], backend: str, model: ModelConfig, data
     return torch.tensor([[float(row[name]) for name in LOSSES if name in row] for row in rows])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [pretraining, finetuning])
 @pytest.mark.parametrize(
     ("model", "updates", "size", "length"),

@@ -54,6 +54,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int
         yield lambda arch: reports[arch].result()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", [kernel.name for kernel in aot.KERNELS])
 def test_no_spills(compiled: Callable[[int], dict[str, dict[str, Any]]], name: str, arch: int) -> None:

@@ -86,6 +86,7 @@ def truth(size: str, feats: list[Tensor], projection: Tensor, reduce: str, exclu
     return results
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("reduce", "exclude_self"), [("mean", False), ("mean", True), ("kth", True)])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
