@@ -88,6 +88,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if spec and any(isinstance(value, str) and value.startswith(GPU_BACKENDS) for value in parameters):
             item.add_marker("gpu")
             marker = item.get_closest_marker("interpreted")
-            kept = marker is None or any(word in spec.id.split("-") for word in marker.args)
+            kept = marker is None or any(part in spec.id for part in marker.args)
             if os.environ.get("TRITON_INTERPRET") and not kept:
                 item.add_marker("thorough")

@@ -81,6 +81,7 @@ def test_no_spills(compiled: dict[tuple[str, str], Compiled], source: str, arch:
         assert kernel.registers <= 255, kernel
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", cuda.ARCHITECTURES)
 @pytest.mark.parametrize("source", ["scan_forward", "scan_backward"])
 def test_scans_use_the_tensor_cores_and_order_their_barriers(

@@ -117,7 +117,10 @@ def assert_exact(
 
 
 @pytest.mark.statistical
-@pytest.mark.interpreted("odd", "gaussian")
+@pytest.mark.interpreted(
+    "observe-triton-odd", "observe-triton-gaussian", "imagine-triton-odd", "step-triton-odd",
+    "stacked-triton-odd-float32-sample", "stacked_concat-triton-odd-float32-sample",
+)  # fmt: skip
 @pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
 @pytest.mark.parametrize("dtype", REFERENCE_ERROR, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
@@ -135,6 +138,7 @@ def test_values_and_gradients(case: str, backend: str, sizes: Sizes, dtype: torc
 
 
 @pytest.mark.statistical
+@pytest.mark.interpreted("odd")
 @pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
 @pytest.mark.parametrize("name", ["odd", "gaussian", "action-free", "wide"])
 @pytest.mark.parametrize(("case", "backend"), [e for e in EXACT if e[0] in ("imagine", "step")])

@@ -64,6 +64,7 @@ def test_no_spills(compiled: Callable[[int], dict[str, dict[str, Any]]], name: s
     assert report["shared"] <= SHARED[arch]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [kernel.name for kernel in aot.KERNELS if kernel.name.startswith("lambda_return.")])
 def test_lambda_return_waits_for_memory_once(compiled: Callable[[int], dict[str, dict[str, Any]]], name: str) -> None:
     """At H = 15 every load is issued before the first store, and none is issued twice."""
@@ -81,12 +82,14 @@ IMAGINATION = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in IMAGINATION if name.endswith((".bf16", ".tf32"))])
 def test_imagination_uses_hoppers_tensor_cores(compiled: Callable[[int], dict[str, dict[str, Any]]], name: str) -> None:
     """Warpgroup products, which Triton gives up where an operand's layout does not suit them."""
     assert compiled(90)[name]["wgmma"] > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", [kernel.name for kernel in aot.KERNELS if kernel.name.startswith("rssm.")])
 def test_rssm_scan_fits_and_uses_tensor_cores(
