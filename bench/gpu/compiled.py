@@ -69,8 +69,8 @@ def _traced(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
 @contextlib.contextmanager
 def scans() -> Iterator[None]:
     """Inside, the ops that loop over time are scans of the same mathematics."""
-    loops = {"rssm_observe": observe, "stacked_observe": stacked_observe, "rssm_rollout": rollout}
-    nothing = {"frozen": lambda *modules: contextlib.nullcontext()}
+    loops: dict[str, Any] = {"rssm_observe": observe, "stacked_observe": stacked_observe, "rssm_rollout": rollout}
+    nothing: dict[str, Any] = {"frozen": lambda *modules: contextlib.nullcontext()}
     with mock.patch.multiple(ops, **loops), mock.patch.multiple(behavior, **nothing):
         yield
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,12 +32,12 @@ class ScanError(RuntimeError):
     """This version of PyTorch has no scan that can be used here."""
 
 
-def unrolled(length: int) -> int:
-    """How many steps an iteration does: the largest number up to :data:`UNROLL` that divides ``length``."""
-    return next(n for n in range(min(UNROLL, length), 0, -1) if length % n == 0)
+def unrolled(length: int, most: int = UNROLL) -> int:
+    """How many steps an iteration does: the largest number up to ``most`` that divides ``length``."""
+    return next(n for n in range(min(most, length), 0, -1) if length % n == 0)
 
 
-def scan(body: Body, carry: Tensors, xs: Sequence[Tensor]) -> Tensors:
+def scan(body: Body, carry: Tensors, xs: Sequence[Tensor], most: int = UNROLL) -> Tensors:
     """``carry, y_t = body(carry, x_t)`` for every ``t``; ``xs [T, ...]`` to ``ys [T, ...]``.
 
     Raises:
@@ -47,7 +48,7 @@ def scan(body: Body, carry: Tensors, xs: Sequence[Tensor]) -> Tensors:
     except ImportError as error:
         raise ScanError(f"torch {torch.__version__} has no torch._higher_order_ops.scan") from error
     length = len(xs[0])
-    several = unrolled(length)
+    several = unrolled(length, most)
 
     def iteration(carry: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
         rows = []
@@ -71,16 +72,18 @@ def observe(
     noise: Tensor,  # [B, T, S, C]
     prior_noise: Tensor,
     start: tuple[Tensor, Tensor],  # hoisted.zeros, made outside of what is compiled
+    most: int = UNROLL,
 ) -> list[Tensor]:
     """``rssm_observe`` from zeros: deter, stoch, logit, prior's stoch and logit, ``[B, T, ...]``."""
 
     def body(carry: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
         x, obs, keep, step_noise = now
-        deter, stoch, logit = hoisted.step(params, x, obs, keep, *carry, step_noise)
+        deter, stoch = carry
+        deter, stoch, logit = hoisted.step(params, x, obs, keep, deter, stoch, step_noise)
         return (deter, stoch), (deter, stoch, logit)
 
     xs = (*hoisted.before(params, embed, is_first, action, latent), noise)
-    deters, stochs, logits = (y.movedim(0, 1) for y in scan(body, start, [x.movedim(1, 0) for x in xs]))
+    deters, stochs, logits = (y.movedim(0, 1) for y in scan(body, start, [x.movedim(1, 0) for x in xs], most))
     return [deters, stochs, logits, *hoisted.prior(params, deters, prior_noise)]
 
 
@@ -112,7 +115,7 @@ def compiled(function: Callable[..., object], backend: str = "inductor") -> Call
     torch._dynamo.config.capture_scalar_outputs = True
     # Inductor (torch 2.13) takes what the backward loop adds up for dead and puts another result of the same size into
     # its memory: at T = 10 the gradient of obs_dist_weight was that of the action. Without reuse it is right.
-    options = {"allow_buffer_reuse": False} if backend == "inductor" else None
+    options: dict[str, Any] | None = {"allow_buffer_reuse": False} if backend == "inductor" else None
     return torch.compile(function, backend=backend, dynamic=False, fullgraph=True, options=options)
 
 
@@ -128,9 +131,9 @@ def check() -> None:
         rssm = RSSM(3, deter=4, hidden=5, stoch=2, discrete=3, action_pad=1, dtype=torch.float64)
     leaves = [w.detach().requires_grad_() for w in rssm.params()]
     params = RSSMParams(*leaves)
-    embed = torch.randn(2, 6, 3, dtype=torch.float64, generator=generator)
-    is_first = torch.arange(6).eq(3).expand(2, 6)
-    noise = torch.randn(2, 6, 2, 3, dtype=torch.float64, generator=generator)
+    embed = torch.randn(2, 4, 3, dtype=torch.float64, generator=generator)
+    is_first = torch.arange(4).eq(3).expand(2, 4)
+    noise = torch.randn(2, 4, 2, 3, dtype=torch.float64, generator=generator)
     inputs = (params, embed, is_first, None, rssm.latent, noise, noise)
     with torch.enable_grad():
         right = hoisted.observe(hoisted.step, *inputs)
@@ -139,7 +142,7 @@ def check() -> None:
         zeros = hoisted.zeros(params, rssm.latent, 2)
         for start in (zeros, (zeros[0].detach(), zeros[1].detach())):
             try:
-                values = observe(*inputs, start)
+                values = observe(*inputs, start, most=2)
                 gradients = _gradients(values, leaves)
             except ScanError:
                 raise

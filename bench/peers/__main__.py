@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in SIZES:
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(Setup, name), help="default: %(default)s")
     add("--seed", type=int, default=0)
-    add("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the peer's own; see its module")
+    add("--set", action="append", default=[], metavar="OPTION=VALUE", help="the peer's own option; see its module")
     add("--seconds", type=float, default=4.0, help="of timing (default: 4)")
     add("--threads", type=int, help="default: torch's; ContextWM sets 1 on CUDA")
     add("--json", type=Path, metavar="FILE", help="where the JSON goes (default: the output)")
@@ -113,7 +113,7 @@ def serve(options: argparse.Namespace, output: TextIO) -> None:
                 torch.cuda.synchronize()
             answer(event="done")
     except Exception as error:  # whatever a peer raises is the reason why it has no row
-        answer(event="failed", error=message(error))
+        answer(event="failed", error=str(error) if isinstance(error, PeerError) else message(error))
         raise
 
 

@@ -77,15 +77,14 @@ def _patch(setup: Setup) -> None:
     importing.stand_in("typeguard", typechecked=lambda function: function)
     importing.stand_in("kornia")
     importing.stand_in("torchvision.transforms")
-    scheduler: Any = torch.optim.lr_scheduler.LRScheduler
 
-    class Scheduler(scheduler):
+    class Scheduler(torch.optim.lr_scheduler.LRScheduler):
         """With the argument ``verbose``, which is gone."""
 
         def __init__(self, optimizer: torch.optim.Optimizer, last_epoch: int = -1, verbose: bool = False) -> None:
             super().__init__(optimizer, last_epoch)
 
-    torch.optim.lr_scheduler._LRScheduler = Scheduler  # type: ignore[misc]
+    torch.optim.lr_scheduler._LRScheduler = Scheduler  # type: ignore[misc, assignment]
     if setup.dtype == "bfloat16":
         kind, amp = setup.device.type, torch.cuda.amp
         amp.autocast = lambda enabled=True: torch.autocast(kind, dtype=torch.bfloat16)  # type: ignore[assignment,misc]

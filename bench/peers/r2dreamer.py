@@ -24,7 +24,7 @@ from bench.peers import importing
 from bench.peers.setup import Peer, PeerError, Setup, trained
 
 DIFFERS = (
-    "DreamerV3: block-wise GRU with RMS norms, two-hot heads, a critic on replayed states too, its own optimiser (LaProp)",
+    "DreamerV3: block-wise GRU, RMS norms, two-hot heads, a critic on replayed states too, its own optimiser (LaProp)",
     "one RSSM, not two; no video bonus",
     "encoder and decoder of DreamerV3, whose first layer has cnn_depth channels times its multiplier",
 )
@@ -58,7 +58,7 @@ def make(setup: Setup, path: Path) -> Peer:
     def update() -> dict[str, object]:
         return {name: value for name, value in agent.update(replay).items() if name.startswith("loss/")}
 
-    differs = (*DIFFERS, f"rep_loss {config.rep_loss}, compile {config.compile}")
+    differs: tuple[str, ...] = (*DIFFERS, f"rep_loss {config.rep_loss}, compile {config.compile}")
     if setup.dtype == "bfloat16":
         differs += ("its float16 autocast with a loss scale is replaced by bfloat16 without one",)
     weights = trained(agent._named_params.values())

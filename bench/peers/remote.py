@@ -6,6 +6,7 @@ through a pipe in it, some 0.1 ms: nothing beside an update's. While a contestan
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -29,6 +30,7 @@ TITLES = {"contextwm": "ContextWM", "r2dreamer": "r2dreamer", "torchrl": "TorchR
 PRETRAINS = ("contextwm",)  # the others have no pre-training on videos
 START_SECONDS = 240.0  # to import, to build, to compile, to warm up
 UPDATE_SECONDS = 60.0
+LAST_SECONDS = 5.0  # for a process that has closed its output to end by itself
 
 
 def named(op: str) -> dict[str, Path]:
@@ -103,6 +105,8 @@ class Remote:
         return event
 
     def _lost(self) -> PeerError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(LAST_SECONDS)
         self.stop()
         return PeerError(f"{self.name}: the process died, exit status {self._process.returncode}; see its output")
 
