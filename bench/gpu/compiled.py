@@ -93,12 +93,11 @@ def observe(
     if noise is None:
         first = ops.sample_noise(latent, *leading, dtype=dtype, device=device)
         noise = (first, ops.sample_noise(latent, *leading, dtype=dtype, device=device))
-    start = (
-        torch.zeros(leading[0], params.img_out_weight.shape[1], dtype=dtype, device=device),
-        torch.zeros(leading[0], latent.stoch, latent.discrete, dtype=dtype, device=device),
-    )
+    shapes = ((leading[0], params.img_out_weight.shape[1]), (leading[0], latent.stoch, latent.discrete))
+    zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape in shapes)
+    deter, stoch = (scanned.differentiable(x, params.gru_bias) for x in zeros)
     deter, stoch, logit, prior_stoch, prior_logit = scanned.observe(
-        params, embed, is_first, action, latent, *noise, start
+        params, embed, is_first, action, latent, *noise, (deter, stoch)
     )
     return (
         {"deter": deter, "stoch": stoch, "logit": logit},
