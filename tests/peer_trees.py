@@ -26,6 +26,7 @@ class Config(dict):
         return Config({**self, **values})
 """
 AGENTS = """
+import os
 import kornia, torchtyping
 import torch
 import torchvision.transforms
@@ -65,7 +66,7 @@ class Learner(torch.nn.Module):
         if FAULT != "idle":
             self.optimizer.step()
         if FAULT == "dies" and self.steps > 2:
-            raise SystemExit(3)
+            os._exit(3)
         return self.steps, {"model_loss": loss.detach(), "other": 1.0}
 
 class APV_Pretrain(Learner):

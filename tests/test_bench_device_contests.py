@@ -21,7 +21,8 @@ from apv_fast import ops
 from apv_fast.agent.agent import Agent, Pretrainer
 from apv_fast.agent.behavior import ImaginationNoise
 from apv_fast.agent.world_model import StackNoise
-from apv_fast.backend import IMPLEMENTATIONS, BackendError, probe
+from apv_fast.backend import IMPLEMENTATIONS, BackendError, probe, use_backend
+from apv_fast.nn import RSSM, Actor, StackedRSSM
 from apv_fast.ops import Latent
 from bench import timing
 from bench.cases.updates import finetune_setup
@@ -349,6 +350,40 @@ def test_a_scan_that_is_missing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_this_versions_scan_can_be_used() -> None:
     scanned.check()
+
+
+def test_scans_in_place_of_an_updates_loops_are_the_reference() -> None:
+    """Both models stacked, then a roll-out with the actor from where they are; gradients of all weights that learn."""
+    torch.manual_seed(0)
+    lower = RSSM(5, deter=4, hidden=5, stoch=2, discrete=3, action_pad=3, dtype=torch.float64)
+    upper = RSSM(lower.feat_dim, 2, deter=4, hidden=5, stoch=2, discrete=3, action_pad=3, dtype=torch.float64)
+    actor = Actor(upper.feat_dim, 2, layers=1, units=4, dtype=torch.float64)
+    embed, action = torch.randn(2, 4, 5, dtype=torch.float64), torch.rand(2, 4, 2, dtype=torch.float64) * 2 - 1
+    shapes = [(2, 4, 2)] * 4 + [(4, 8, 2)]  # a horizon of 4 from 8 states
+    noise = [100.0 * torch.nn.functional.one_hot(torch.randint(3, shape), 3).double() for shape in shapes]
+    uniforms = torch.rand(4, 8, 2, dtype=torch.float64)
+    is_first = torch.tensor([[True, False, False, False], [False, False, True, False]])
+
+    def run() -> list[torch.Tensor]:
+        states = StackedRSSM(lower, upper).observe(
+            embed, is_first, action, af_noise=(noise[0], noise[1]), noise=(noise[2], noise[3])
+        )
+        start = {name: x.detach().flatten(0, 1) for name, x in states["post"].items()}
+        after, actions = ops.rssm_rollout(
+            upper.params(), actor.params(), start, horizon=4, latent=upper.latent, noise=noise[4], action_noise=uniforms
+        )
+        return [x for name in sorted(states) for x in states[name].values()] + [*after.values(), actions]
+
+    weights = [*lower.parameters(), *upper.parameters(), *actor.parameters()]
+    with use_backend("reference"):
+        expected = run()
+        with compiled.scans():
+            got = run()
+    for x, y in zip(got, expected, strict=True):
+        torch.testing.assert_close(x, y)
+    sums = [sum((i + 1) * x.sin().sum() for i, x in enumerate(outputs)) for outputs in (got, expected)]
+    for x, y in zip(*(torch.autograd.grad(total, weights) for total in sums), strict=True):  # type: ignore[arg-type]
+        torch.testing.assert_close(x, y)
 
 
 def _losses(agent: Agent, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:

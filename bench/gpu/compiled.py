@@ -137,7 +137,7 @@ def rollout(
     *,
     horizon: int,
     latent: Latent,
-    min_std: float,
+    min_std: float = 0.1,
     noise: Tensor | None = None,
     action_noise: Tensor | None = None,
     **rest: object,

@@ -100,7 +100,7 @@ def _paper(action: int) -> list[dict[str, int]]:
     return [{"B": batch, "T": 50, "E": EMBED, "A": action, **FULL} for batch in (16, 50)]
 
 
-@contest("rssm_observe", _paper(0), ("bfloat16", "tf32", "float32"), seconds=120)
+@contest("rssm_observe", _paper(0), ("bfloat16", "tf32", "float32"), seconds=150)
 def rssm_observe(contest: Contest) -> Players:
     """Action-free filtering; gradients of the embedding and of every weight."""
     data, model = Sequences(contest), Model(contest, contest.shape["E"], 0)

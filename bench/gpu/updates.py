@@ -58,7 +58,7 @@ def _players(contest: Contest, make: Make) -> Players:
     return players
 
 
-@contest("pretrain_update", [{"B": 16, "T": 25, **FULL}], ("bfloat16", "tf32"), seconds=60)
+@contest("pretrain_update", [{"B": 16, "T": 25, **FULL}], ("bfloat16", "tf32"), seconds=150)
 def pretrain_update(contest: Contest) -> Players:
     """The video model's update."""
     batch, config = pretrain_setup(DEVICE, contest.torch_dtype, **contest.shape)
@@ -72,7 +72,7 @@ def pretrain_update(contest: Contest) -> Players:
     return _players(contest, make)
 
 
-@contest("finetune_update", [{"B": 50, "T": 50, **FULL, "horizon": 15}], ("bfloat16",), seconds=120)
+@contest("finetune_update", [{"B": 50, "T": 50, **FULL, "horizon": 15}], ("bfloat16",), seconds=300)
 def finetune_update(contest: Contest) -> Players:
     """The Meta-world update: world model, 2500 starts × 15 imagined steps, actor and critic."""
     batch, config = finetune_setup(DEVICE, contest.torch_dtype, **contest.shape)
