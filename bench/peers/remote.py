@@ -81,7 +81,7 @@ class Remote:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(b"update\n")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # it has ended, or has been ended
             raise self._lost() from error
         event = self._next(UPDATE_SECONDS)
         if event["event"] != "done":
