@@ -5,7 +5,7 @@ under pytest-benchmark. A case is one function in ``bench/cases/``; a new backen
 the table in ``apv_fast.backend``.
 
 ``python -m bench.device`` proves and measures everything on a GPU; ``python -m bench.roofline`` prints what it must
-cost.
+cost; ``python -m bench.peers`` times another project's update.
 
 Limits: figures are of this machine while it did this; compare within one run, where the contestants take turns.
 """

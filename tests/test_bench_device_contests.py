@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,20 @@ import torch
 
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
 from apv_fast import ops
-from apv_fast.backend import IMPLEMENTATIONS, BackendError, probe
+from apv_fast.agent.agent import Agent, Pretrainer
+from apv_fast.agent.behavior import ImaginationNoise
+from apv_fast.agent.world_model import StackNoise
+from apv_fast.backend import IMPLEMENTATIONS, BackendError, probe, use_backend
+from apv_fast.nn import RSSM, Actor, StackedRSSM
 from apv_fast.ops import Latent
 from bench import timing
-from bench.gpu import barrier, contests, hoisted, pointwise, scans, updates, work
+from bench.cases.updates import finetune_setup
+from bench.gpu import barrier, compiled, contests, hoisted, pointwise, scanned, scans, updates, work
 from bench.gpu.checkout import ROOT, environment
 from bench.gpu.contests import Contest, Passes
 from bench.gpu.graphs import CaptureError
 from bench.registry import COMPILED
-from tests import cooperative
+from tests import cooperative, peer_trees
 from tests.rssm_cases import Sizes, make_problem, params_of
 from tests.test_bench_device_jobs import run_python
 
@@ -205,16 +211,37 @@ def test_an_error_that_ends_the_process(error: Exception) -> None:
     [("pretrain_update", updates.pretrain_update, {}), ("finetune_update", updates.finetune_update, {"horizon": 2})],
 )
 def test_contests_of_updates(
-    op: str, players: Callable[[Contest], Any], more: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    op: str, players: Callable[[Contest], Any], more: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(updates.WAYS, "auto", ("auto", "auto"))
     monkeypatch.delitem(updates.WAYS, "reference in a graph")  # an error without a GPU
+    monkeypatch.setattr(updates, "COMPILED_WAY", ("reference", "off"))
+    learners: list[object] = []
+    monkeypatch.setattr(updates, "compile_update", learners.append)  # compilation has a test of its own
+    monkeypatch.setenv("APV_FAST_PEER_CONTEXTWM", str(tmp_path))
     shape = {"B": 1, "T": 6, "deter": 8, "hidden": 8, "cnn_depth": 2, **more}
     found = compete(op, players, shape)
-    assert found["left_out"] == {}
-    assert {row["backend"] for row in found["rows"]} == {"auto", "auto, without a graph", "reference"}
+    assert found["left_out"] == {"ContextWM": f"PeerError: path is {tmp_path}: there is no wmlib"}
+    names = {"auto", "auto, without a graph", "reference", "torch.compile in a graph"}
+    assert {row["backend"] for row in found["rows"]} == names
+    assert [type(learner) for learner in learners] == [Pretrainer if op == "pretrain_update" else Agent]
     assert {row["pass"] for row in found["rows"]} == {"forward_backward"}
     assert all(row["peak_mb"] == 1.0 for row in found["rows"])
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_peer_is_a_contestant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With what is to be said of it in its row."""
+    pytest.importorskip("yaml", reason="the peers' configurations are YAML")
+    monkeypatch.setenv("APV_FAST_PEER_CONTEXTWM", str(peer_trees.contextwm(tmp_path / "mini")))
+    shape = {"B": 1, "T": 6, "deter": 8, "hidden": 8, "cnn_depth": 2}
+    found = compete("pretrain_update", updates.pretrain_update, shape, [*updates.WAYS, COMPILED + contests.GRAPH])
+    assert found["left_out"] == found["failed"] == {}
+    (row,) = found["rows"]
+    assert (row["backend"], row["shape"], row["cache"]) == ("ContextWM", shape, "cold")
+    assert row["median_ms"] > 0 and row["version"] == "mini" and row["parameters"] == 8
+    assert row["peak_mb"] is None  # of its own process, which has no GPU here
+    assert any("carried over" in words for words in row["differs"])
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -239,14 +266,37 @@ def test_names_and_order_of_contests() -> None:
     assert [contest.dtype for contest in found].index("tf32") > names.index(next(n for n in names if "finetune" in n))
 
 
+LENGTH = 10  # two iterations of a scan; with it inductor has put one gradient into another's memory
+
+
+class Filtering:
+    """A problem of the rivals in float64, with the reference's outputs and gradients."""
+
+    def __init__(self) -> None:
+        sizes = Sizes(3, LENGTH, 5, 2, 3, 7, 6, 2, 5)
+        tensors = make_problem(sizes, torch.float64)
+        params, self.latent = params_of(tensors), Latent(sizes.stoch, sizes.discrete)
+        self.leaves = [x.requires_grad_() for x in (*params, tensors["embed"], tensors["action"])]
+        self.noise = (tensors["post_noise"], tensors["prior_noise"])
+        self.inputs = (params, tensors["embed"], tensors["is_first"], tensors["action"])
+        self.start = hoisted.zeros(params, self.latent, sizes.batch)
+        post, prior = ops.rssm_observe(*self.inputs, latent=self.latent, noise=self.noise, backend="reference")
+        self.expected = [post["deter"], post["stoch"], post["logit"], prior["stoch"], prior["logit"]]
+
+    def check(self, got: Sequence[torch.Tensor]) -> None:
+        """Values and gradients agree to float64's rounding."""
+        generator = torch.Generator().manual_seed(0)
+        cotangents = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in self.expected]
+        for x, y in zip(got, self.expected, strict=True):
+            torch.testing.assert_close(x, y)
+        gradients = [torch.autograd.grad(outputs, self.leaves, cotangents) for outputs in (got, self.expected)]
+        for x, y in zip(*gradients, strict=True):
+            torch.testing.assert_close(x, y)
+
+
 def test_the_compiled_rival_is_the_reference() -> None:
     """Hoisting changes neither values nor gradients, and all steps are one compiled function."""
-    sizes = Sizes(3, 4, 5, 2, 3, 7, 6, 2, 5)
-    tensors = make_problem(sizes, torch.float64)
-    params, latent = params_of(tensors), Latent(sizes.stoch, sizes.discrete)
-    leaves = [x.requires_grad_() for x in (*params, tensors["embed"], tensors["action"])]
-    noise = (tensors["post_noise"], tensors["prior_noise"])
-    inputs = (tensors["embed"], tensors["is_first"], tensors["action"])
+    problem = Filtering()
     graphs: list[object] = []
 
     def count(graph: Any, example: Any) -> Any:
@@ -254,15 +304,122 @@ def test_the_compiled_rival_is_the_reference() -> None:
         return graph.forward
 
     step = torch.compile(hoisted.step, backend=count, dynamic=False, fullgraph=True)
-    got = hoisted.observe(step, params, *inputs, latent, *noise)
+    got = hoisted.observe(step, *problem.inputs, problem.latent, *problem.noise)
     assert len(graphs) == 1
-    post, prior = ops.rssm_observe(params, *inputs, latent=latent, noise=noise, backend="reference")
-    expected = [post["deter"], post["stoch"], post["logit"], prior["stoch"], prior["logit"]]
-    generator = torch.Generator().manual_seed(0)
-    cotangents = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in expected]
+    problem.check(got)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    "backend", ["", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)], ids=lambda name: name or "eager"
+)
+def test_the_scanning_rival_is_the_reference(backend: str) -> None:
+    """Values and gradients of the loop, through PyTorch's own scan."""
+    problem = Filtering()
+    observe: Any = scanned.compiled(scanned.observe, backend) if backend else scanned.observe
+    problem.check(observe(*problem.inputs, problem.latent, *problem.noise, problem.start))
+    torch.compiler.reset()
+
+
+def test_a_scan_does_several_steps_an_iteration() -> None:
+    assert [scanned.unrolled(length) for length in (50, 25, 15, 16, 13, 1)] == [5, 5, 5, 8, 1, 1]
+
+
+def _wrong(body: Any, carry: Any, xs: Any, most: int = 0, *, what: str) -> Any:
+    rows = []
+    for t in range(len(xs[0])):
+        carry, ys = body(carry, tuple(x[t] for x in xs))
+        if what == "gradients":  # of the carry
+            carry = tuple(x.detach() for x in carry)
+        rows.append(tuple(y + (what == "values") for y in ys))
+    return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+
+@pytest.mark.parametrize("what", ["values", "gradients"])
+def test_a_scan_that_is_wrong_is_noticed(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanned, "scan", functools.partial(_wrong, what=what))
+    with pytest.raises(scanned.ScanError, match=f"scan gives wrong {what}"):
+        scanned.check.__wrapped__()
+
+
+def test_a_scan_that_is_missing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch._higher_order_ops.scan", None)
+    with pytest.raises(scanned.ScanError, match=r"has no torch\._higher_order_ops\.scan"):
+        scanned.check.__wrapped__()
+
+
+def test_this_versions_scan_can_be_used() -> None:
+    scanned.check()
+
+
+def test_scans_in_place_of_an_updates_loops_are_the_reference() -> None:
+    """Both models stacked, then a roll-out with the actor from where they are; gradients of all weights that learn."""
+    torch.manual_seed(0)
+    lower = RSSM(5, deter=4, hidden=5, stoch=2, discrete=3, action_pad=3, dtype=torch.float64)
+    upper = RSSM(lower.feat_dim, 2, deter=4, hidden=5, stoch=2, discrete=3, action_pad=3, dtype=torch.float64)
+    actor = Actor(upper.feat_dim, 2, layers=1, units=4, dtype=torch.float64)
+    embed, action = torch.randn(2, 4, 5, dtype=torch.float64), torch.rand(2, 4, 2, dtype=torch.float64) * 2 - 1
+    shapes = [(2, 4, 2)] * 4 + [(4, 8, 2)]  # a horizon of 4 from 8 states
+    noise = [100.0 * torch.nn.functional.one_hot(torch.randint(3, shape), 3).double() for shape in shapes]
+    uniforms = torch.rand(4, 8, 2, dtype=torch.float64)
+    is_first = torch.tensor([[True, False, False, False], [False, False, True, False]])
+
+    def run() -> list[torch.Tensor]:
+        states = StackedRSSM(lower, upper).observe(
+            embed, is_first, action, af_noise=(noise[0], noise[1]), noise=(noise[2], noise[3])
+        )
+        start = {name: x.detach().flatten(0, 1) for name, x in states["post"].items()}
+        after, actions = ops.rssm_rollout(
+            upper.params(), actor.params(), start, horizon=4, latent=upper.latent, noise=noise[4], action_noise=uniforms
+        )
+        return [x for name in sorted(states) for x in states[name].values()] + [*after.values(), actions]
+
+    weights = [*lower.parameters(), *upper.parameters(), *actor.parameters()]
+    with use_backend("reference"):
+        expected = run()
+        with compiled.scans():
+            got = run()
     for x, y in zip(got, expected, strict=True):
         torch.testing.assert_close(x, y)
-    gradients = [torch.autograd.grad(outputs, leaves, cotangents) for outputs in (got, expected)]
-    for x, y in zip(*gradients, strict=True):
+    sums = [sum((i + 1) * x.sin().sum() for i, x in enumerate(outputs)) for outputs in (got, expected)]
+    for x, y in zip(*(torch.autograd.grad(total, weights) for total in sums), strict=True):  # type: ignore[arg-type]
         torch.testing.assert_close(x, y)
+
+
+def _losses(agent: Agent, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """One update with noise that decides every sample; the losses."""
+    rows, latent, horizon = batch["reward"].numel(), agent.model.rssm.latent, agent.config.behavior.horizon
+    generator = torch.Generator().manual_seed(3)
+
+    def decided(*leading: int) -> torch.Tensor:
+        classes = torch.randint(latent.discrete, (*leading, latent.stoch), generator=generator)
+        return 100.0 * torch.nn.functional.one_hot(classes, latent.discrete).float()
+
+    both = [(decided(*batch["reward"].shape), decided(*batch["reward"].shape)) for _ in range(2)]
+    model = agent.model.loss(batch, StackNoise(*both))
+    agent._step(model.loss, "model", "video")
+    uniforms = torch.rand(horizon, rows, 4, generator=generator)
+    noise = ImaginationNoise(decided(horizon, rows), uniforms)
+    actor, critic, _ = agent.behavior.losses(agent.model, model.post, batch["is_terminal"], noise)
+    agent._step(actor + critic, "actor", "critic")
+    return [model.loss, actor, critic]
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_the_compiled_update_is_the_references(backend: str) -> None:
+    """Losses, and the weights after a step of Adam."""
+    batch, config = finetune_setup(CPU, torch.float32, B=1, T=6, horizon=2, deter=6, hidden=5, cnn_depth=1)
+    config = replace(config, backend="reference", graph="off")
+    config = replace(config, model=replace(config.model, stoch=2, discrete=3))
+    torch.manual_seed(0)
+    agents = [Agent(config, 4, discrete=False, device=CPU) for _ in range(2)]
+    with torch.no_grad():
+        for x, y in zip(agents[1].tensors(), agents[0].tensors(), strict=True):
+            x.copy_(y)
+    compiled.compile_update(agents[1], backend)
+    expected, got = (_losses(agent, batch) for agent in agents)
+    for x, y in zip(got, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    for x, y in zip(agents[1].tensors(), agents[0].tensors(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
     torch.compiler.reset()

@@ -1,7 +1,8 @@
 """What is timed against what: a contest is one op at one size and dtype, with its contestants.
 
-Contestants are "reference" (PyTorch, eager), the same recorded as a CUDA graph, ``torch.compile`` in a graph,
-yardsticks that are no implementation of the op, and every backend for GPUs that the table in :mod:`apv_fast.backend`
+Contestants are "reference" (PyTorch, eager), the same recorded as a CUDA graph, ``torch.compile`` in a graph, around
+loops and around a scan, other projects' whole updates (:mod:`bench.peers`), yardsticks that are no implementation of
+the op, and every backend for GPUs that the table in :mod:`apv_fast.backend`
 has for it, also in a graph: that is how a training update runs them. Nothing here names a kernel.
 """
 
@@ -24,6 +25,7 @@ DEVICE = torch.device("cuda")
 OURS = tuple(name for name in AUTO_ORDER["cuda"] if name != REFERENCE)
 GRAPH = " in a graph"
 REFERENCE_GRAPH, COMPILED_GRAPH = REFERENCE + GRAPH, COMPILED + GRAPH
+SCAN_GRAPH = COMPILED + " of a scan" + GRAPH
 PHASES = "triton, a launch a phase"
 COLD, WARM = "cold", "warm"
 DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
@@ -31,6 +33,16 @@ DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.fl
 Work = Callable[[], object]
 Passes = Mapping[str, Work]  # FORWARD, FORWARD_BACKWARD -> does it once
 Prepare = Callable[[], Passes]  # warms up and records
+
+
+class Stated(dict[str, Work]):
+    """Passes of a contestant of whom more is to be said: ``facts`` go into its rows, in place of what they have."""
+
+    def __init__(self, passes: Passes, facts: Mapping[str, object]) -> None:
+        super().__init__(passes)
+        self.facts = dict(facts)
+
+
 Players = Mapping[str, Prepare]
 
 

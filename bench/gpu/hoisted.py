@@ -3,6 +3,7 @@
 The embedding's, action's and prior's products run once over B·T; a Python loop calls one compiled function a step; the
 whole, with autograd's backward, is recorded as a CUDA graph by whoever times it. Weights in the products' dtype, noise
 made beforehand. (Compiling all T steps as one function takes minutes: 190 s measured by the project on two CPU cores.)
+:mod:`bench.gpu.scanned` has the same around PyTorch's own scan.
 
 Limits: categorical latents, samples (no modes), and a start from zeros.
 """
@@ -41,6 +42,39 @@ def step(
     return deter, onehot_straight_through(logit, noise), logit
 
 
+def before(
+    params: RSSMParams, embed: Tensor, is_first: Tensor, action: Tensor | None, latent: Latent
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What of every step does not wait for the step before: ``x`` and ``obs [B, T, H]``, ``keep [B, T, 1]``."""
+    dtype, width = params.gru_weight.dtype, latent.stoch * latent.discrete
+    keep = ~is_first[..., None]
+    if action is None:
+        x = params.img_in_bias.expand(*embed.shape[:2], -1)
+    else:
+        columns = params.img_in_weight[:, width : width + action.shape[-1]]
+        x = F.linear((action * keep).to(dtype), columns, params.img_in_bias)
+    obs = F.linear(embed.to(dtype), params.obs_out_weight[:, params.img_out_weight.shape[1] :], params.obs_out_bias)
+    return x, obs, keep
+
+
+def zeros(params: RSSMParams, latent: Latent, batch: int) -> tuple[Tensor, Tensor]:
+    """The state before the first step; where gradients are on it needs one, since later states do.
+
+    Else a loop's first step would compile on its own, and a scan's carry would change its kind.
+    """
+    grad, wide, device = torch.is_grad_enabled(), state_dtype(params.gru_weight.dtype), params.gru_weight.device
+    deter = torch.zeros(batch, params.img_out_weight.shape[1], dtype=wide, device=device, requires_grad=grad)
+    shape = (batch, latent.stoch, latent.discrete)
+    return deter, torch.zeros(shape, dtype=wide, device=device, requires_grad=grad)
+
+
+def prior(params: RSSMParams, deters: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The prior's stoch and logit ``[B, T, S, C]`` of all steps."""
+    hidden = F.elu(dense(deters, params.img_out_weight, params.img_out_bias))
+    logit = dense(hidden, params.img_dist_weight, params.img_dist_bias).unflatten(-1, noise.shape[2:])
+    return onehot_straight_through(logit, noise), logit
+
+
 def observe(
     step: Step,
     params: RSSMParams,
@@ -52,25 +86,11 @@ def observe(
     prior_noise: Tensor,
 ) -> list[Tensor]:
     """``rssm_observe`` from zeros: deter, stoch, logit, prior's stoch and logit, ``[B, T, ...]``."""
-    dtype, wide = params.gru_weight.dtype, state_dtype(params.gru_weight.dtype)
-    (batch, length), deter_width = embed.shape[:2], params.img_out_weight.shape[1]
-    keep, width = ~is_first[..., None], latent.stoch * latent.discrete
-    if action is None:
-        x = params.img_in_bias.expand(batch, length, -1)
-    else:
-        columns = params.img_in_weight[:, width : width + action.shape[-1]]
-        x = F.linear((action * keep).to(dtype), columns, params.img_in_bias)
-    obs = F.linear(embed.to(dtype), params.obs_out_weight[:, deter_width:], params.obs_out_bias)
-    # Zeros that need a gradient where later states have one: else the first step would compile on its own.
-    grad = torch.is_grad_enabled()
-    deter = torch.zeros(batch, deter_width, dtype=wide, device=embed.device, requires_grad=grad)
-    shape = (batch, latent.stoch, latent.discrete)
-    stoch = torch.zeros(shape, dtype=wide, device=embed.device, requires_grad=grad)
+    x, obs, keep = before(params, embed, is_first, action, latent)
+    deter, stoch = zeros(params, latent, len(embed))
     steps = []
-    for t in range(length):
+    for t in range(embed.shape[1]):
         deter, stoch, logit = step(params, x[:, t], obs[:, t], keep[:, t], deter, stoch, noise[:, t])
         steps.append((deter, stoch, logit))
     deters, stochs, logits = (torch.stack(rows, 1) for rows in zip(*steps, strict=True))
-    hidden = F.elu(dense(deters, params.img_out_weight, params.img_out_bias))
-    prior = dense(hidden, params.img_dist_weight, params.img_dist_bias).unflatten(-1, stoch.shape[1:])
-    return [deters, stochs, logits, onehot_straight_through(prior, prior_noise), prior]
+    return [deters, stochs, logits, *prior(params, deters, prior_noise)]

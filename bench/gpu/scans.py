@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,12 +12,13 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.nn import RSSM
 from apv_fast.structure import RSSMParams, State
-from bench.gpu import hoisted
+from bench.gpu import hoisted, scanned
 from bench.gpu.contests import (
     COMPILED_GRAPH,
     DEVICE,
     PHASES,
     REFERENCE_GRAPH,
+    SCAN_GRAPH,
     Contest,
     Passes,
     Players,
@@ -98,7 +100,7 @@ def _paper(action: int) -> list[dict[str, int]]:
     return [{"B": batch, "T": 50, "E": EMBED, "A": action, **FULL} for batch in (16, 50)]
 
 
-@contest("rssm_observe", _paper(0), ("bfloat16", "tf32", "float32"), seconds=120)
+@contest("rssm_observe", _paper(0), ("bfloat16", "tf32", "float32"), seconds=150)
 def rssm_observe(contest: Contest) -> Players:
     """Action-free filtering; gradients of the embedding and of every weight."""
     data, model = Sequences(contest), Model(contest, contest.shape["E"], 0)
@@ -123,11 +125,23 @@ def rssm_observe(contest: Contest) -> Players:
 
         return differentiable(scan, leaves, graph=True)
 
+    def scanning() -> Passes:
+        scanned.check()
+        whole = scanned.compiled(scanned.observe)
+
+        def scan() -> list[Tensor]:
+            start = hoisted.zeros(model.params, model.latent, model.batch)
+            inputs = (model.params, data.embed, data.is_first, None, model.latent, *model.noise, start)
+            deter, stoch, logit, _, prior = cast("list[Tensor]", whole(*inputs))
+            return [deter, stoch, logit, prior]
+
+        return differentiable(scan, leaves, graph=True)
+
     players = _scan_players(contest.op, forward, leaves)
     if contest.dtype != "bfloat16":
         return players
     lstm = functools.partial(_lstm, contest.shape["B"], contest.shape["T"], contest.shape["deter"])
-    return {**players, LSTM: lstm, COMPILED_GRAPH: compiled}
+    return {**players, LSTM: lstm, COMPILED_GRAPH: compiled, SCAN_GRAPH: scanning}
 
 
 @contest("stacked_observe", _paper(ACTIONS), ("bfloat16",), seconds=90)

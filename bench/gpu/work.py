@@ -122,5 +122,5 @@ def _rows(
                 row: dict[str, Any] = {"op": contest.op, "backend": name, "device": "cuda", "dtype": contest.dtype}
                 row |= {"shape": dict(contest.shape), "pass": passed} | summarize(times, samples.get(REFERENCE))
                 row |= {"cache": cache, "peak_mb": round(peaks[name], 1) if len(ready[name]) == 1 else None}
-                rows.append(row)
+                rows.append(row | getattr(ready[name], "facts", {}))
     return rows
