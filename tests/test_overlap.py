@@ -1,0 +1,304 @@
+"""Updates beside the environments: one update old, whatever takes how long; the same bits again, and after a resume."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from apv_fast.agent import Agent
+from apv_fast.agent import overlap as overlap_module
+from apv_fast.agent.acting import Acting
+from apv_fast.agent.episode import AgentPolicy
+from apv_fast.agent.overlap import Updates
+from apv_fast.cli import main, parse
+from apv_fast.commands.finetune import finetune
+from apv_fast.config import FinetuneConfig, WorldConfig
+from apv_fast.run import latest_checkpoint, load_checkpoint, read_metrics
+from tests.corridor import Corridor
+from tests.test_agent import CPU, FINETUNE, MODEL, VARIANTS, differing, make_batch
+
+IMAGES = make_batch(seed=5, batch=3, length=8)["image"]
+
+
+def learner(kind: str = "stacked", backend: Any = "auto") -> Agent:
+    torch.manual_seed(0)
+    return Agent(replace(VARIANTS[kind], backend=backend), 2, discrete=False, device=CPU)
+
+
+def weights(acting: Acting) -> dict[str, Any]:
+    return copy.deepcopy(acting.state_dict())
+
+
+@pytest.fixture
+def updates() -> Iterator[Callable[..., Updates]]:
+    """Makes them, and lets their threads go."""
+    made: list[Updates] = []
+
+    def make(agent: Agent, *, overlap: bool = True, seed: int = 3) -> Updates:
+        made.append(Updates(agent, overlap=overlap, seed=seed))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+# One update old
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("kind", ["stacked", "plain", "gaussian", "bf16"])
+def test_what_acts_is_one_update_old(kind: str, backend: str, updates: Callable[..., Updates]) -> None:
+    """Weights and actions, against an agent whose updates are done one after the other."""
+    plain = learner(kind, backend)
+    torch.manual_seed(1)
+    past = [copy.deepcopy(plain.acting)]  # after 0, 1, 2, ... updates
+    for seed in range(4):
+        plain.update(make_batch(seed))
+        past.append(copy.deepcopy(plain.acting))
+    torch.manual_seed(2)
+    after = torch.rand(3)
+
+    agent = learner(kind, backend)
+    beside = updates(agent)
+    policy = AgentPolicy(agent, explore=True, acting=beside.acting, generator=beside.generator)
+    generator, memory = torch.Generator().manual_seed(3), None
+    torch.manual_seed(1)
+    first = np.array([True, True, True])
+    for seed in range(4):
+        beside.begin(make_batch(seed), lambda metrics: None)
+        assert beside.begun == seed + 1
+        for step in range(2):  # while the update runs
+            image = IMAGES[:, 2 * seed + step]
+            began = first if seed == step == 0 else ~first
+            action = policy(image.numpy(), began)
+            expected, memory = past[seed](image, torch.from_numpy(began), memory, explore=True, generator=generator)
+            np.testing.assert_array_equal(action, expected.float().numpy())
+        assert differing(beside.acting.state_dict(), past[seed].state_dict()) == []
+        assert differing(past[seed].state_dict(), past[seed + 1].state_dict()), "an update that changes nothing"
+    beside.wait()
+    assert differing(agent.state_dict(), plain.state_dict()) == [], "acting leaves training's random numbers alone"
+    assert agent.updates == 4
+    torch.manual_seed(2)
+    assert torch.equal(torch.rand(3), after)
+
+
+def test_without_overlap_the_newest_weights_act(updates: Callable[..., Updates]) -> None:
+    agent = learner()
+    at_once = updates(agent, overlap=False)
+    seen: list[int] = []
+    for seed in range(2):
+        at_once.begin(make_batch(seed), lambda metrics: seen.append(threading.get_ident()))
+        assert agent.updates == at_once.begun == seed + 1
+    assert at_once.acting is agent.acting and at_once.generator is None and at_once.state_dict() is None
+    assert seen == [threading.get_ident()] * 2
+
+
+def test_an_update_runs_while_it_is_played(updates: Callable[..., Updates], monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = learner()
+    beside, played, update = updates(agent), threading.Event(), agent.update
+
+    def slow(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert played.wait(30), "nobody plays while the update runs"
+        return update(batch)
+
+    monkeypatch.setattr(agent, "update", slow)
+    beside.begin(make_batch(), lambda metrics: None)
+    AgentPolicy(agent, explore=True, acting=beside.acting)(IMAGES[:, 0].numpy(), np.ones(3, bool))
+    assert agent.updates == 0
+    played.set()
+    beside.wait()
+    assert agent.updates == 1
+
+
+def test_an_update_that_fails_is_told(updates: Callable[..., Updates]) -> None:
+    beside = updates(learner())
+    beside.begin({}, lambda metrics: None)
+    with pytest.raises(KeyError, match="image"):
+        beside.begin(make_batch(), lambda metrics: None)
+
+
+def test_the_backend_in_force_is_the_threads_too(updates: Callable[..., Updates]) -> None:
+    from apv_fast.backend import requested, use_backend
+
+    found: list[str] = []
+    with use_backend("reference"):
+        beside = updates(learner())
+        beside.begin(make_batch(), lambda metrics: found.append(requested(None)))
+        beside.wait()
+    assert found == ["reference"]
+
+
+# A GPU's side, against streams that write down who waits for whom
+
+
+def test_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy comes between two updates, after the last step has read the old weights, and before the next step."""
+    calls: list[str] = []
+
+    class Stream:
+        def __init__(self, device: Any = None, priority: int = 0) -> None:
+            self.name = "update's" if priority == 0 else "acting's"
+
+        def wait_stream(self, other: Stream) -> None:
+            calls.append(f"{self.name} waits for {other.name}")
+
+    current = Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(
+        overlap_module.torch, "Generator", lambda device: types.SimpleNamespace(manual_seed=lambda seed: f"of {seed}")
+    )
+    acting = types.SimpleNamespace(copy=lambda: types.SimpleNamespace(take=lambda other: calls.append("copy")))
+    agent: Any = types.SimpleNamespace(
+        device=torch.device("cuda"), acting=acting, updates=0, update=lambda batch: calls.append(f"update {batch}")
+    )
+    one = Updates(agent, overlap=True, seed=3)
+    assert one.generator == "of 3" and calls == ["acting's waits for update's"]
+    calls.clear()
+    for batch in ("1", "2"):
+        one.begin(batch, lambda metrics: None)  # type: ignore[arg-type]
+        order = ["update's waits for acting's", "copy", "acting's waits for update's", f"update {batch}"]
+        assert calls == order
+        calls.clear()
+    one.close()
+
+
+# Whole runs
+
+CORRIDOR = FinetuneConfig(
+    "gym:tests.corridor:apv/Continuous-v0",
+    Path(),
+    model=MODEL,
+    world=WorldConfig(),
+    video_bonus=FINETUNE.video_bonus,
+    behavior=FINETUNE.behavior,
+    batch=2,
+    length=4,
+    steps=60,
+    prefill=10,
+    first_updates=3,
+    train_every=5,
+    log_every=20,
+    eval_every=1000,
+    eval_episodes=1,
+    video_every=1000,
+    checkpoint_every=1000,
+    device="cpu",
+    overlap=True,
+)
+
+
+def run_of(out: Path, **changes: Any) -> Path:
+    finetune(replace(CORRIDOR, out=out, **changes))
+    return out
+
+
+def left_by(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Everything that decides how a run goes on, and its metrics; nothing that has the time in it."""
+    path = latest_checkpoint(run / "checkpoints")
+    assert path is not None
+    state = load_checkpoint(path)[1]
+    state["replay"] |= {"episodes": len(state["replay"]["episodes"])}
+    lines = read_metrics(run / "metrics.jsonl")
+    return state, [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (state, lines), (state_too, lines_too) = left_by(one), left_by(other)
+    assert differing(state, state_too) == []
+    assert lines == lines_too
+
+
+class Slow:
+    """Makes every n-th call wait."""
+
+    def __init__(self, function: Callable[..., Any], seconds: float, every: int) -> None:
+        self.function, self.seconds, self.every, self.calls = function, seconds, every, 0
+
+    def __get__(self, instance: Any, owner: Any) -> Callable[..., Any]:
+        return types.MethodType(self, instance)
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        if self.calls % self.every == 0:
+            time.sleep(self.seconds)
+        return self.function(*arguments)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(tmp_path_factory.mktemp("overlap") / "run")
+
+
+@pytest.mark.parametrize("slow", ["updates", "environments"])
+def test_what_takes_how_long_changes_nothing(
+    slow: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if slow == "updates":
+        monkeypatch.setattr(Agent, "update", Slow(Agent.update, 0.15, 2))
+    else:
+        monkeypatch.setattr(Corridor, "step", Slow(Corridor.step, 0.03, 3))
+    assert_same(undisturbed, run_of(tmp_path / "run"))
+
+
+def test_a_thread_changes_nothing(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Now:
+        """Instead of a thread: all is done when it is asked for."""
+
+        def __init__(self, *arguments: Any) -> None:
+            pass
+
+        def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+            made = function(*arguments)
+            return types.SimpleNamespace(result=lambda: made)
+
+        def shutdown(self) -> None:
+            pass
+
+    monkeypatch.setattr(overlap_module, "ThreadPoolExecutor", Now)
+    assert_same(undisturbed, run_of(tmp_path / "run"))
+
+
+def test_overlap_is_another_run(undisturbed: Path, tmp_path: Path) -> None:
+    """Else nothing here would be tested."""
+    without = run_of(tmp_path / "run", overlap=False)
+    assert differing(left_by(without)[0]["agent"], left_by(undisturbed)[0]["agent"])
+    assert left_by(without)[0]["acting"] is None
+
+
+@pytest.mark.parametrize("step", [9, 40, 48])
+def test_a_resumed_run_has_the_same_bits(step: int, undisturbed: Path, tmp_path: Path) -> None:
+    """From checkpoints in the prefill, on an update's clock, and between two. The other run writes none on the way.
+
+    The environment's actions are numbers, so weights that differ in any bit give another run.
+    """
+    run = run_of(tmp_path / "run", steps=step)
+    run_of(run, resume=True)
+    (state, _), (resumed, _) = left_by(undisturbed), left_by(run)
+    assert differing(state, resumed) == []
+
+
+def test_two_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = run_of(tmp_path / "one", envs=2, eval_episodes=1)
+    monkeypatch.setattr(Agent, "update", Slow(Agent.update, 0.1, 2))
+    assert_same(one, run_of(tmp_path / "two", envs=2, eval_episodes=1))
+
+
+def test_the_flags(tmp_path: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--env", "dmc:walker-walk", "--out", str(tmp_path / "run")]
+    assert parse("finetune", [*command, "--overlap"]).overlap is True
+    assert parse("finetune", [*command, "--no-overlap"]).overlap is False
+    assert main(["finetune", "--resume", "--out", str(undisturbed), "--no-overlap"]) == 1
+    assert "overlap is true there and false now" in capsys.readouterr().err
