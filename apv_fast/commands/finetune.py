@@ -159,19 +159,25 @@ class Finetuner:
             Progress("finetune", config.steps, start=self.step, unit="step") as progress,
         ):
             while self.step < config.steps and not stop.requested:
-                if self.training and self.updates.begun < config.first_updates:
-                    self._update()
+                if not self.advance(metrics):
                     progress.update(self.step, f"update {self.updates.begun} of the first {config.first_updates}")
                     continue
-                self._act(metrics)
-                if self.training and self.updates.begun >= config.first_updates:
-                    for _ in range(self._strikes(config.train_every)):
-                        self._update()
                 self._report(metrics)
                 progress.update(self.step, self._status)
                 if self._strikes(config.checkpoint_every) and self.step < config.steps:
                     self.save()
         self.save()
+
+    def advance(self, metrics: Metrics) -> bool:
+        """One of the first updates (False); or a step of every environment, and the updates that are due after it."""
+        if self.training and self.updates.begun < self.config.first_updates:
+            self._update()
+            return False
+        self._act(metrics)
+        if self.training and self.updates.begun >= self.config.first_updates:
+            for _ in range(self._strikes(self.config.train_every)):
+                self._update()
+        return True
 
     _status = "random actions"
 
