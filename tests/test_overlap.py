@@ -6,7 +6,7 @@ import copy
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,11 @@ from apv_fast.agent.overlap import Updates
 from apv_fast.cli import main, parse
 from apv_fast.commands.finetune import finetune
 from apv_fast.config import FinetuneConfig, WorldConfig
+from apv_fast.data import Replay
+from apv_fast.ops import rssm_arguments
 from apv_fast.run import latest_checkpoint, load_checkpoint, read_metrics
 from tests.corridor import Corridor
+from tests.recording_graph import RecordingGraph
 from tests.test_agent import CPU, FINETUNE, MODEL, VARIANTS, differing, make_batch
 
 IMAGES = make_batch(seed=5, batch=3, length=8)["image"]
@@ -138,6 +141,68 @@ def test_the_backend_in_force_is_the_threads_too(updates: Callable[..., Updates]
         beside.begin(make_batch(), lambda metrics: found.append(requested(None)))
         beside.wait()
     assert found == ["reference"]
+
+
+# One graph a step
+
+
+class Recording(RecordingGraph):
+    """Puts back what recording drew from a generator."""
+
+    def __init__(self, state: Callable[[], Iterable[Tensor]], generator: torch.Generator | None) -> None:
+        super().__init__(state)
+        self.generator, self.recorded = generator, 0
+
+    def record(self, work: Callable[[], object]) -> Callable[[], None]:
+        state = None if self.generator is None else self.generator.get_state()
+        replay = super().record(work)
+        if self.generator is not None and state is not None:
+            self.generator.set_state(state)
+        self.recorded += 1
+        return replay
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("own", [True, False], ids=["own generator", "torch's"])
+@pytest.mark.parametrize("kind", ["stacked", "plain", "gaussian", "bf16"])
+def test_a_step_is_one_graph(kind: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same actions and memory as without, through new weights, a memory from elsewhere, and another start."""
+    monkeypatch.setattr(rssm_arguments, "seeded", lambda *_: False)  # by operations that can be recorded
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    results = []
+    for graphed in (False, True):
+        torch.manual_seed(0)
+        config = replace(VARIANTS[kind], backend="auto" if device.type == "cuda" else "reference")
+        agent = Agent(config, 2, discrete=False, device=device)
+        acting = agent.acting.copy()
+        generator = torch.Generator(device).manual_seed(4) if own else None
+        options: dict[str, Any] = {}
+        if graphed:
+            options = {"graph": "on"}
+            if device.type == "cpu":
+                options["recorder"] = Recording(lambda: policy._changed(), generator)  # noqa: B023
+        policy = AgentPolicy(agent, explore=True, generator=generator, acting=acting, **options)
+        torch.manual_seed(1)
+        actions = []
+        for step in range(6):
+            if step == 2:
+                agent.acting.actor.out.bias.data.add_(1.0)
+                acting.take(agent.acting)
+            if step == 4:
+                policy.remember(copy.deepcopy(policy.memory))
+            if step == 5:
+                policy.forget()
+            first = np.array([step == 0, False, step == 3])
+            actions.append(policy(IMAGES[:, step].numpy(), first).copy())  # a replay writes to the same memory
+        assert policy.memory is not None
+        results.append((actions, [tensor.clone() for tensor in policy.memory.tensors()], torch.rand(2)))
+        if graphed:
+            assert policy.run.description == "one CUDA graph an acting step"
+            assert device.type == "cuda" or options["recorder"].recorded == 2, "anew where the memory was replaced"
+    (one, memory, after), (other, memory_too, after_too) = results
+    np.testing.assert_array_equal(np.stack(one), np.stack(other))
+    assert all(map(torch.equal, memory, memory_too)) and torch.equal(after, after_too)
+    assert not np.array_equal(one[1], one[2])
 
 
 # A GPU's side, against streams that write down who waits for whom
@@ -253,6 +318,20 @@ def test_what_takes_how_long_changes_nothing(
     assert_same(undisturbed, run_of(tmp_path / "run"))
 
 
+def test_who_plays_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the thread that learns, which comes to it sooner or later."""
+    drew: list[int] = []
+    sample = Replay.sample
+
+    def noted(replay: Replay, batch_size: int) -> dict[str, Tensor]:
+        drew.append(threading.get_ident())
+        return sample(replay, batch_size)
+
+    monkeypatch.setattr(Replay, "sample", noted)
+    run_of(tmp_path / "run", steps=40)
+    assert len(drew) > 3 and set(drew) == {threading.get_ident()}
+
+
 def test_a_thread_changes_nothing(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Now:
         """Instead of a thread: all is done when it is asked for."""
@@ -288,6 +367,19 @@ def test_a_resumed_run_has_the_same_bits(step: int, undisturbed: Path, tmp_path:
     run_of(run, resume=True)
     (state, _), (resumed, _) = left_by(undisturbed), left_by(run)
     assert differing(state, resumed) == []
+
+
+def test_a_checkpoint_waits_for_the_update(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is begun in the very step after which it is written, and is slow; the run goes on from there alike."""
+    monkeypatch.setattr(Agent, "update", Slow(Agent.update, 0.2, 1))
+    run = run_of(tmp_path / "run", checkpoint_every=15)
+    last = latest_checkpoint(run / "checkpoints")
+    assert last is not None and last.stem.endswith("60")
+    last.unlink()
+    before = latest_checkpoint(run / "checkpoints")
+    assert before is not None and before.stem.endswith("55") and (55 - CORRIDOR.prefill) % CORRIDOR.train_every == 0
+    run_of(run, resume=True)
+    assert_same(undisturbed, run)
 
 
 def test_two_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
