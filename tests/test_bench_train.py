@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_what_is_missing_is_said(
     program = tmp_path / "python"
     program.write_text('#!/bin/sh\necho \'{"missing": ["mujoco", "tyro"]}\'\nexit 1\n')
     program.chmod(0o755)
-    monkeypatch.setattr(train.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
     told: list[dict[str, Any]] = []
     with pytest.raises(ImportError, match=r"needs mujoco, tyro: make wheels/ with python -m bench\.gpu\.wheels"):
         measure(1.0, told.append, wheels=tmp_path / "none")

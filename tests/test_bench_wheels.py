@@ -114,7 +114,12 @@ def test_the_limit_and_the_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(wheels, "download", lambda names, folder, python: (asked.extend(names), toys(names, folder)))
+
+    def download(names: Iterable[str], folder: Path, python: str) -> None:
+        asked.extend(names)
+        toys(names, folder)
+
+    monkeypatch.setattr(wheels, "download", download)
     options = ["--tasks", "push", "--there", "SciPy,matplotlib"]
     assert main([*options, "--out", str(tmp_path / "one")]) == 0
     assert set(wheels.WHEELS) - set(asked) == {"scipy", "matplotlib"}

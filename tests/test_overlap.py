@@ -222,18 +222,16 @@ def test_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     current = Stream()
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-    monkeypatch.setattr(
-        overlap_module.torch, "Generator", lambda device: types.SimpleNamespace(manual_seed=lambda seed: f"of {seed}")
-    )
+    monkeypatch.setattr(torch, "Generator", lambda device: types.SimpleNamespace(manual_seed=lambda seed: f"of {seed}"))
     acting = types.SimpleNamespace(copy=lambda: types.SimpleNamespace(take=lambda other: calls.append("copy")))
     agent: Any = types.SimpleNamespace(
         device=torch.device("cuda"), acting=acting, updates=0, update=lambda batch: calls.append(f"update {batch}")
     )
-    one = Updates(agent, overlap=True, seed=3)
+    one: Any = Updates(agent, overlap=True, seed=3)
     assert one.generator == "of 3" and calls == ["acting's waits for update's"]
     calls.clear()
     for batch in ("1", "2"):
-        one.begin(batch, lambda metrics: None)  # type: ignore[arg-type]
+        one.begin(batch, lambda metrics: None)
         order = ["update's waits for acting's", "copy", "acting's waits for update's", f"update {batch}"]
         assert calls == order
         calls.clear()
