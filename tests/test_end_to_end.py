@@ -301,6 +301,14 @@ def test_two_environments(finetuned: Path, pretrained: Path, tmp_path: Path) -> 
         pytest.param("pretrain", signal.SIGKILL, "", id="pretrain, kill -9"),
         pytest.param("finetune", signal.SIGKILL, "", id="finetune, kill -9", marks=pytest.mark.thorough),
         pytest.param("finetune", signal.SIGINT, "", id="finetune, Ctrl-C", marks=pytest.mark.thorough),
+        pytest.param("finetune", signal.SIGKILL, "--overlap", id="finetune beside the environment, kill -9"),
+        pytest.param(
+            "finetune",
+            signal.SIGINT,
+            "--envs 2 --overlap",
+            id="finetune beside two, Ctrl-C",
+            marks=pytest.mark.thorough,
+        ),
         pytest.param("finetune", signal.SIGINT, "--envs 2", id="finetune in two environments, Ctrl-C"),
     ],
 )

@@ -413,6 +413,22 @@ def test_the_cuda_recorder(calls: list[str]) -> None:
     assert calls == ["replay", "synchronize", "new random state"]
 
 
+def test_the_cuda_recorder_knows_a_generator(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is registered before the capture, and gets a new state after one that failed, like torch's own."""
+    graph = types.SimpleNamespace(
+        replay=None, register_generator_state=lambda one: calls.append(f"register {one.name}")
+    )
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    own: Any = types.SimpleNamespace(name="own", graphsafe_set_state=lambda state: calls.append("own random state"))
+    recorder = CudaRecorder(torch.device("cuda", 0), own)
+    recorder.warm_up(lambda: None)
+    calls.clear()
+    recorder.record(lambda: calls.append("work"))
+    recorder.recover()
+    captured = ["thread_local capture on side", "work", "end of thread_local capture on side", "back to current"]
+    assert calls == ["register own", *captured, "synchronize", "new random state", "own random state"]
+
+
 def test_the_cuda_recorder_leaves_the_side_stream_when_a_capture_fails(calls: list[str]) -> None:
     recorder = CudaRecorder(torch.device("cuda", 0))
     recorder.warm_up(lambda: None)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apv_fast.agent.acting import Acting, Memory
 from apv_fast.agent.behavior import Behavior
 from apv_fast.agent.graph import GraphedUpdate, optimizer_tensors
-from apv_fast.agent.policy import Policy
 from apv_fast.agent.world_model import Batch, Metrics, VideoModel, WorldModel
-from apv_fast.backend import resolve
 from apv_fast.config import FinetuneConfig, OptimizerConfig, PretrainConfig
 from apv_fast.optim import KerasAdam
-from apv_fast.profile import annotate, annotated
+from apv_fast.profile import annotate
 from apv_fast.run import CheckpointError, load_into
-from apv_fast.structure import State
 
 
 def make_optimizer(weights: list[nn.Parameter], config: OptimizerConfig, backend: str) -> KerasAdam:
@@ -28,15 +25,6 @@ def make_optimizer(weights: list[nn.Parameter], config: OptimizerConfig, backend
     return KerasAdam(
         weights, config.lr, eps=config.eps, clip=config.clip, weight_decay=config.weight_decay, backend=backend
     )
-
-
-@dataclass
-class Memory:
-    """What the agent remembers between the steps of B episodes; tensors ``[B, ...]``."""
-
-    af_state: State
-    state: State
-    action: Tensor  # the last one, [B, A]
 
 
 class Pretrainer:
@@ -125,7 +113,10 @@ class Agent:
         if video_weights:  # with stacking, encoder and action-free RSSM have an optimiser, and a clip, of their own
             self.optimizers["video"] = make_optimizer(video_weights, config.optimizer, config.backend)
         self._clock = torch.zeros((), dtype=torch.int64, device=device)  # updates, for what is decided on the device
-        self._policies: dict[Callable[..., Policy], Policy] = {}  # by what makes them; see _policy
+        models = [rssm for rssm in (self.model.af_rssm, self.model.rssm) if rssm is not None]
+        self.acting = Acting(
+            self.model.encoder, models, self.behavior.actor, concat_embed=config.concat_embed, backend=config.backend
+        )
         self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph)
 
     def load_pretrained(self, state: Mapping[str, Any], source: Path) -> None:
@@ -196,8 +187,6 @@ class Agent:
         with annotate("optimizer_step"):
             return {f"{name}_grad_norm": self.optimizers[name].step() for name in names}
 
-    @annotated("act")
-    @torch.no_grad()
     def act(
         self,
         image: Tensor,
@@ -219,25 +208,7 @@ class Agent:
         Returns:
             Actions ``[B, A]`` in [−1, 1] (or one-hot), and the memory for the next step.
         """
-        model, batch = self.model, len(image)
-        if memory is None:
-            width = model.rssm.action_dim
-            zeros = torch.zeros(batch, width, device=self.device)
-            upper = model.rssm.initial(batch)
-            memory = Memory(upper if model.af_rssm is None else model.af_rssm.initial(batch), upper, zeros)
-        states = [memory.state] if model.af_rssm is None else [memory.af_state, memory.state]
-        posts, action = self._policy()(
-            model.encoder(image), is_first, states, memory.action, explore=explore, generator=generator
-        )
-        return action, Memory(memory.af_state if model.af_rssm is None else posts[0], posts[-1], action)
-
-    def _policy(self) -> Policy:
-        """What the backend in force has for the step behind the encoder."""
-        make = resolve("policy", self.behavior.actor.out.weight, self.config.backend)
-        if make not in self._policies:
-            models = [rssm for rssm in (self.model.af_rssm, self.model.rssm) if rssm is not None]
-            self._policies[make] = make(models, self.behavior.actor, concat_embed=self.config.concat_embed)
-        return self._policies[make]
+        return self.acting(image, is_first, memory, explore=explore, generator=generator)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning changes: weights, queue, normaliser, moments, clocks."""

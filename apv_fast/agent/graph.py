@@ -1,8 +1,9 @@
-"""One update as one CUDA graph: recorded once, replayed for every batch.
+"""One update, or one step of acting, as one CUDA graph: recorded once, replayed for every batch.
 
 A graph repeats the recorded kernels on the recorded addresses with the recorded constants. So a recorded update may
 decide nothing on the host that changes from one update to the next: clocks, rates and queues are tensors. Random
-numbers differ from replay to replay because torch keeps its CUDA generator's offset in a tensor too.
+numbers differ from replay to replay because torch keeps its CUDA generator's offset in a tensor too. Graphs that may
+run at the same time need generators of their own, since a replay writes that tensor.
 
 Before recording, the update runs on a side stream, which compiles kernels and lets the allocator and the libraries make
 what they make once; then everything it changed is put back. So the first recorded update is the first update, and a run
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from apv_fast.config import ConfigError, Graph
-from apv_fast.profile import annotated
+from apv_fast.profile import annotate
 from apv_fast.run import restore_rng, rng_state
 
 Tensors = dict[str, Tensor]
@@ -51,10 +52,15 @@ _abandoned: list[torch.cuda.CUDAGraph] = []
 
 
 class CudaRecorder:
-    """Records CUDA graphs on a stream of its own."""
+    """Records CUDA graphs on a stream of its own.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Args:
+        device: a GPU.
+        generator: what is recorded draws from it, if not from torch's default.
+    """
+
+    def __init__(self, device: torch.device, generator: torch.Generator | None = None) -> None:
+        self.device, self.generator = device, generator
         self.stream: torch.cuda.Stream | None = None  # made when needed: it starts CUDA
 
     def warm_up(self, work: Callable[[], object]) -> None:
@@ -70,6 +76,8 @@ class CudaRecorder:
     def record(self, work: Callable[[], object]) -> Callable[[], object]:
         """Capture ``work`` as a graph. torch registers its default generator with it by itself."""
         graph = torch.cuda.CUDAGraph()
+        if self.generator is not None:
+            graph.register_generator_state(self.generator)
         with torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             try:
@@ -85,11 +93,12 @@ class CudaRecorder:
         return graph.replay
 
     def recover(self) -> None:
-        """Give the default generator a new state: the one that took part in a failed capture refuses to go on."""
+        """Give the generators new states: those that took part in a failed capture refuse to go on."""
         torch.cuda.synchronize(self.device)
-        default = torch.cuda.default_generators[self.device.index or 0]
-        fresh = torch.Generator(self.device)
-        default.graphsafe_set_state(fresh.graphsafe_get_state())
+        for one in (torch.cuda.default_generators[self.device.index or 0], self.generator):
+            if one is not None:
+                fresh = torch.Generator(self.device)
+                one.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 class GraphedUpdate:
@@ -102,6 +111,8 @@ class GraphedUpdate:
         mode: "auto" records on a CUDA device, and goes on without a graph, with a warning, if that fails; "on" makes a
             failure an error; "off" never records.
         recorder: None takes CUDA graphs.
+        what: what ``learn`` does, for people: "update", "acting step".
+        generator: what ``learn`` draws from; None: torch's default.
 
     Raises:
         ConfigError: ``mode`` is "on" and the device is no GPU.
@@ -114,6 +125,9 @@ class GraphedUpdate:
         device: torch.device,
         mode: Graph,
         recorder: Recorder | None = None,
+        *,
+        what: str = "update",
+        generator: torch.Generator | None = None,
     ) -> None:
         if mode not in ("auto", "on", "off"):
             raise ConfigError(f"graph is {mode!r}; it must be 'auto', 'on' or 'off'")
@@ -127,7 +141,8 @@ class GraphedUpdate:
         else:
             self.reason = "graph is 'off'" if mode == "off" else ""
         self._learn, self._state, self._device, self._mode = learn, state, device, mode
-        self._recorder = recorder or CudaRecorder(device)
+        self._recorder = recorder or CudaRecorder(device, generator)
+        self._what, self._generator = what, generator
         self._inputs: Tensors = {}
         self._metrics: Tensors = {}
         self._replay: Callable[[], object] | None = None
@@ -135,9 +150,8 @@ class GraphedUpdate:
     @property
     def description(self) -> str:
         """How updates run, and why they do not run as a graph."""
-        return f"eager ({self.reason})" if self.reason else "one CUDA graph an update"
+        return f"eager ({self.reason})" if self.reason else f"one CUDA graph an {self._what}"
 
-    @annotated("update")
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensors:
         """One update from a batch on any device.
 
@@ -147,13 +161,14 @@ class GraphedUpdate:
         Raises:
             ValueError: the batch has other keys or shapes than the first one.
         """
-        if not self.reason and self._replay is None:
-            self._prepare(batch)
-        if self._replay is None:
-            return self._learn({name: value.to(self._device, non_blocking=True) for name, value in batch.items()})
-        self._load(batch)
-        self._replay()
-        return self._metrics
+        with annotate(self._what):
+            if not self.reason and self._replay is None:
+                self._prepare(batch)
+            if self._replay is None:
+                return self._learn({name: value.to(self._device, non_blocking=True) for name, value in batch.items()})
+            self._load(batch)
+            self._replay()
+            return self._metrics
 
     def forget(self) -> None:
         """Drop the recording: the state's tensors have been replaced. The next call records anew."""
@@ -166,7 +181,7 @@ class GraphedUpdate:
         """Warm up, put everything back, record."""
         self._inputs = {name: torch.empty_like(value, device=self._device) for name, value in batch.items()}
         self._load(batch)
-        random = rng_state()
+        random = self._random()
         saved = [(tensor, tensor.clone()) for tensor in _unique(self._state())]
         try:
             for _ in range(WARM_UP):
@@ -175,32 +190,42 @@ class GraphedUpdate:
             with torch.no_grad():
                 for tensor, value in saved:
                     tensor.copy_(value)
-            restore_rng(random)
+            self._restore(random)
         del saved
         self._metrics = {}
         try:
             self._replay = self._recorder.record(self._work)
         except RuntimeError as error:
             self._recorder.recover()
-            restore_rng(random)
+            self._restore(random)
             self.forget()
             why = _cause(error)
             if self._mode == "on":
                 raise RuntimeError(
-                    f"the update cannot be recorded as a CUDA graph: {why}; --graph off works"
+                    f"the {self._what} cannot be recorded as a CUDA graph: {why}; --graph off works"
                 ) from error
             self.reason = f"recording failed: {why}"
-            warnings.warn(f"updates run eagerly, without a CUDA graph: {self.reason}", stacklevel=3)
+            warnings.warn(f"{self._what}s run eagerly, without a CUDA graph: {self.reason}", stacklevel=3)
+
+    def _random(self) -> Any:
+        return rng_state() if self._generator is None else self._generator.get_state()
+
+    def _restore(self, random: Any) -> None:
+        if self._generator is None:
+            restore_rng(random)
+        else:
+            self._generator.set_state(random)
 
     def _load(self, batch: Mapping[str, Tensor]) -> None:
         """Copy the batch to where the graph reads it."""
         if batch.keys() != self._inputs.keys():
-            raise ValueError(f"update: batch has {sorted(batch)}; it must have {sorted(self._inputs)} as the first one")
+            names, first = sorted(batch), sorted(self._inputs)
+            raise ValueError(f"{self._what}: batch has {names}; it must have {first} as the first one")
         for name, place in self._inputs.items():
             value = batch[name]
             if value.shape != place.shape or value.dtype != place.dtype:
                 raise ValueError(
-                    f"update: {name} is {value.dtype} {tuple(value.shape)}; it must be {place.dtype} "
+                    f"{self._what}: {name} is {value.dtype} {tuple(value.shape)}; it must be {place.dtype} "
                     f"{tuple(place.shape)}, as in the first batch that was recorded"
                 )
             place.copy_(value, non_blocking=True)

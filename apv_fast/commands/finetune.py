@@ -23,6 +23,7 @@ from apv_fast.agent.episode import (
     summarize,
 )
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
+from apv_fast.agent.overlap import Updates
 from apv_fast.agent.worlds import Row, Worlds, action_size
 from apv_fast.commands.common import (
     MeanMetrics,
@@ -132,7 +133,17 @@ class Finetuner:
             online=True,
             **replay_place(config, self.device),
         )
-        self.policy = AgentPolicy(self.agent, explore=True)
+        self.updates = Updates(agent, overlap=config.overlap, seed=episode_seed(config.seed, "act", 0))
+        self.policy = AgentPolicy(
+            agent,
+            explore=True,
+            generator=self.updates.generator,
+            acting=self.updates.acting,
+            graph=config.graph,
+            stream=self.updates.stream,
+        )
+        generator = torch.Generator(self.device)  # leaves training's own alone
+        self.eval_policy = AgentPolicy(agent, explore=False, generator=generator, graph=config.graph)
         self.step = 0  # agent steps taken, in all environments together
         self.before = 0  # ... before the last one of the environments
         self.begun = 0  # episodes
@@ -148,19 +159,25 @@ class Finetuner:
             Progress("finetune", config.steps, start=self.step, unit="step") as progress,
         ):
             while self.step < config.steps and not stop.requested:
-                if self.training and self.agent.updates < config.first_updates:
-                    self._update()
-                    progress.update(self.step, f"update {self.agent.updates} of the first {config.first_updates}")
+                if not self.advance(metrics):
+                    progress.update(self.step, f"update {self.updates.begun} of the first {config.first_updates}")
                     continue
-                self._act(metrics)
-                if self.training and self.agent.updates >= config.first_updates:
-                    for _ in range(self._strikes(config.train_every)):
-                        self._update()
                 self._report(metrics)
                 progress.update(self.step, self._status)
                 if self._strikes(config.checkpoint_every) and self.step < config.steps:
                     self.save()
         self.save()
+
+    def advance(self, metrics: Metrics) -> bool:
+        """One of the first updates (False); or a step of every environment, and the updates that are due after it."""
+        if self.training and self.updates.begun < self.config.first_updates:
+            self._update()
+            return False
+        self._act(metrics)
+        if self.training and self.updates.begun >= self.config.first_updates:
+            for _ in range(self._strikes(self.config.train_every)):
+                self._update()
+        return True
 
     _status = "random actions"
 
@@ -223,9 +240,10 @@ class Finetuner:
             self.training, self._status = True, ""
 
     def _update(self) -> None:
+        """Do an update, or begin it; its batch is of what has been played by now."""
         with annotate("replay_sample"):
             drawn = self.replay.sample(self.config.batch)
-        self.means.add(self.agent.update(drawn))
+        self.updates.begin(drawn, self.means.add)
 
     @property
     def _env_step(self) -> dict[str, float]:
@@ -237,12 +255,16 @@ class Finetuner:
         config, last = self.config, self.step >= self.config.steps
         if not self.training:
             return
-        if self._strikes(config.log_every) or last:
+        clocks = (config.log_every, config.eval_every, config.video_every)
+        log, evaluation, video = (self._strikes(interval) > 0 or last for interval in clocks)
+        if log or evaluation or video:
+            self.updates.wait()
+        if log:
             metrics.scalars(self.step, self.means.take() | self.replay_size | self._env_step)
-        if self._strikes(config.eval_every) or last:
+        if evaluation:
             self._evaluate(metrics)
             plot_runs([self.run.path], self.run.plots / "eval_return.png")
-        if (self._strikes(config.video_every) or last) and config.length > CONTEXT:
+        if video and config.length > CONTEXT:
             batch = to_device(self.replay.sample(SEQUENCES), self.device)
             frames = open_loop_video(self.agent.model, batch)
             write_gif(self.run.videos / f"open_loop_{self.step:08d}.gif", frames, scale=2)
@@ -256,8 +278,10 @@ class Finetuner:
 
     @annotated("evaluate")
     def _evaluate(self, metrics: Metrics) -> None:
-        generator = torch.Generator(self.device).manual_seed(self.config.seed)  # leaves training's own alone
-        policy = AgentPolicy(self.agent, explore=False, generator=generator)
+        policy, generator = self.eval_policy, self.eval_policy.generator
+        assert generator is not None
+        generator.manual_seed(self.config.seed)
+        policy.forget()
 
         def show(index: int, rows: list[Row]) -> None:
             if index == 0:
@@ -272,6 +296,7 @@ class Finetuner:
     @annotated("checkpoint")
     def save(self) -> None:
         """Write a checkpoint from which the run goes on as if nothing had happened."""
+        self.updates.wait()
         memory = self.policy.memory
         state = {
             "agent": self.agent.state_dict(),
@@ -281,6 +306,7 @@ class Finetuner:
             "episodes": [[player.episode, player.random is not None] for player in self.players],
             "begun": self.begun,
             "training": self.training,
+            "acting": self.updates.state_dict(),
             "memory": None if memory is None else vars(memory),
             "means": self.means.state_dict(),
         }
@@ -289,10 +315,11 @@ class Finetuner:
     def restore(self, source: Path, step: int, state: dict[str, Any]) -> None:
         """Go on from a checkpoint, in the middle of episodes if it was."""
         self.agent.restore(state["agent"], source)
+        self.updates.load_state_dict(state.get("acting"))
         self.replay.load_state_dict(state["replay"])
         self.step = self.before = step
         self.begun, self.training = state["begun"], state["training"]
-        self.policy.memory = None if state["memory"] is None else Memory(**_moved(state["memory"], self.device))
+        self.policy.remember(None if state["memory"] is None else Memory(**_moved(state["memory"], self.device)))
         self.means.load_state_dict(state["means"])
         self._status = "" if self.training else self._status
         for world, (episode, random) in enumerate(state["episodes"]):
@@ -320,7 +347,8 @@ class Finetuner:
                 )
 
     def close(self) -> None:
-        """Let go of the evaluation's environments and of files."""
+        """Let go of the evaluation's environments, of files, and of the update that runs."""
+        self.updates.close()
         self.eval_worlds.close()
         self.replay.close()
 

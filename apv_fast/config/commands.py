@@ -170,6 +170,8 @@ class FinetuneConfig:
     """Add the video bonus to the reward."""
     envs: int = 1
     """Environments that are played side by side, each in a process of its own if there are several."""
+    overlap: bool = False
+    """Play on while an update runs, with the weights of the update before."""
     steps: int = 256_000
     """Agent steps in all, of all environments together, the prefill included."""
     prefill: int = 5000
