@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import triton.language as tl
 from apv_fast.kernels import grid, interpreting, rssm_scan, stacked_scan
 from apv_fast.kernels.rssm_arguments import Device, Shape, make_shape
 from triton.runtime import interpreter
+from triton.runtime.errors import InterpreterError
 
 from apv_fast.backend import BackendError
 from apv_fast.scan.core import PlainCore, ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
@@ -112,6 +114,16 @@ def hurry(monkeypatch: pytest.MonkeyPatch, module: Any, phase: int) -> None:
     monkeypatch.setattr(module, "grid_barrier", hasty)
 
 
+def goes_wrong(run: Callable[[], list[int]]) -> bool:
+    """Whether a run makes wrong numbers, or none: Triton 3.9's interpreter raises where all of a maximum's are NaN."""
+    try:
+        return bool(run())
+    except InterpreterError as error:
+        if "All-NaN" not in str(error):
+            raise
+        return True
+
+
 @functools.cache
 def expected(name: str) -> tuple[Problem, Trace, ScanGrads]:
     """A problem, and what the plain recurrence makes of it."""
@@ -174,7 +186,7 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch, direction: str
         run_cooperatively(monkeypatch, PROGRAMS, seed)
         return wrong(forward(problem), trace) if direction == "forward" else wrong(backward(problem, trace), grads)
 
-    assert any(bad(seed) for seed in range(4))
+    assert any(goes_wrong(functools.partial(bad, seed)) for seed in range(4))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -257,7 +269,7 @@ def test_every_barrier_of_the_wavefront_is_needed(monkeypatch: pytest.MonkeyPatc
         run_cooperatively(monkeypatch, PROGRAMS, seed)
         return stack("categorical").wrong(direction)
 
-    assert any(bad(seed) for seed in range(4))
+    assert any(goes_wrong(functools.partial(bad, seed)) for seed in range(4))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
