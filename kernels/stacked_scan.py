@@ -23,7 +23,7 @@ from apv_fast.scan.stacked import Link, Model, define_stacked
 
 from . import rssm_scan
 from .grid import grid_barrier
-from .rssm_arguments import STACKED_REGISTERS, Device, LinkBackward, LinkForward, Shape
+from .rssm_arguments import Device, LinkBackward, LinkForward, Shape, stacked_registers
 from .rssm_backward import backward_phase
 from .rssm_forward import forward_phase
 from .rssm_scan import PHASES, TritonCore, packed, scan_grads
@@ -109,7 +109,8 @@ class Wavefront:
             rounds = list(range(length + 1))
             like = lower.start.deter
             kernels = forward_kernel, forward_phase_kernel
-            rssm_scan.launch(*kernels, rounds, like, arguments, device.programs, STACKED_REGISTERS)
+            registers, _ = stacked_registers(device)
+            rssm_scan.launch(*kernels, rounds, like, arguments, device.programs, registers)
         return below, above
 
     def backward(
@@ -125,7 +126,9 @@ class Wavefront:
             arguments = (batch, length, gl, gu, given, zl, zu)
             rounds = list(range(length + 1))
             like = lower.start.deter
-            rssm_scan.launch(backward_kernel, backward_phase_kernel, rounds, like, arguments, device.programs)
+            kernels = backward_kernel, backward_phase_kernel
+            _, registers = stacked_registers(device)
+            rssm_scan.launch(*kernels, rounds, like, arguments, device.programs, registers)
         return scan_grads(gl), scan_grads(gu)
 
 
