@@ -7,6 +7,8 @@ may be such a named tuple; a field that is None is a compile-time None. L = S·C
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 from typing import Any, NamedTuple
 
 from apv_fast.structure import Latent
@@ -156,9 +158,20 @@ def stacked_registers(device: Device) -> tuple[int | None, int | None]:
     """The most registers that a thread of the wavefront may have, forward and backward.
 
     ptxas, left alone (None), chooses 128 in some of these and spills; what does not spill for one generation may for
-    another.
+    another. From sm_90 on, Triton 3.9 has a newer ptxas: alone it does well, with these numbers it spills.
     """
+    if device.major >= 9 and _triton() >= (3, 9):
+        return None, None
     return {10: (224, None), 11: (224, None), 12: (168, 200)}.get(device.major, (168, None))
+
+
+@functools.cache
+def _triton() -> tuple[int, ...]:
+    """Triton's version without importing it; of none, nothing."""
+    try:
+        return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return ()
 
 
 def make_shape(
