@@ -158,9 +158,9 @@ def stacked_registers(device: Device) -> tuple[int | None, int | None]:
     """The most registers that a thread of the wavefront may have, forward and backward.
 
     ptxas, left alone (None), chooses 128 in some of these and spills; what does not spill for one generation may for
-    another. From sm_90 on, Triton 3.9 has a newer ptxas: alone it does well, with these numbers it spills.
+    another. For sm_90 Triton 3.9 has a newer ptxas: alone it does well, with 168 it spills.
     """
-    if device.major >= 9 and _triton() >= (3, 9):
+    if device.major == 9 and _triton() >= (3, 9):
         return None, None
     return {10: (224, None), 11: (224, None), 12: (168, 200)}.get(device.major, (168, None))
 
