@@ -109,6 +109,9 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
 }
 
+# backend -> whose cell is meant where a row has none of its own: CUDA C++ is the scans, and Triton has all the rest.
+STANDS_IN: dict[str, str] = {"cuda": "triton"}
+
 # (op, backend) -> "module:function" of a tensor and the sizes that the op names, for cells that cannot run all sizes:
 # why this one cannot run, or an empty string.
 OBSTACLES: dict[tuple[str, str], str] = {
@@ -172,7 +175,8 @@ class BackendInfo:
             return f"{self.name}: not available: {self.status.reason}"
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.status.dtypes)
         devices = ", ".join(self.status.devices)
-        return f"{self.name}: on {devices} ({self.status.isa}); {dtypes}; ops: {', '.join(self.ops)}"
+        others = f"; all others: {STANDS_IN[self.name]}'s" if self.name in STANDS_IN else ""
+        return f"{self.name}: on {devices} ({self.status.isa}); {dtypes}; ops: {', '.join(self.ops)}{others}"
 
 
 def _load(target: str) -> Any:
@@ -261,8 +265,21 @@ def obstacles(op: str, tensor: torch.Tensor, **sizes: int) -> dict[str, str | No
     return {candidate: _obstacle(op, candidate, tensor, sizes) for candidate in order}
 
 
+def _named(op: str, name: str, tensor: torch.Tensor, sizes: dict[str, int]) -> tuple[str, str | None]:
+    """The backend whose cell ``name`` means for ``op``, and why that cannot run it; None if it can."""
+    other = STANDS_IN.get(name)
+    if other is None or name in IMPLEMENTATIONS[op]:
+        return name, _obstacle(op, name, tensor, sizes)
+    if not probe(name).available:
+        return name, probe(name).reason
+    why = _obstacle(op, other, tensor, sizes)
+    return other, why and f"it does not implement {op}, and {other!r}, which does that for it, cannot run it: {why}"
+
+
 def choose(op: str, tensor: torch.Tensor, backend: str | None = None, **sizes: int) -> str:
     """Name of the backend that runs ``op`` for ``tensor``; ``sizes`` are what :data:`OBSTACLES` of the op ask for.
+
+    It is the requested one, or what :data:`STANDS_IN` names for it where it does not implement the op at all.
 
     Raises:
         BackendError: the requested backend cannot run it; nothing else is tried in its place.
@@ -275,11 +292,12 @@ def choose(op: str, tensor: torch.Tensor, backend: str | None = None, **sizes: i
             reasons = "; ".join(f"{candidate!r}: {why}" for candidate, why in tried.items())
             raise BackendError(f"no backend can run {op}: {reasons}")
         return able
-    if obstacle := _obstacle(op, name, tensor, sizes):
+    able, obstacle = _named(op, name, tensor, sizes)
+    if obstacle:
         by_environment = _selected.get() is None and backend in (None, "", "auto")
         remedy = f"unset {ENVIRONMENT_VARIABLE}, and 'auto'" if by_environment else "backend='auto'"
         raise BackendError(f"backend {name!r} cannot run {op}: {obstacle}; {remedy} picks one that can")
-    return name
+    return able
 
 
 def resolve(op: str, tensor: torch.Tensor, backend: str | None = None, **sizes: int) -> Callable[..., Any]:

@@ -38,6 +38,8 @@ from torch import Tensor
 
 from apv_fast.reference.adam import Settings, laid_out
 
+from .tiles import only_if
+
 CHUNK = 4096  # numbers of one weight that a program takes at a time
 WARPS = 16  # 8 numbers a thread
 PROGRAMS = 1024  # of the norm's first stage, at most; a power of 2
@@ -80,9 +82,9 @@ def norm_kernel(
         gradient = _pointer(address, DTYPE) + start
         has_gradient = address != nothing.to(tl.int64)
         if (address % 16 == 0) & (count == CHUNK):  # 16 bytes an access
-            number = tl.load(tl.multiple_of(gradient, 16) + lane, (lane < CHUNK) & has_gradient, 0.0)
+            number = tl.load(tl.multiple_of(gradient, 16) + lane, only_if(has_gradient, lane < CHUNK), 0.0)
         else:
-            number = tl.load(gradient + lane, (lane < count) & has_gradient, 0.0)
+            number = tl.load(gradient + lane, only_if(has_gradient, lane < count), 0.0)
         total += number * number
         chunk += tl.num_programs(0)
     tl.store(partial + tl.program_id(0), tl.sum(total, 0))
@@ -95,7 +97,7 @@ def _update(
 ):  # fmt: skip
     """Decay, and where there is a gradient the step, of the numbers that the four pointers and the mask show."""
     weight = tl.load(w, inside) * (1 - DECAY)
-    moved = inside & has_gradient
+    moved = only_if(has_gradient, inside)
     gradient = tl.load(g, moved, 0.0) * scale
     first = tl.load(m, moved, 0.0)
     first += (1 - BETA1) * (gradient - first)

@@ -3,7 +3,7 @@
     python -m apv_fast.kernels.aot --arch 80 --arch 90
 
 prints registers, spills, shared memory and compile time of each kernel at production sizes, and exits with 1 if one
-spills. CI runs it; a new kernel adds its rows to :data:`KERNELS`.
+spills. CI runs it; a new kernel adds its rows to :func:`table`, which knows a chip of every architecture.
 
 Limits: it shows that the compiler accepts a kernel and what the kernel occupies, not that it is right or fast. Must run
 in a process without ``TRITON_INTERPRET``.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import importlib
 import itertools
 import math
@@ -30,15 +31,23 @@ from apv_fast.structure import Latent
 
 from . import interpreting
 from .aot_imagination import imagination
-from .rssm_arguments import STACKED_REGISTERS, WARPS, Backward, Forward, LinkBackward, LinkForward, make_shape
+from .rssm_arguments import WARPS, Backward, Forward, LinkBackward, LinkForward, make_shape, stacked_registers
 from .rssm_arguments import Device as Chip
+
+# Multiprocessors and shared memory of a chip; sm_80 and sm_90 share an H100's number and an A100's memory.
+CHIPS = {
+    80: Chip(132, 163 * 1024, False, 8),
+    90: Chip(132, 163 * 1024, False, 9),
+    100: Chip(148, 227 * 1024, False, 10),  # B200
+    120: Chip(170, 99 * 1024, False, 12),  # RTX 5090
+}
 
 
 @dataclass(frozen=True)
 class Kernel:
     """One compilation: a kernel, the types of its arguments and its compile-time arguments."""
 
-    name: str  # unique in KERNELS
+    name: str  # unique in a table
     target: str  # "module:function"; imported only to compile
     # argument -> Triton type ("*bf16", "i32"), or a named tuple of them with None for what is not given
     signature: Mapping[str, str | tuple[str | None, ...]]
@@ -123,14 +132,14 @@ def _rssm_types(kind: type[tuple[Any, ...]], dtype: str) -> tuple[str | None, ..
     return kind(*(types.get(name, f"*{dtype}") for name in kind._fields))  # type: ignore[attr-defined]
 
 
-def _rssm() -> Iterator[Kernel]:
-    """Full size, 16 and 50 sequences, tiles for an H100's 132 multiprocessors and an A100's shared memory."""
-    device, latent = Chip(132, 163 * 1024, False), Latent(32, 32)
+def _rssm(chip: Chip) -> Iterator[Kernel]:
+    """Full size, 16 and 50 sequences, in the chip's tiles."""
+    latent = Latent(32, 32)
     cooperative = {"num_warps": WARPS, "launch_cooperative_grid": True}
     single, stacked = "apv_fast.kernels.rssm_scan", "apv_fast.kernels.stacked_scan"
     for name, batch in (("bf16", 16), ("bf16", 50), ("tf32", 50), ("fp32", 50)):
         dtype, precision = ("bf16" if name == "bf16" else "fp32"), ("tf32" if name == "tf32" else "ieee")
-        z = make_shape(1024, 1024, latent, batch, 2 if dtype == "bf16" else 4, "seed", precision, device)
+        z = make_shape(1024, 1024, latent, batch, 2 if dtype == "bf16" else 4, "seed", precision, chip)
         for direction, kind, link in (("forward", Forward, LinkForward), ("backward", Backward, LinkBackward)):
             argument, types = "f" if direction == "forward" else "g", _rssm_types(kind, dtype)
             sizes = {"B": "i32", "T": "i32"}
@@ -144,6 +153,7 @@ def _rssm() -> Iterator[Kernel]:
             )
             if name != "bf16":
                 continue
+            registers = stacked_registers(chip)[direction == "backward"]
             yield Kernel(
                 name=f"rssm.stacked.{direction}.{name}.B{batch}",
                 target=f"{stacked}:{direction}_kernel",
@@ -152,7 +162,7 @@ def _rssm() -> Iterator[Kernel]:
                 | {"lower": types, "upper": types, "link": _rssm_types(link, dtype)},
                 constants={"zl": z, "zu": z},
                 aligned=frozenset({"counter", "lower", "upper", "link"}),
-                options=cooperative | ({"maxnreg": STACKED_REGISTERS} if direction == "forward" else {}),
+                options=cooperative | ({"maxnreg": registers} if registers else {}),
             )
             for phase in range(1, 6) if batch == 16 else ():
                 yield Kernel(
@@ -292,20 +302,26 @@ def _adam() -> Iterator[Kernel]:
     )
 
 
-# Every kernel of the package, forward and backward, at the sizes it is used at.
-KERNELS: tuple[Kernel, ...] = (
-    *_lambda_return(),
-    *_kl_balance(),
-    *_image_loss(),
-    *_adam(),
-    *_knn_bonus(),
-    *_rssm(),
-    *(Kernel(**row) for row in imagination()),
-)
+@functools.cache
+def table(arch: int) -> tuple[Kernel, ...]:
+    """Every kernel of the package, forward and backward, in the sizes and tiles it is used at on ``arch``'s chip.
+
+    The names are the same for every architecture.
+    """
+    chip = CHIPS[arch]
+    return (
+        *_lambda_return(),
+        *_kl_balance(),
+        *_image_loss(),
+        *_adam(),
+        *_knn_bonus(),
+        *_rssm(chip),
+        *(Kernel(**row) for row in imagination(chip.programs)),
+    )
 
 
 def compile_kernel(kernel: Kernel, arch: int) -> Report:
-    """Compile one row of :data:`KERNELS` for compute capability ``arch`` (80, 90, ...).
+    """Compile one row of :func:`table` for compute capability ``arch`` (80, 90, ...).
 
     Raises:
         RuntimeError: this process interprets kernels, so it cannot compile them.
@@ -351,15 +367,16 @@ def _signature(kernel: Kernel, names: list[str]) -> tuple[dict[str, Any], dict[A
 
 def _assemble(ptx: str) -> tuple[int, int, int]:
     """Registers, spill stores and spill loads that ``ptxas -v`` reports for ``ptx``, of all its functions together."""
-    import triton
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
+    target = re.search(r"^\.target sm_((\d+)\w*)", ptx, re.MULTILINE)
     if target is None:
         raise RuntimeError("the compiled PTX names no target architecture")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
         path.write_text(ptx)
-        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={target[1]}", str(path), "-o", f"{path}.cubin"]
+        ptxas = get_ptxas(int(target[2])).path  # it has two, and which one is for a GPU differs between versions
+        command = [ptxas, "-v", f"--gpu-name=sm_{target[1]}", str(path), "-o", f"{path}.cubin"]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     registers = re.search(r"Used (\d+) registers", log)  # of the kernel, what it calls included
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
@@ -371,13 +388,15 @@ def _assemble(ptx: str) -> tuple[int, int, int]:
 def main(arguments: list[str] | None = None) -> int:
     """Compile everything, print a line a kernel; 1 if one spills registers."""
     parser = argparse.ArgumentParser(prog="python -m apv_fast.kernels.aot", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--arch", type=int, action="append", help="compute capability, e.g. 90; may be repeated")
+    parser.add_argument(
+        "--arch", type=int, action="append", choices=CHIPS, help="compute capability; may be repeated (default: all)"
+    )
     parser.add_argument("--only", default="", help="only kernels whose name contains this")
     options = parser.parse_args(arguments)
     print(f"{'kernel':36} {'arch':>5} {'registers':>9} {'spills B':>9} {'shared B':>9} {'seconds':>8}")
     spilled = 0
-    for arch in options.arch or [80, 90]:
-        for kernel in (kernel for kernel in KERNELS if options.only in kernel.name):
+    for arch in options.arch or CHIPS:
+        for kernel in (kernel for kernel in table(arch) if options.only in kernel.name):
             report = compile_kernel(kernel, arch)
             spills = report.spill_stores + report.spill_loads
             spilled += spills > 0

@@ -1,7 +1,7 @@
-"""Rows of :data:`apv_fast.kernels.aot.KERNELS`: imagination at full size. Does not import Triton.
+"""Rows of :func:`apv_fast.kernels.aot.table`: imagination at full size. Does not import Triton.
 
 D = H = 1024, S = C = 32, an actor of 400 units, 2500 rows: products of bfloat16, of float32 in full precision and of
-tf32, with the tiles that an H100 with its 132 multiprocessors is given; and one row, as when acting.
+tf32, with the tiles that a chip of so many multiprocessors is given; and one row, as when acting.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from .tiling import choose_tile
 
-ROWS, MULTIPROCESSORS = 2500, 132
+ROWS = 2500
 D = H = 1024
 S = C = 32
 ACTIONS, ACTION_PAD, UNITS = 4, 64, 400
@@ -33,16 +33,16 @@ def _row(name: str, target: str, pointers: dict[str, str], sizes: Sequence[str],
     }
 
 
-def _tiled(dtype: str, columns: int, rows: int = ROWS, widest: int = 256) -> tuple[Row, Row]:
-    """(constants, options) of a product with that many columns."""
+def _tiled(chip: int, dtype: str, columns: int, rows: int = ROWS, widest: int = 256) -> tuple[Row, Row]:
+    """(constants, options) of a product with that many columns, on ``chip`` multiprocessors."""
     kind = KINDS.get(dtype, "double")
-    tile = choose_tile(rows, columns, kind, MULTIPROCESSORS, widest)._asdict()
+    tile = choose_tile(rows, columns, kind, chip, widest)._asdict()
     warps = {key: tile.pop(key) for key in ("num_warps", "num_stages")}
     common = {"ACC": "fp64" if dtype == "fp64" else "fp32", "GROUP": 8}
     return common | tile | {"PRECISION": "tf32" if dtype == "tf32" else "ieee"}, warps
 
 
-def _dense(dtype: str) -> Iterator[Row]:
+def _dense(chip: int, dtype: str) -> Iterator[Row]:
     """The layers of a step, forward and back."""
     own = {"tf32": "fp32"}.get(dtype, dtype)
     sizes = ("n", "x_row", "w_n", "w_k", "other_row", "out_row")
@@ -61,7 +61,7 @@ def _dense(dtype: str) -> Iterator[Row]:
     for name, (k, columns, epilogue, strides, rows) in layers.items():
         if dtype != "bf16" and name in ONLY_NARROW:
             continue
-        tile, options = _tiled(dtype, columns, rows)
+        tile, options = _tiled(chip, dtype, columns, rows)
         off = dict.fromkeys(("BIAS", "ELU", "KEEP", "GATED"), False)
         constants = tile | strides | off | epilogue | {"K": k, "COLUMNS": columns}
         pointers = {each: f"*{own}" for each in names}
@@ -70,10 +70,10 @@ def _dense(dtype: str) -> Iterator[Row]:
         yield _row(f"{name}.{dtype}", "dense:dense_kernel", pointers, sizes, constants, options)
 
 
-def _latents(dtype: str) -> Iterator[Row]:
+def _latents(chip: int, dtype: str) -> Iterator[Row]:
     """Logits with their samples from a seed, their gradient, and the GRU's backward product."""
     own = {"tf32": "fp32"}.get(dtype, dtype)
-    tile, options = _tiled(dtype, S * C, widest=128)
+    tile, options = _tiled(chip, dtype, S * C, widest=128)
     variables = {"S": S, "C": C, "CP": C}
     back = {"w_n": 1} if own == "bf16" else {"w_k": 1}
     wide = "*fp64" if dtype == "fp64" else "*fp32"
@@ -101,7 +101,7 @@ def _latents(dtype: str) -> Iterator[Row]:
         tile | variables | back | {"K": H, "STOCH": True, "OWN": False},
         options,
     )
-    tile, options = _tiled(dtype, H + D, widest=128)
+    tile, options = _tiled(chip, dtype, H + D, widest=128)
     yield _row(
         f"gru_backward.{dtype}",
         "dense:gru_backward_kernel",
@@ -211,11 +211,11 @@ def _samples() -> Iterator[Row]:
     yield row | {"aligned": row["aligned"] - set(rows)}
 
 
-def imagination() -> Iterator[Row]:
+def imagination(multiprocessors: int) -> Iterator[Row]:
     """Fields of every row."""
     for dtype in KINDS:
-        yield from _dense(dtype)
-        yield from _latents(dtype)
+        yield from _dense(multiprocessors, dtype)
+        yield from _latents(multiprocessors, dtype)
     for dtype in ("bf16", "fp32"):
         yield from _gates(dtype)
     yield from _samples()

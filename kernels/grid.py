@@ -74,7 +74,8 @@ def device_of(index: int | None) -> Device:
     if index is None:
         return _INTERPRETED
     properties = triton.runtime.driver.active.utils.get_device_properties(index)
-    return Device(properties["multiprocessor_count"], properties["max_shared_mem"], interpret=False)
+    major, _ = torch.cuda.get_device_capability(index)
+    return Device(properties["multiprocessor_count"], properties["max_shared_mem"], interpret=False, major=major)
 
 
 def _obstacle(device: torch.device) -> str:

@@ -7,6 +7,8 @@ may be such a named tuple; a field that is None is a compile-time None. L = S·C
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 from typing import Any, NamedTuple
 
 from apv_fast.structure import Latent
@@ -128,10 +130,10 @@ class Device(NamedTuple):
     programs: int  # multiprocessors
     shared: int  # bytes of shared memory a program may have
     interpret: bool
+    major: int = 9  # of a GPU's compute capability
 
 
 WARPS = 8
-STACKED_REGISTERS = 168  # the forward wavefront's; ptxas, left alone, chooses 128 and spills
 MANY_ROWS = 64
 RESERVED = 24 * 1024  # bytes of shared memory left to reductions and changes of layout
 
@@ -146,6 +148,32 @@ def _spread(columns: int, device: Device) -> int:
     return min(max(8, power(-(-columns // device.programs))), 128 if device.interpret else 32)
 
 
+def _most_rows(major: int) -> int:
+    """Rows of a tile of products: from 64 on, compute capability 10 and 11 multiply in tensor memory, which Triton
+    (3.7.1) cannot compile in functions that are called, as phases are."""
+    return MANY_ROWS // 2 if major in (10, 11) else MANY_ROWS
+
+
+def stacked_registers(device: Device) -> tuple[int | None, int | None]:
+    """The most registers that a thread of the wavefront may have, forward and backward.
+
+    ptxas, left alone (None), chooses 128 in some of these and spills; what does not spill for one generation may for
+    another. For sm_90 Triton 3.9 has a newer ptxas: alone it does well, with 168 it spills.
+    """
+    if device.major == 9 and _triton() >= (3, 9):
+        return None, None
+    return {10: (224, None), 11: (224, None), 12: (168, 200)}.get(device.major, (168, None))
+
+
+@functools.cache
+def _triton() -> tuple[int, ...]:
+    """Triton's version without importing it; of none, nothing."""
+    try:
+        return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+
+
 def make_shape(
     deter: int, hidden: int, latent: Latent, batch: int, itemsize: int, noise: str, precision: str, device: Device
 ) -> Shape:
@@ -154,10 +182,12 @@ def make_shape(
     groups = max(1, (256 if device.interpret else 32) // classes)
     units = _spread(deter, device)
     by_hand = itemsize == 8 and not device.interpret  # float64 on a GPU is for gradient checks
-    rows = min(max(16, power(batch)), 4096 if device.interpret else 16 if by_hand else 64)
+    rows = min(max(16, power(batch)), 4096 if device.interpret else 16 if by_hand else _most_rows(device.major))
     depth = 64 // itemsize
     split = 1 if device.interpret else WARPS
     widest = max(4 * units, groups * classes)
+    if rows == MANY_ROWS // 2 and split * rows * widest * 4 > device.shared:
+        rows //= 2  # the slices' sums meet in shared memory
     stage = (4 if rows >= MANY_ROWS else split) * (rows + widest) * depth * itemsize
     buffers = min(max((device.shared - RESERVED) // stage, 1), 3)
     if device.interpret:

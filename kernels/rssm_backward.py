@@ -17,7 +17,7 @@ import triton.language as tl
 from .pointwise import elu_grad, exp, normal, sigmoid, tanh
 from .rssm_forward import BIAS
 from .rssm_products import by_class, latent_columns, product, rows_of, spread, tile_sums
-from .tiles import rounded
+from .tiles import only_if, rounded
 
 PHASES = 5
 
@@ -39,7 +39,7 @@ def _through_sample(g, at, row_mask, columns, inside, dz, z: tl.constexpr):
 def _stoch_grad(g, rows, row_mask, t, columns, inside, B, T, z: tl.constexpr, link, upper: tl.constexpr):
     """dz = of_stoch_t + keep_{t+1}·W_stochᵀ dx_{t+1}, and what ``link`` gives; ``[BM, N]``."""
     at = rows * T + t
-    later = row_mask & (t + 1 < T)
+    later = only_if(t + 1 < T, row_mask)
     later = later & (tl.load(g.keep + at + 1, later, 0) != 0)
     weights = g.stoch_weight + columns.to(tl.int64) * z.H
     dz = product(g.dx + (at + 1) * z.H, later, weights, inside, z.H, z)
@@ -135,8 +135,8 @@ def state_back_phase(pid, programs, t, B, T, g, z: tl.constexpr, link, upper: tl
             scales += (scale,)
             gates += (xhat * scale[None, :] + offset[None, :],)
         before_mask = mask & (tl.load(g.keep + at, row_mask, 0) != 0)[:, None]
-        before = tl.load(g.start + state, before_mask & (t == 0), 0.0)
-        before += tl.load(g.deter + cell - z.D, before_mask & (t > 0), 0.0)
+        before = tl.load(g.start + state, only_if(t == 0, before_mask), 0.0)
+        before += tl.load(g.deter + cell - z.D, only_if(t > 0, before_mask), 0.0)
         reset, update = sigmoid(gates[0]), sigmoid(gates[2] + BIAS)
         c = tanh(reset * gates[1])
         dc = dh * update * (1.0 - c * c)

@@ -20,7 +20,7 @@ from apv_fast.reference.rssm import LAYER_NORM_EPS, UPDATE_BIAS
 
 from .pointwise import elu, gumbel, normal, sigmoid, tanh
 from .rssm_products import by_class, gathered, latent_columns, product, rows_of, spread, tile_sums
-from .tiles import rounded
+from .tiles import only_if, rounded
 
 PHASES = 5
 EPS: tl.constexpr = tl.constexpr(LAYER_NORM_EPS)
@@ -52,7 +52,7 @@ def input_phase(pid, programs, t, B, T, f, z: tl.constexpr):
         mask = row_mask[:, None] & column_mask[None, :]
         at = rows * T + t
         x = tl.load(f.in_x + at[:, None] * z.H + columns[None, :], mask, 0.0).to(f.deter.dtype.element_ty)
-        seen = (tl.load(f.keep + at, row_mask, 0) != 0) & (t > 0)
+        seen = only_if(t > 0, tl.load(f.keep + at, row_mask, 0) != 0)
         if z.C > 0:
             x += gathered(f.sample, f.stoch_weight, rows, seen, columns, column_mask, z.S, z.H)
         else:
@@ -100,7 +100,7 @@ def state_phase(pid, programs, t, B, T, f, z: tl.constexpr):
         shift = means - mean[None, :]
         rstd = 1.0 / tl.sqrt(tl.sum(squares + count * shift * shift, 0) / (3 * z.D) + EPS)
         at = rows * T + t
-        first = row_mask & (tile % TILES == 0)
+        first = only_if(tile % TILES == 0, row_mask)
         tl.store(f.norm + at * 2, mean, first)
         tl.store(f.norm + at * 2 + 1, rstd, first)
 
@@ -116,15 +116,15 @@ def state_phase(pid, programs, t, B, T, f, z: tl.constexpr):
             gates += ((part - mean[:, None]) * rstd[:, None] * scale[None, :] + offset[None, :],)
         keep = tl.load(f.keep + at, row_mask, 0) != 0
         before_mask = mask & keep[:, None]
-        before = tl.load(f.start + rows[:, None] * z.D + unit[None, :], before_mask & (t == 0), 0.0)
+        before = tl.load(f.start + rows[:, None] * z.D + unit[None, :], only_if(t == 0, before_mask), 0.0)
         earlier = f.deter + (at - 1)[:, None] * z.D + unit[None, :]
-        before += tl.load(earlier, before_mask & (t > 0), 0.0, cache_modifier=".cg")
+        before += tl.load(earlier, only_if(t > 0, before_mask), 0.0, cache_modifier=".cg")
         update = sigmoid(gates[2] + BIAS)
         h = update * tanh(sigmoid(gates[0]) * gates[1]) + (1.0 - update) * before
         tl.store(f.deter + at[:, None] * z.D + unit[None, :], h, mask)
         low = rounded(h, f.hidden.dtype.element_ty)
         tl.store(f.hidden + ((t % 2) * B + rows)[:, None] * z.D + unit[None, :], low, mask)
-        after = tl.load(f.keep + at + 1, row_mask & (t + 1 < T), 0) != 0
+        after = tl.load(f.keep + at + 1, only_if(t + 1 < T, row_mask), 0) != 0
         joined = f.joined + rows[:, None] * (z.H + z.D) + z.H + unit[None, :]
         tl.store(joined, tl.where(after[:, None], low, low * 0), mask)
 

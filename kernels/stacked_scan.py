@@ -7,6 +7,8 @@ sample is only replaced in phase 5. Backward, round r is the upper model's step 
 T - r, which reads the dy that the upper one left a round ago.
 
 The lower model's tiles go to the first programs and the upper one's to the last, so that phases with few tiles overlap.
+Where a program has tiles of both models, the two use the same shared memory, one after the other: a barrier of the
+program lies between them.
 """
 # Kernels are Triton, not Python.
 # mypy: allow-untyped-decorators, disable-error-code="no-untyped-def"
@@ -21,7 +23,7 @@ from apv_fast.scan.stacked import Link, Model, define_stacked
 
 from . import rssm_scan
 from .grid import grid_barrier
-from .rssm_arguments import STACKED_REGISTERS, Device, LinkBackward, LinkForward, Shape
+from .rssm_arguments import Device, LinkBackward, LinkForward, Shape, stacked_registers
 from .rssm_backward import backward_phase
 from .rssm_forward import forward_phase
 from .rssm_scan import PHASES, TritonCore, packed, scan_grads
@@ -33,6 +35,7 @@ def _forward_round(PHASE: tl.constexpr, r, B, T, lower, upper, link, zl: tl.cons
     pid, programs = tl.program_id(0), tl.num_programs(0)
     if r < T:
         forward_phase(PHASE, pid, programs, r, B, T, lower, zl, None, None)
+    tl.debug_barrier()
     if r > 0:
         forward_phase(PHASE, programs - 1 - pid, programs, r - 1, B, T, upper, zu, link, zl)
 
@@ -43,6 +46,7 @@ def _backward_round(PHASE: tl.constexpr, r, B, T, lower, upper, link, zl: tl.con
     pid, programs = tl.program_id(0), tl.num_programs(0)
     if r > 0:
         backward_phase(PHASE, pid, programs, T - r, B, T, lower, zl, link, zu)
+    tl.debug_barrier()
     if r < T:
         backward_phase(PHASE, programs - 1 - pid, programs, T - 1 - r, B, T, upper, zu, None, None)
 
@@ -105,7 +109,8 @@ class Wavefront:
             rounds = list(range(length + 1))
             like = lower.start.deter
             kernels = forward_kernel, forward_phase_kernel
-            rssm_scan.launch(*kernels, rounds, like, arguments, device.programs, STACKED_REGISTERS)
+            registers, _ = stacked_registers(device)
+            rssm_scan.launch(*kernels, rounds, like, arguments, device.programs, registers)
         return below, above
 
     def backward(
@@ -121,7 +126,9 @@ class Wavefront:
             arguments = (batch, length, gl, gu, given, zl, zu)
             rounds = list(range(length + 1))
             like = lower.start.deter
-            rssm_scan.launch(backward_kernel, backward_phase_kernel, rounds, like, arguments, device.programs)
+            kernels = backward_kernel, backward_phase_kernel
+            _, registers = stacked_registers(device)
+            rssm_scan.launch(*kernels, rounds, like, arguments, device.programs, registers)
         return scan_grads(gl), scan_grads(gu)
 
 

@@ -18,6 +18,12 @@ INTERPRETED = tl.constexpr(interpreting())
 
 
 @triton.jit
+def only_if(condition, mask):
+    """``mask``, and nothing if ``condition`` (one number) is false. Triton 3.9 interprets their ``&`` as integers."""
+    return tl.where(condition, mask, False)
+
+
+@triton.jit
 def rounded(x, dtype: tl.constexpr):
     """``x`` in ``dtype``, to the nearest; the interpreter would truncate to bfloat16, so there the bits are rounded."""
     if x.dtype == tl.float64 and dtype != tl.float64:

@@ -39,6 +39,10 @@ class Sizes:
         return self.stoch * (self.discrete or 1) + self.deter
 
 
+class EqualSizes(Sizes):
+    """Those of both models of a stack, as in production."""
+
+
 SIZES = {
     "ones": Sizes(1, 1, 1, 1, 1, 1, 1, 1, 2),
     "odd": Sizes(3, 5, 7, 2, 3, 9, 5, 3, 7),
@@ -155,10 +159,11 @@ def step(tensors: Tensors, sizes: Sizes, backend: str | None = None, sample: boo
 
 def upper_sizes(sizes: Sizes, concat_embed: bool) -> Sizes:
     """Of an action-conditional model on top of one of ``sizes``: all sizes differ, so that none can be confused."""
+    sizes = replace(sizes, embed=sizes.feat + concat_embed * sizes.embed, action=sizes.action or 2)
+    if isinstance(sizes, EqualSizes):
+        return sizes
     return replace(
         sizes,
-        embed=sizes.feat + concat_embed * sizes.embed,
-        action=sizes.action or 2,
         pad=sizes.pad + 2,
         deter=sizes.deter + 1,
         hidden=sizes.hidden + 2,

@@ -48,6 +48,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         backend, "IMPLEMENTATIONS", {"toy": everything | {"fast": f"{__name__}:fast"}, "other": everything}
     )
     monkeypatch.setattr(backend, "AUTO_ORDER", {"cpu": names})
+    monkeypatch.setattr(backend, "STANDS_IN", {})
     monkeypatch.delenv("APV_FAST_BACKEND", raising=False)
     for cached in (backend.probe, backend._implementation):
         cached.cache_clear()
@@ -138,6 +139,26 @@ def test_a_context_of_an_absent_backend_is_an_error(toy: None) -> None:
     assert requested(None) == "auto"
 
 
+def test_a_backend_of_few_ops_leaves_the_others_to_its_stand_in(toy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those that it does not implement at all; what it refuses, and what the stand-in refuses, is an error."""
+    monkeypatch.setattr(backend, "STANDS_IN", {"fast": "slow", "absent": "slow"})
+    assert resolve("toy", FLOAT, "fast") is fast
+    assert resolve("other", FLOAT, "fast") is slow
+    assert backend.choose("other", FLOAT, "fast") == "slow"
+    assert resolve("other", DOUBLE, "fast") is slow  # it takes more
+    with use_backend("fast"):
+        assert resolve("other", FLOAT) is slow
+    monkeypatch.delitem(backend.IMPLEMENTATIONS["other"], "absent")
+    for op, name, tensor, why in (
+        ("toy", "fast", DOUBLE, r"it does not take torch\.float64 \(it takes: torch\.float32\); "),
+        ("other", "fast", FLOAT.half(), "it does not implement other, and 'slow', which does that for it, cannot"),
+        ("other", "absent", FLOAT, "buy one; "),
+    ):
+        with pytest.raises(BackendError, match=f"backend '{name}' cannot run {op}: {why}"):
+            resolve(op, tensor, name)
+    assert str(backend.backends()["fast"]).endswith("ops: toy; all others: slow's")
+
+
 def test_report(toy: None) -> None:
     report = backend.backends()
     assert {name: info.available for name, info in report.items()} == {"absent": False, "fast": True, "slow": True}
@@ -154,6 +175,13 @@ def test_real_report() -> None:
     for info in report.values():
         assert info.available == (info.status.reason == "")
         assert info.available == bool(info.status.devices and info.status.dtypes and info.status.isa)
+
+
+def test_a_stand_in_has_every_op() -> None:
+    """So that a whole update runs on a backend by name."""
+    for name, other in backend.STANDS_IN.items():
+        assert name in backend.PROBES
+        assert [op for op, row in backend.IMPLEMENTATIONS.items() if other not in row] == []
 
 
 @pytest.mark.parametrize("op", backend.IMPLEMENTATIONS)

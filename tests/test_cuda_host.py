@@ -6,6 +6,7 @@ What this cannot show: the order in which a GPU makes writes visible, and what n
 from __future__ import annotations
 
 import ctypes
+import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import backend as backends
-from apv_fast import ops
+from apv_fast import cuda, ops
 from apv_fast.backend import BackendError, Status
 from apv_fast.cuda import observe as cuda_observe
 from apv_fast.cuda.library import Library, Scan
@@ -36,7 +37,7 @@ from apv_fast.scan.observe import define_observe
 from apv_fast.scan.stacked import TwoScans, define_stacked
 from apv_fast.structure import Latent
 from tests import test_rssm
-from tests.rssm_cases import SIZES, Sizes, make_problem, params_of
+from tests.rssm_cases import SIZES, EqualSizes, Sizes, make_problem, params_of
 from tests.test_rssm import assert_exact
 
 COMPILER = shutil.which("c++") or shutil.which("g++")
@@ -45,7 +46,8 @@ if COMPILER is None:
 
 SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "cuda" / "host" / "emulate.cpp"
 AMPLE = 1 << 18  # bytes of shared memory: all weights fit
-H100, A100 = (132, 232448), (108, 166912)  # multiprocessors, shared memory of a block
+# Multiprocessors, and shared memory of a block.
+H100, A100, B200, RTX_5090, RTX_5070 = (132, 232448), (108, 166912), (148, 232448), (170, 101376), (48, 101376)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +110,10 @@ def test_values_and_gradients(emulate: Callable[..., CudaCore], sizes: Sizes, sa
     assert_exact("observe", "emulated", sizes, torch.bfloat16, sample)
 
 
+@pytest.mark.parametrize("sizes", [SIZES["odd"], EqualSizes(2, 3, 8, 4, 4, 16, 16, 4, 8)], ids=["odd", "equal"])
 @pytest.mark.parametrize("concat_embed", [False, True])
-def test_stacked(emulate: Callable[..., CudaCore], concat_embed: bool) -> None:
-    assert_exact("stacked_concat" if concat_embed else "stacked", "emulated", SIZES["odd"], torch.bfloat16, True)
+def test_stacked(emulate: Callable[..., CudaCore], concat_embed: bool, sizes: Sizes) -> None:
+    assert_exact("stacked_concat" if concat_embed else "stacked", "emulated", sizes, torch.bfloat16, True)
 
 
 @pytest.mark.parametrize("check", ["any_strides", "opcheck", "compiles_without_graph_break", "fake_tensors"])
@@ -123,8 +126,8 @@ def test_as_an_op(emulate: Callable[..., CudaCore], check: str, monkeypatch: pyt
 Problem = tuple[ScanWeights, ScanInputs, ScanStart, TraceGrads, Latent]
 
 
-def problem(sizes: tuple[int, ...], noise: str = "given", seed: int = 0) -> Problem:
-    """A core's arguments, weights with gaps between their rows, and gradients for its results."""
+def problem(sizes: tuple[int, ...], noise: str = "given", seed: int = 0, gap: int = 3) -> Problem:
+    """A core's arguments, weights with a gap between their rows, and gradients for its results."""
     batch, length, deter, hidden, stoch, discrete = sizes
     generator = torch.Generator().manual_seed(seed)
 
@@ -132,7 +135,8 @@ def problem(sizes: tuple[int, ...], noise: str = "given", seed: int = 0) -> Prob
         return torch.randn(shape, generator=generator)
 
     def weight(rows: int, columns: int) -> Tensor:
-        return (randn(rows, columns + 3) / columns**0.5).bfloat16()[:, :columns]
+        wide = torch.full((rows, columns + gap), math.nan).bfloat16()
+        return wide[:, :columns].copy_(randn(rows, columns) / columns**0.5)
 
     def vector(size: int, middle: float = 0) -> Tensor:
         return (middle + 0.3 * randn(size)).bfloat16()
@@ -228,6 +232,36 @@ def _fits(
     return True
 
 
+@pytest.mark.parametrize(("gap", "narrow"), [(8, 0), (0, 0), (2, 4), (6, 4), (3, 2), (1, 2)])
+@pytest.mark.parametrize("sizes", [(3, 2, 16, 40, 3, 16), (3, 2, 40, 24, 16, 0)], ids=["categorical", "gaussian"])
+def test_weights_are_read_in_words(
+    emulate: Callable[..., CudaCore], library: Library, sizes: tuple[int, ...], gap: int, narrow: int
+) -> None:
+    """As wide as a row's alignment allows, 16, 4 or 2 bytes, each weight once; the results are the same bits."""
+    weights, inputs, start, grads, latent = problem(sizes, gap=gap)
+    core = emulate()
+    got = results(core, (weights, inputs, start, grads, latent))
+    read = {width: library.c.apv_emulator_loads(ctypes.c_int64(width)) for width in (2, 4, 16)}  # on the way back
+    numbers = sum(x.numel() for x in (weights.stoch, weights.gru, weights.obs, weights.dist))
+    width = narrow or 16
+    assert read == {2: 0, 4: 0, 16: 0} | {width: 2 * numbers // width}
+    expected = results(core, problem(sizes, gap=3))
+    assert all(torch.equal(got[name], want) for name, want in expected.items())
+
+
+def test_each_matrix_is_read_as_wide_as_it_can_be(emulate: Callable[..., CudaCore], library: Library) -> None:
+    """As in production, where only img_in's rows, which end with the action, are no multiple of 16 bytes."""
+    sizes = (3, 2, 16, 24, 3, 8)
+    weights, inputs, start, grads, latent = problem(sizes, gap=8)
+    stoch = problem(sizes, gap=2)[0].stoch
+    expected = results(emulate(), (weights, inputs, start, grads, latent))
+    got = results(emulate(), (weights._replace(stoch=stoch), inputs, start, grads, latent))
+    read = {width: library.c.apv_emulator_loads(ctypes.c_int64(width)) for width in (2, 4, 16)}
+    others = sum(x.numel() for x in (weights.gru, weights.obs, weights.dist))
+    assert read == {2: 0, 4: 2 * stoch.numel() // 4, 16: 2 * others // 16}
+    assert all(torch.equal(got[name], want) for name, want in expected.items())
+
+
 def test_some_gradients_are_absent(emulate: Callable[..., CudaCore]) -> None:
     for noise in ("given", "mode"):
         weights, inputs, start, grads, latent = problem((3, 3, 10, 12, 3, 5), noise=noise)
@@ -320,6 +354,12 @@ def test_prior_samples(emulate: Callable[..., CudaCore], latent: Latent, noise: 
         (H100, 50, 1, False),
         (A100, 16, 0, False),
         (A100, 16, 1, False),
+        (B200, 16, 1, True),
+        (B200, 50, 0, True),
+        (RTX_5090, 16, 0, False),
+        (RTX_5090, 50, 0, False),
+        (RTX_5090, 50, 1, False),
+        (RTX_5070, 16, 1, False),
     ],
 )
 def test_plan_at_full_size(library: Library, gpu: tuple[int, int], batch: int, direction: int, resident: bool) -> None:
@@ -330,6 +370,46 @@ def test_plan_at_full_size(library: Library, gpu: tuple[int, int], batch: int, d
     assert scan.blocks == min(128, gpu[0])
     assert scan.shared_bytes <= gpu[1]
     assert (scan.workspace_bytes < 2**21) == resident
+
+
+def test_a_plan_that_a_small_gpu_refuses(library: Library) -> None:
+    """48 multiprocessors own three tiles each, and their state of 50 rows is more than 99 KB."""
+    scan = Scan(batch=50, length=50, deter=1024, hidden=1024, stoch=32, discrete=32)
+    library.c.apv_plan_for.restype = ctypes.c_char_p
+    for direction, state in ((0, 120768), (1, 151360)):
+        refused = library.c.apv_plan_for(ctypes.byref(scan), direction, *RTX_5070)
+        expected = f"its state takes {state} bytes of shared memory a block, and there are 101376"
+        assert refused is not None and refused.decode() == expected
+
+
+def test_which_gpus_have_code(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generation runs the code of its first GPU; the library says what its nvcc knew."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "PATH", SOURCE)  # a file that is there
+    monkeypatch.setattr(cuda, "library", lambda: library)
+
+    def status(*capability: int, built: str = "800,900,1000,1200") -> Status:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+        monkeypatch.setattr(library.c, "apv_architectures", lambda: built.encode())
+        return cuda.probe()
+
+    found = {
+        (8, 6): "sm_80",
+        (8, 9): "sm_80",
+        (9, 0): "sm_90a",
+        (10, 0): "sm_100",
+        (10, 3): "sm_100",
+        (12, 1): "sm_120",
+    }
+    for capability, isa in found.items():
+        assert (status(*capability).available, status(*capability).isa) == (True, isa)
+    for capability in ((7, 5), (11, 0)):
+        why = "there is no code for compute capability {}.{}, only for sm_80, sm_90a, sm_100, sm_120".format(
+            *capability
+        )
+        assert status(*capability).reason.startswith(why)
+    assert status(9, 0, built="800,900").available
+    assert "has no code for sm_120, which its nvcc did not know" in status(12, 0, built="800,900").reason
 
 
 def test_sizes_that_do_not_fit(emulate: Callable[..., CudaCore], monkeypatch: pytest.MonkeyPatch) -> None:

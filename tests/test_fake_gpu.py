@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[1]
 # Whole updates go through every op with bfloat16 and seeds; these take the other ways through the scan.
-CASES = ["updates", "observe gaussian", "observe phases", "step"]
+CASES = ["updates", "updates cuda", "observe gaussian", "observe phases", "step"]
 
 
 @pytest.mark.thorough
@@ -29,3 +29,7 @@ def test_everything_launches() -> None:
     launches = {line.split(":")[0].removeprefix("ok").strip(): line for line in lines}
     assert ", 0 cooperative" not in launches["updates"]  # both scans, forward and backward
     assert ", 0 cooperative" in launches["observe phases"]
+    # By name: all scans, of one model and of two, on the CUDA library, and everything else as Triton's launches.
+    cuda = launches["updates cuda"]
+    assert ", 0 cooperative, 3 forward in CUDA C++, 3 backward in CUDA C++" in cuda
+    assert int(cuda.split()[3]) > 200

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from apv_fast.backend import AUTO_ORDER, IMPLEMENTATIONS, probe
 from tests import test_rssm
-from tests.rssm_cases import CASES, SIZES, Sizes, make_case
+from tests.rssm_cases import CASES, SIZES, EqualSizes, Sizes, make_case
 from tests.test_rssm import LEAVES_NOT, assert_exact
 
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
@@ -73,6 +74,14 @@ def test_full_size(case: str, backend: str, batch: int, precision: str) -> None:
     """Fifty steps; 64 rows are the most of one grid, 70 are two."""
     need(backend, PRECISIONS[precision])
     assert_exact(case, backend, full(batch, 50), PRECISIONS[precision], True)
+
+
+@pytest.mark.parametrize("batch", [16, 50])
+@pytest.mark.parametrize("backend", [backend for case, backend in ENGINES if case == "stacked"])
+def test_full_size_of_two_equal_models(backend: str, batch: int, precision: str) -> None:
+    """As in production: the tiles of both end where the models do, and one compiled function serves both."""
+    need(backend, PRECISIONS[precision])
+    assert_exact("stacked", backend, EqualSizes(*astuple(full(batch, 50))), PRECISIONS[precision], True)
 
 
 @pytest.mark.parametrize(("case", "backend"), [e for e in ENGINES if e[0] in ("imagine", "step", "stacked_concat")])

@@ -115,6 +115,19 @@ def test_every_op_says_who_runs_it_and_why_not_a_better_one(monkeypatch: pytest.
         paths.op_paths(["kl_balance"], GPU, "cuda")
 
 
+def test_what_cuda_leaves_to_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    can = Status(True, devices=("meta",), dtypes=(torch.float32,))
+    statuses(monkeypatch, cuda=can, triton=can)
+    table = {"rssm_observe": {"cuda": "", "triton": ""}, "kl_balance": {"triton": ""}}
+    for module in (backend, paths):
+        monkeypatch.setattr(module, "IMPLEMENTATIONS", table)
+    monkeypatch.setattr(backend, "OBSTACLES", {})
+    assert paths.op_paths(table, GPU, "cuda") == [
+        "cuda on cuda:0: rssm_observe (as asked for)",
+        "triton on cuda:0: kl_balance (asked for cuda, which has none of them)",
+    ]
+
+
 def test_sizes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     can = Status(True, devices=("meta",), dtypes=(torch.float32,))
     statuses(monkeypatch, cuda=can, reference=can)

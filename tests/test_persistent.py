@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ triton = pytest.importorskip("triton")
 import triton.language as tl
 from apv_fast.kernels import grid, interpreting, rssm_scan, stacked_scan
 from apv_fast.kernels.rssm_arguments import Device, Shape, make_shape
+from triton.runtime import interpreter
+from triton.runtime.errors import InterpreterError
 
 from apv_fast.backend import BackendError
 from apv_fast.scan.core import PlainCore, ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
@@ -110,6 +114,16 @@ def hurry(monkeypatch: pytest.MonkeyPatch, module: Any, phase: int) -> None:
     monkeypatch.setattr(module, "grid_barrier", hasty)
 
 
+def goes_wrong(run: Callable[[], list[int]]) -> bool:
+    """Whether a run makes wrong numbers, or none: Triton 3.9's interpreter raises where all of a maximum's are NaN."""
+    try:
+        return bool(run())
+    except InterpreterError as error:
+        if "All-NaN" not in str(error):
+            raise
+        return True
+
+
 @functools.cache
 def expected(name: str) -> tuple[Problem, Trace, ScanGrads]:
     """A problem, and what the plain recurrence makes of it."""
@@ -173,7 +187,7 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch, direction: str
         run_cooperatively(monkeypatch, PROGRAMS, seed)
         return wrong(forward(problem), trace) if direction == "forward" else wrong(backward(problem, trace), grads)
 
-    assert any(bad(seed) for seed in range(4))
+    assert any(goes_wrong(functools.partial(bad, seed)) for seed in range(4))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -229,12 +243,13 @@ def stack(name: str) -> Stack:
     lower, upper = {
         "categorical": ((3, 2, 5, 6, 3, 3), (3, 2, 4, 5, 2, 4)),
         "gaussian": ((3, 2, 5, 6, 3, 0), (3, 2, 4, 5, 2, 0)),
+        "equal": ((3, 2, 8, 8, 2, 4), (3, 2, 8, 8, 2, 4)),  # as in production: whole tiles, and one function for both
     }[name]
     return Stack(lower, upper)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("name", ["categorical", "gaussian"])
+@pytest.mark.parametrize("name", ["categorical", "gaussian", "equal"])
 def test_the_wavefront_is_two_scans(monkeypatch: pytest.MonkeyPatch, name: str, direction: str) -> None:
     run_cooperatively(monkeypatch, PROGRAMS, seed=5)
     assert not stack(name).wrong(direction)
@@ -255,7 +270,25 @@ def test_every_barrier_of_the_wavefront_is_needed(monkeypatch: pytest.MonkeyPatc
         run_cooperatively(monkeypatch, PROGRAMS, seed)
         return stack("categorical").wrong(direction)
 
-    assert any(bad(seed) for seed in range(4))
+    assert any(goes_wrong(functools.partial(bad, seed)) for seed in range(4))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_barrier_lies_between_any_two_phases(monkeypatch: pytest.MonkeyPatch, direction: str) -> None:
+    """One after the other they use the same shared memory; within a round no grid barrier parts the two models'."""
+    events: list[str] = []
+    phase = getattr(stacked_scan, f"{direction}_phase")
+
+    def recorded(*arguments: Any) -> None:
+        events.append("phase")
+        phase(*arguments)
+
+    monkeypatch.setattr(stacked_scan, f"{direction}_phase", recorded)
+    builder = type(interpreter.interpreter_builder)
+    monkeypatch.setattr(builder, "create_barrier", lambda self: events.append("barrier"))
+    assert not stack("equal").wrong(direction)
+    assert events.count("phase") == PHASES * 2 * 2
+    assert ("phase", "phase") not in itertools.pairwise(events)
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from apv_fast.nn import RSSM
 from tests.rssm_cases import (
     CASES,
     SIZES,
+    EqualSizes,
     Sizes,
     Tensors,
     backends_of,
@@ -135,6 +136,14 @@ def test_values_and_gradients(case: str, backend: str, sizes: Sizes, dtype: torc
         if sizes not in [SIZES[name] for name in few]:
             pytest.skip("the interpreter is slow: the stack runs at few sizes, the scans that it shares at all")
     assert_exact(case, backend, sizes, dtype, sample)
+
+
+@pytest.mark.parametrize(("case", "backend"), [e for e in ENGINES if e[0].startswith("stacked")])
+def test_two_equal_models(case: str, backend: str) -> None:
+    """As in production, and of sizes that fill their tiles."""
+    sizes = EqualSizes(2, 3, 8, 4, 4, 16, 16, 4, 4)
+    assert upper_sizes(sizes, False).deter == sizes.deter and upper_sizes(sizes, False).latent == sizes.latent
+    assert_exact(case, backend, sizes, taken(backend, torch.float32), True)
 
 
 @pytest.mark.statistical

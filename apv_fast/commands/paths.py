@@ -44,8 +44,8 @@ def op_paths(
 
 def _why_not_better(op: str, tensor: torch.Tensor, chosen: str, backend: str, sizes: Mapping[str, int]) -> str:
     """The obstacles of what "auto" tried before it came to ``chosen``."""
-    if requested(backend) != "auto":
-        return " (as asked for)"
+    if (asked := requested(backend)) != "auto":
+        return " (as asked for)" if chosen == asked else f" (asked for {asked}, which has none of them)"
     before = []
     for name, why in obstacles(op, tensor, **sizes).items():
         if name == chosen:

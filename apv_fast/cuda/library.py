@@ -66,7 +66,8 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.c = ctypes.CDLL(str(path))
-        arguments: dict[str, tuple[Any, ...]] = {"probe": (), "sample": (_ADDRESS, ctypes.c_int, _ADDRESS)}
+        arguments: dict[str, tuple[Any, ...]] = {"probe": (), "architectures": ()}
+        arguments["sample"] = (_ADDRESS, ctypes.c_int, _ADDRESS)
         for direction in ("forward", "backward"):
             arguments |= {direction: (_ADDRESS, _ADDRESS), f"plan_{direction}": (_ADDRESS,)}
         try:
@@ -79,6 +80,10 @@ class Library:
             same = False
         if not same:
             raise OSError(f"{path} was built from other sources than this version of apv-fast: install it again")
+
+    def architectures(self) -> tuple[int, ...]:
+        """Compute capabilities that it has code for, times 10: 80, 90, ..."""
+        return tuple(int(each) // 10 for each in _text(self.c.apv_architectures()).split(","))
 
     def probe(self) -> str:
         """Why the current device cannot run the kernels; empty if it can."""

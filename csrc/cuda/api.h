@@ -9,6 +9,9 @@
 
 APV_EXPORT int64_t apv_scan_bytes(void);  // of ApvScan, for a check of the two sides' agreement
 
+// What GPUs there is code for, compute capabilities times 100: "800,900".
+APV_EXPORT const char* apv_architectures(void);
+
 APV_EXPORT const char* apv_probe(void);  // why the current device cannot run the kernels
 
 // Fills blocks, shared_bytes and workspace_bytes for the sizes and the current device.

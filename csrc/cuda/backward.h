@@ -83,11 +83,11 @@ struct Backward : Walk<X> {
 
   APV_DEVICE void load_weights() {
     constexpr int kThreads = X::kThreads;
-    load_tiles<kThreads>(own.input, n.gate_steps(), weights(), GruBackward{scan.gru_weight, n, 0, n.H});
-    load_tiles<kThreads>(own.deter, n.gate_steps(), weights(), GruBackward{scan.gru_weight, n, n.H, n.D});
-    load_tiles<kThreads>(own.obs, n.hidden_steps(), weights(), ObsBackward{scan.obs_weight, n});
-    load_tiles<kThreads>(own.dist, n.stats_steps(), weights(), DistBackward{scan.dist_weight, n});
-    load_tiles<kThreads>(own.stoch, n.hidden_steps(), weights(), StochBackward{scan.stoch_weight, n});
+    load_across<kThreads>(own.input, n.gate_steps(), weights(), GruBackward{scan.gru_weight, n, 0, n.H});
+    load_across<kThreads>(own.deter, n.gate_steps(), weights(), GruBackward{scan.gru_weight, n, n.H, n.D});
+    load_across<kThreads>(own.obs, n.hidden_steps(), weights(), ObsBackward{scan.obs_weight, n});
+    load_across<kThreads>(own.dist, n.stats_steps(), weights(), DistBackward{scan.dist_weight, n});
+    load_across<kThreads>(own.stoch, n.hidden_steps(), weights(), StochBackward{scan.stoch_weight, n});
   }
 
   // For phase 1 of step t: what is known of the latents' gradients, while the block would wait anyway.

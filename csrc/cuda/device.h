@@ -52,6 +52,12 @@ APV_DEVICE char* shared_memory() {
   return reinterpret_cast<char*>(memory);
 }
 
+// What nobody writes while the kernel runs, from an address that is a multiple of its size.
+template <class T>
+APV_DEVICE T load_whole(const T* at) {
+  return *at;
+}
+
 // Loads from the L2 cache: other multiprocessors wrote this since the kernel began, and L1 caches are not coherent.
 APV_DEVICE Quad load_fresh(const Quad* at) {
   Quad q;

@@ -3,6 +3,9 @@
 #include "api.h"
 #include "launch.cuh"
 
+#define APV_TEXT_OF(...) #__VA_ARGS__
+#define APV_TEXT(...) APV_TEXT_OF(__VA_ARGS__)
+
 namespace apv_fast::cuda {
 
 template <int TILES>
@@ -39,6 +42,8 @@ APV_EXPORT const char* apv_forward(const ApvScan* scan, void* stream) {
 }
 
 APV_EXPORT int64_t apv_scan_bytes(void) { return sizeof(ApvScan); }
+
+APV_EXPORT const char* apv_architectures(void) { return APV_TEXT(__CUDA_ARCH_LIST__); }
 
 APV_EXPORT const char* apv_probe(void) {
   Device device{};

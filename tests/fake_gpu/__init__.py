@@ -4,6 +4,9 @@
 in the CPU's memory pass for CUDA tensors. Kernels are compiled for sm_90 as on an H100, and launched into the void:
 what they would have written is not written. So results mean nothing; that nothing raises is what is tested. For a
 process of its own, without ``TRITON_INTERPRET``.
+
+The CUDA C++ library cannot be had so cheaply: its runtime asks a driver for more. ``emulate_cuda()`` puts the tests'
+emulator in its place, behind the same interface and the same checks.
 """
 
 from __future__ import annotations
@@ -56,6 +59,33 @@ def install(folder: Path) -> ctypes.CDLL:
 
     driver.set_active(FakeDriver())
     return library
+
+
+def emulate_cuda(folder: Path) -> list[str]:
+    """Give the CUDA C++ backend the emulator of its kernels; returns the list in which its launches will be."""
+    from apv_fast import cuda
+    from apv_fast.cuda import observe
+    from apv_fast.cuda.library import Library
+
+    source = Path(__file__).parents[2] / "csrc" / "cuda" / "host" / "emulate.cpp"
+    path = folder / "emulated.so"
+    flags = ["-O1", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden"]
+    subprocess.run([os.environ.get("CXX", "c++"), *flags, str(source), "-o", str(path)], check=True)
+    emulated: Any = Library(path)
+    launches: list[str] = []
+    emulated.c.apv_emulator(3, 1 << 18, ctypes.c_uint64(0), False, -1)
+    launch = emulated.launch
+
+    def counted(direction: str, *arguments: Any) -> str:
+        launches.append(direction)
+        return launch(direction, *arguments)
+
+    emulated.launch = counted
+    cuda.PATH = path
+    cuda.library = observe.core.library = lambda: emulated  # type: ignore[assignment]
+    streams: Any = torch.cuda
+    streams.current_stream = lambda device=None: SimpleNamespace(cuda_stream=0)
+    return launches
 
 
 def _pretend_torch() -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from apv_fast.backend import use_backend
 from tests import fake_gpu
 from tests.rssm_cases import CASES, SIZES, make_case
 
 
-def pretend(names: tuple[str, ...] = ("triton",)) -> None:
-    """These engines take the tensors in the CPU's memory for a GPU's, and the scan launches cooperatively."""
+def pretend(names: tuple[str, ...] = ("triton",), auto: tuple[str, ...] = ("triton",)) -> None:
+    """``names`` take the tensors in the CPU's memory for a GPU's, "auto" takes ``auto``, the scan is cooperative."""
     from apv_fast.kernels import grid
 
     from apv_fast import backend
@@ -32,7 +33,7 @@ def pretend(names: tuple[str, ...] = ("triton",)) -> None:
         return dataclasses.replace(status, devices=("cpu", "cuda")) if name in names else status
 
     backend.probe = probe  # type: ignore[assignment]
-    backend.AUTO_ORDER["cpu"] = (*names, "reference")
+    backend.AUTO_ORDER["cpu"] = (*auto, "reference")
     grid._obstacle = lambda device: ""
 
 
@@ -49,8 +50,13 @@ def scan(case: str, dtype: torch.dtype, *, size: str = "odd", sample: bool = Tru
     total.backward()
 
 
-def updates(precision: str) -> None:
-    """A pre-training and a fine-tuning update, everything on the engines that "auto" picks."""
+def updates(precision: str, backend: str = "auto") -> None:
+    """A pre-training and a fine-tuning update, everything on the engines that are asked for, by name or by "auto"."""
+    with use_backend(backend):
+        _updates(precision)
+
+
+def _updates(precision: str) -> None:
     from apv_fast.agent import Agent, Pretrainer
     from apv_fast.config import PRESETS, ModelConfig
 
@@ -77,17 +83,22 @@ CASES_BY_NAME: dict[str, Callable[[], None]] = {
     "imagine": lambda: scan("imagine", torch.bfloat16, seed=True),
     "step": lambda: scan("step", torch.float32),
     "updates": lambda: updates("bf16"),
+    "updates cuda": lambda: updates("bf16", "cuda"),
 }
 
 
 def main(names: list[str]) -> int:
     """Run the named cases, or all."""
-    library = fake_gpu.install(Path(tempfile.mkdtemp()))
-    pretend()
+    folder = Path(tempfile.mkdtemp())
+    library = fake_gpu.install(folder)
+    names = names or list(CASES_BY_NAME)
+    emulated = fake_gpu.emulate_cuda(folder) if any(name.endswith("cuda") for name in names) else []
+    pretend(("triton", "cuda"), auto=("triton",))
     failed = 0
-    for name in names or CASES_BY_NAME:
+    for name in names:
         os.environ["APV_FAST_SCAN"] = "phases" if name.endswith("phases") else "persistent"
         before, start = (library.fake_launches(), library.fake_cooperative()), time.perf_counter()
+        emulated.clear()
         try:
             CASES_BY_NAME[name]()
             verdict = "ok"
@@ -96,7 +107,10 @@ def main(names: list[str]) -> int:
             verdict, failed = "FAILED", 1
         launches, cooperative = library.fake_launches() - before[0], library.fake_cooperative() - before[1]
         seconds = time.perf_counter() - start
-        print(f"{verdict:6} {name}: {launches} launches, {cooperative} cooperative, {seconds:.1f} s", flush=True)
+        counts = f"{launches} launches, {cooperative} cooperative"
+        if name.endswith("cuda"):
+            counts += "".join(f", {emulated.count(way)} {way} in CUDA C++" for way in ("forward", "backward"))
+        print(f"{verdict:6} {name}: {counts}, {seconds:.1f} s", flush=True)
     return failed
 
 

@@ -9,6 +9,7 @@ namespace {
 constexpr int kWarps = 2;  // of an emulated block
 
 emulator::Options options;
+std::map<size_t, int64_t> loads;  // of the last launch
 
 const char* keep_text(std::string text) {
   static std::string kept;
@@ -22,6 +23,7 @@ const char* run(emulator::Grid& grid) {
   } catch (const std::exception& error) {
     return keep_text(error.what());
   }
+  loads = grid.loads;
   return nullptr;
 }
 
@@ -51,7 +53,11 @@ APV_EXPORT void apv_emulator(int blocks, int shared_bytes, uint64_t seed, int mi
   options = {blocks, shared_bytes, seed, mixed != 0, fault};
 }
 
+// Of the last launch: how many loads of weights had so many bytes.
+APV_EXPORT int64_t apv_emulator_loads(int64_t bytes) { return loads[bytes]; }
+
 APV_EXPORT int64_t apv_scan_bytes(void) { return sizeof(ApvScan); }
+APV_EXPORT const char* apv_architectures(void) { return "900"; }
 APV_EXPORT const char* apv_probe(void) { return nullptr; }
 APV_EXPORT const char* apv_plan_forward(ApvScan* scan) { return plan_pass<ForwardPass>(*scan); }
 APV_EXPORT const char* apv_plan_backward(ApvScan* scan) { return plan_pass<BackwardPass>(*scan); }

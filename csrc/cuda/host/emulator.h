@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <set>
@@ -143,6 +144,7 @@ class Grid {
   const Options options;
   const int blocks, threads;
   int running = 0;
+  std::map<size_t, int64_t> loads;  // of weights, by their bytes
 
  private:
   static constexpr int kGuard = 64;
@@ -215,6 +217,12 @@ template <class T>
 T load_fresh(const T* at) {
   if (reinterpret_cast<uintptr_t>(at) % sizeof(T)) throw std::runtime_error("load from a misaligned address");
   return *at;
+}
+
+template <class T>
+T load_whole(const T* at) {
+  ++grid().loads[sizeof(T)];
+  return load_fresh(at);
 }
 
 template <class T>

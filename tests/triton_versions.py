@@ -1,0 +1,82 @@
+"""``python -m tests.triton_versions VERSION ...``: the Triton kernels under other versions of Triton. Downloads them.
+
+Each version goes into a folder of its own, without its dependencies, which is put before this environment's packages;
+torch stays what it is. Then, a line each: every kernel compiled for sm_90, and the tests that take each kernel through
+the interpreter at least once. 1 if something fails under a version. For by hand: nothing else calls it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = (
+    *("kernels", "persistent", "lambda_return", "kl_balance", "image_loss"),
+    *("optim", "knn_bonus", "video_bonus", "imagination", "rssm"),
+)
+# Of these files: all that is about Triton alone; and of the tests of all backends, those that show most.
+SOME = (
+    "test_kernels or test_persistent or triton and (optim and test_ or layouts or queue_moves or same_numbers or"
+    " any_strides or many or seed or"
+    " values_and_gradients and (odd or gaussian or imagination) and not float64 and not mode)"
+)
+
+
+def install(version: str, folder: Path) -> Path:
+    """Put ``triton==version`` into a folder below ``folder``, unless it is there already."""
+    target = folder / f"triton-{version}"
+    if not target.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
+        subprocess.run([*pip, f"triton=={version}"], check=True)
+    return target
+
+
+def run(name: str, command: list[str], env: dict[str, str], log: Path) -> bool:
+    """Run a check, with its output in a file; print a line about it."""
+    start = time.perf_counter()
+    with log.open("wb") as output:
+        done = subprocess.run(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, check=False)
+    verdict = "ok" if done.returncode == 0 else f"FAILED ({done.returncode})"
+    print(f"{name}: {verdict}, {time.perf_counter() - start:.0f} s, {log}", flush=True)
+    return done.returncode == 0
+
+
+def check(version: str, folder: Path) -> bool:
+    """Whether the kernels compile and pass under ``version``."""
+    before = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(install(version, folder)), *([before] if before else [])])
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env |= {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(folder / f"cache-{version}")}
+    show = [sys.executable, "-c", "import triton; print(triton.__version__)"]
+    found = subprocess.run(show, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    if found != version:
+        raise RuntimeError(f"asked for Triton {version}, and {found} is imported")
+    compilation = [sys.executable, "-m", "apv_fast.kernels.aot", "--arch", "90"]
+    tests = [f"tests/test_{name}.py" for name in TESTS]
+    interpreted = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SOME, *tests]
+    results = [
+        run(f"triton {version} {what}", command, env, folder / f"{what}-{version}.log")
+        for what, command in (("interpreted", interpreted), ("compiled", compilation))
+    ]
+    return all(results)
+
+
+def main() -> int:
+    """Check the versions that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m tests.triton_versions", description=__doc__.split("\n\n")[0])
+    parser.add_argument("versions", nargs="+", metavar="VERSION", help="as on PyPI: 3.6.0")
+    parser.add_argument("--folder", type=Path, help="keep versions, caches and logs here (default: a temporary one)")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    return 0 if all([check(version, folder.resolve()) for version in options.versions]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
