@@ -142,7 +142,7 @@ def test_a_policy_reads_the_rows_that_one_hots_pick() -> None:
 
 
 def test_imagination_at_600_teraflops() -> None:
-    """2500 rows through 9.4 M weights are 47 GFLOP, 79 µs a step. Logits are bound by their bytes; the actor comes on top."""
+    """2500 rows through 9.4 M weights are 47 GFLOP, 79 µs a step; bytes bind the logits, the actor is extra."""
     slower = replace(H100, rates={**H100.rates, "bf16": 600e12})
     found = floor("rssm_imagine", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", "forward", slower)
     assert found is not None

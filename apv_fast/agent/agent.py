@@ -54,7 +54,7 @@ class Pretrainer:
         self.model = VideoModel(config).to(device)
         self.optimizer = make_optimizer(list(self.model.parameters()), config.optimizer, config.backend)
         self.updates = 0
-        self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph)
+        self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph, search=config.conv_search)
 
     def update(self, batch: Batch) -> Metrics:
         """One update from ``image [B, T, 64, 64, 3]`` and ``is_first [B, T]``, on any device.
@@ -126,7 +126,7 @@ class Agent:
             self.optimizers["video"] = make_optimizer(video_weights, config.optimizer, config.backend)
         self._clock = torch.zeros((), dtype=torch.int64, device=device)  # updates, for what is decided on the device
         self._policies: dict[Callable[..., Policy], Policy] = {}  # by what makes them; see _policy
-        self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph)
+        self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph, search=config.conv_search)
 
     def load_pretrained(self, state: Mapping[str, Any], source: Path) -> None:
         """Start from a pre-training checkpoint's ``state``: encoder, decoder and (action-free) RSSM.

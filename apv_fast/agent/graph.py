@@ -13,6 +13,7 @@ Limits: batches of one shape; one device; the metrics that a call returns are ov
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -102,6 +103,8 @@ class GraphedUpdate:
         mode: "auto" records on a CUDA device, and goes on without a graph, with a warning, if that fails; "on" makes a
             failure an error; "off" never records.
         recorder: None takes CUDA graphs.
+        search: cuDNN times its algorithms for every convolution in the warm-up, and the recording takes the fastest.
+            Which one that is may differ from process to process, and with it the rounding.
 
     Raises:
         ConfigError: ``mode`` is "on" and the device is no GPU.
@@ -114,6 +117,8 @@ class GraphedUpdate:
         device: torch.device,
         mode: Graph,
         recorder: Recorder | None = None,
+        *,
+        search: bool = False,
     ) -> None:
         if mode not in ("auto", "on", "off"):
             raise ConfigError(f"graph is {mode!r}; it must be 'auto', 'on' or 'off'")
@@ -127,7 +132,7 @@ class GraphedUpdate:
         else:
             self.reason = "graph is 'off'" if mode == "off" else ""
         self._learn, self._state, self._device, self._mode = learn, state, device, mode
-        self._recorder = recorder or CudaRecorder(device)
+        self._recorder, self._search = recorder or CudaRecorder(device), search
         self._inputs: Tensors = {}
         self._metrics: Tensors = {}
         self._replay: Callable[[], object] | None = None
@@ -169,8 +174,9 @@ class GraphedUpdate:
         random = rng_state()
         saved = [(tensor, tensor.clone()) for tensor in _unique(self._state())]
         try:
-            for _ in range(WARM_UP):
-                self._recorder.warm_up(self._work)
+            with _searching(self._search):
+                for _ in range(WARM_UP):
+                    self._recorder.warm_up(self._work)
         finally:
             with torch.no_grad():
                 for tensor, value in saved:
@@ -204,6 +210,20 @@ class GraphedUpdate:
                     f"{tuple(place.shape)}, as in the first batch that was recorded"
                 )
             place.copy_(value, non_blocking=True)
+
+
+@contextlib.contextmanager
+def _searching(search: bool) -> Iterator[None]:
+    """Inside, a convolution of a form that torch has not met yet times cuDNN's algorithms and remembers the fastest.
+
+    torch looks them up whether or not it may search, so a recording that comes after takes what was found here.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or search
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _cause(error: BaseException) -> str:
