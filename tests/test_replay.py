@@ -275,7 +275,8 @@ def test_rows_of_any_form(shape: list[int], places: list[int]) -> None:
 
 def test_rows_for_a_gpu_are_copied_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing waits for the device: with a torch that writes down what it is asked for."""
-    rows, episode = DeviceRows(torch.device("cpu")), {"image": np.arange(24, dtype=np.uint8).reshape(3, 8)}
+    rows = DeviceRows(torch.device("cpu"))
+    episode: dict[str, np.ndarray] = {"image": np.arange(24, dtype=np.uint8).reshape(3, 8)}
     episode["reward"] = np.ones(3, np.float32)
     assert rows.write(0, episode)
     pinned: list[torch.Tensor] = []
