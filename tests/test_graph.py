@@ -49,7 +49,7 @@ def learner(kind: str, device: torch.device = DEVICE, *, graph: str = "off", eng
 def recorded(one: Any, recorder: Recorder | None = None, mode: Any = "on") -> Any:
     """The learner with its updates as a graph."""
     recorder = recorder or (CudaRecorder(DEVICE) if GPU else RecordingGraph(one.tensors))
-    one.run = GraphedUpdate(one.learn, one.tensors, DEVICE, mode, recorder)
+    one.run = GraphedUpdate(one.learn, one.tensors, DEVICE, mode, recorder, ready=one.run._ready)
     return one
 
 

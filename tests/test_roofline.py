@@ -202,8 +202,11 @@ def test_features_and_casts() -> None:
     parts = features(40_000, 2048, "bfloat16", H100, readers=3.8, differentiated=2)
     assert sum(part.hbm for part in parts) / 4 / 40_000 / 2048 == pytest.approx(2 + 1.5 * 3.8 + 1.5 * 2 + 3)
     assert features(40_000, 2048, "bfloat16", CPU, readers=3.8, differentiated=2) == []
-    assert sum(part.hbm for part in casts(1e6, "bfloat16", H100)) == 12e6
-    assert casts(1e6, "float32", H100) == []
+    assert sum(part.hbm for part in casts(1e6, "bfloat16", H100, copied=0)) == 12e6
+    assert sum(part.hbm for part in casts(1e6, "bfloat16", H100, copied=0.7e6)) == pytest.approx(
+        0.3e6 * 6 + 1.4e6 + 6e6
+    )
+    assert casts(1e6, "float32", H100, copied=0) == []
 
 
 def test_arithmetic_of_a_finetuning_update() -> None:

@@ -105,6 +105,7 @@ class GraphedUpdate:
         recorder: None takes CUDA graphs.
         search: cuDNN times its algorithms for every convolution in the warm-up, and the recording takes the fastest.
             Which one that is may differ from process to process, and with it the rounding.
+        ready: called before recording and before each replay: makes true what the recorded update takes for granted.
 
     Raises:
         ConfigError: ``mode`` is "on" and the device is no GPU.
@@ -119,6 +120,7 @@ class GraphedUpdate:
         recorder: Recorder | None = None,
         *,
         search: bool = False,
+        ready: Callable[[], object] = lambda: None,
     ) -> None:
         if mode not in ("auto", "on", "off"):
             raise ConfigError(f"graph is {mode!r}; it must be 'auto', 'on' or 'off'")
@@ -132,7 +134,7 @@ class GraphedUpdate:
         else:
             self.reason = "graph is 'off'" if mode == "off" else ""
         self._learn, self._state, self._device, self._mode = learn, state, device, mode
-        self._recorder, self._search = recorder or CudaRecorder(device), search
+        self._recorder, self._search, self._ready = recorder or CudaRecorder(device), search, ready
         self._inputs: Tensors = {}
         self._metrics: Tensors = {}
         self._replay: Callable[[], object] | None = None
@@ -157,6 +159,7 @@ class GraphedUpdate:
         if self._replay is None:
             return self._learn({name: value.to(self._device, non_blocking=True) for name, value in batch.items()})
         self._load(batch)
+        self._ready()
         self._replay()
         return self._metrics
 
@@ -184,6 +187,7 @@ class GraphedUpdate:
             restore_rng(random)
         del saved
         self._metrics = {}
+        self._ready()
         try:
             self._replay = self._recorder.record(self._work)
         except RuntimeError as error:
