@@ -74,5 +74,5 @@ class _Narrow(torch.autograd.Function):
         return copy.detach()  # shares its version counter: a step before the backward pass is noticed
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.to(ctx.dtype), None
