@@ -53,7 +53,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "image_decoder": {
         "reference": "apv_fast.reference.image_model:image_decoder",
         "cpu": "apv_fast.cpu.image_model:image_decoder",
-        "triton": "apv_fast.reference.image_model:image_decoder",
+        "triton": "apv_fast.kernels.image_model:image_decoder",  # cuDNN's, but for its first convolution
     },
     "mlp": {
         "reference": "apv_fast.reference.mlp:mlp",

@@ -1,6 +1,7 @@
-"""``python -m bench.roofline``: what the ops must cost on an H100 or A100, and beside it what they did cost.
+"""``python -m bench.roofline``: what the ops must cost on an H200, H100 or A100, and beside it what they did cost.
 
 A table of the phases of one step of the scan, then a line per op and size: the floor, what binds, barriers, launches.
+``--targets`` prints the targets of :mod:`bench.gpu.targets` instead, each with its floor and what is expected of it.
 ``--measured FILE`` takes a file of ``python -m bench.device`` (or of ``python -m bench``): its ceilings replace the
 data sheet's, its rows are printed beside their floors.
 
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 from bench.cost.machine import MACHINES, Machine, with_ceilings
 from bench.cost.ops import PARTS, floor, knn_in_fp32, stack_of
+from bench.cost.predict import HOST, KERNEL, LATENCY, SHARES, predictions
 from bench.cost.scan import Scan, backward_step, forward_step, observe, two_scans
 from bench.cost.work import Work, total
 
@@ -26,6 +28,9 @@ Row = Mapping[str, Any]  # of a benchmark's file
 FORWARD, FORWARD_BACKWARD = "forward", "forward_backward"
 FULL = {"deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}
 UPDATE = {"deter": 1024, "hidden": 1024, "cnn_depth": 48}
+RATES = {machine.name: "the rates are data sheets'" for machine in MACHINES.values()} | {
+    MACHINES["h200"].name: "copies and bf16 products are as one such machine had them, other rates are data sheets'"
+}
 
 
 class Question(NamedTuple):
@@ -136,6 +141,22 @@ def share(row: Row, machine: Machine) -> float | None:
     return None if found is None else 1e3 * found.seconds / row["median_ms"]
 
 
+def target_lines(machine: Machine) -> list[str]:
+    """A line a target: the limit, the floor, the prediction, whether it is met; then what the predictions assume."""
+    table = [["target", "limit", "floor ms", "predicted", "met", "counted"]]
+    for row in predictions(machine):
+        limit = "" if row.floor is None else f"{1e3 * row.floor:.3f}"
+        table.append([row.what, row.wanted, limit, row.predicted, "yes" if row.met else "NO", row.why])
+    lines = columns(table, 6)
+    lines += ["", "assumed, none of it measured: of the machine's rates"]
+    lines += [f"  {name}: {s.rate:.0%} of operations, {s.memory:.0%} of bytes: {s.why}" for name, s in SHARES.items()]
+    lines.append(f"  a phase of a scan waits {1e6 * LATENCY:.1f} us more, for the first operand's way from L2")
+    lines.append(
+        f"  rivals: {1e6 * KERNEL:.1f} us a small kernel of a chain in a graph, {1e6 * HOST:.0f} us an eager one"
+    )
+    return lines
+
+
 def measured_lines(rows: Sequence[Row], machine: Machine) -> list[str]:
     """A line per row of a file, with its share of the floor."""
     table = [["op", "size", "dtype", "pass", "who", "floor ms", "measured ms", "floor/measured"]]
@@ -165,10 +186,11 @@ def read(path: Path) -> tuple[list[Row], Mapping[str, float], str]:
 def main(arguments: list[str] | None = None) -> int:
     """Print the model; 2 if the file of measurements cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m bench.roofline", description="Floors of the ops on a GPU.")
-    parser.add_argument("--gpu", choices=MACHINES, default="h100", help="the machine (default: h100)")
+    parser.add_argument("--gpu", choices=MACHINES, help="the machine (default: h200 with --targets, else h100)")
     parser.add_argument("--measured", type=Path, metavar="FILE", help="a JSON file of python -m bench.device")
+    parser.add_argument("--targets", action="store_true", help="what is predicted for every target, on an H200 alone")
     options = parser.parse_args(arguments)
-    machine, rows, known = MACHINES[options.gpu], None, False
+    machine, rows, known = MACHINES[options.gpu or ("h200" if options.targets else "h100")], None, False
     if options.measured:
         try:
             rows, ceilings, name = read(options.measured)
@@ -180,9 +202,13 @@ def main(arguments: list[str] | None = None) -> int:
     units = ", ".join(f"{unit} {rate / 1e12:.0f}" for unit, rate in machine.rates.items())
     print(f"{machine.name}: {where}; TFLOP/s {units};")
     origin = "measured" if known else "assumed"
-    print(f"barrier {1e6 * machine.barrier:.2f} µs, launch in a graph {1e6 * machine.launch:.2f} µs ({origin})")
+    waits = f"barrier {1e6 * machine.barrier:.2f} µs, the stores before it {1e6 * machine.store:.2f} µs (assumed)"
+    print(f"{waits}, launch in a graph {1e6 * machine.launch:.2f} µs ({origin})")
     if not known:
-        print("the rates are data sheets', that of L2 is assumed: all below is computed, nothing measured")
+        print(f"{RATES[machine.name]}; that of L2 is assumed:", "all below is computed, nothing measured", sep="\n")
+    if options.targets:
+        print("", *target_lines(machine), sep="\n")
+        return 0
     for batch in (16, 50):
         print("", *phase_lines(machine, batch), sep="\n")
     print("", *op_lines(machine), sep="\n")

@@ -6,7 +6,8 @@ With the gradients g of all weights w, the moments m and v, step number t and ra
     m ← m + (1 - β₁)(g - m)      v ← β₂·v + (1 - β₂)·g²
     w ← w - η·√(1 - β₂ᵗ)/(1 - β₁ᵗ) · m/(√v + ε)
 
-A weight without a gradient decays and keeps its moments. Three launches: addresses, norm, step.
+A weight without a gradient decays and keeps its moments. Three launches: addresses, norm, step. Weights may have copies
+in a narrower dtype, which the step writes in the same pass.
 
 Moments lie in flat buffers. Weights and gradients stay where they are and are reached through a table of addresses. The
 usual flat gradient buffer, whose views are the weights' ``.grad``, makes autograd add into it: for 40 M weights that is
@@ -38,7 +39,7 @@ from torch import Tensor
 
 from apv_fast.reference.adam import Settings, laid_out
 
-from .tiles import only_if
+from .tiles import only_if, rounded
 
 CHUNK = 4096  # numbers of one weight that a program takes at a time
 WARPS = 16  # 8 numbers a thread
@@ -95,26 +96,41 @@ def _update(
     w, g, m, v, inside, scale, rate, has_gradient,
     EPS: tl.constexpr, DECAY: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr,
 ):  # fmt: skip
-    """Decay, and where there is a gradient the step, of the numbers that the four pointers and the mask show."""
+    """Decay, and where there is a gradient the step, of the numbers that the four pointers and the mask show.
+
+    Returns them.
+    """
     weight = tl.load(w, inside) * (1 - DECAY)
     moved = only_if(has_gradient, inside)
     gradient = tl.load(g, moved, 0.0) * scale
     first = tl.load(m, moved, 0.0)
     first += (1 - BETA1) * (gradient - first)
     second = tl.load(v, moved, 0.0) * BETA2 + (1 - BETA2) * gradient * gradient
-    tl.store(w, tl.where(moved, weight - rate * (first / (tl.sqrt(second) + EPS)), weight), inside)
+    weight = tl.where(moved, weight - rate * (first / (tl.sqrt(second) + EPS)), weight)
+    tl.store(w, weight, inside)
     tl.store(m, first, moved)
     tl.store(v, second, moved)
+    return weight
+
+
+@triton.jit
+def _copy(copies, nothing, weight, start, lane, inside, number, COPY: tl.constexpr):
+    """A chunk's numbers to its weight's copy, if that has one; its memory is torch's own, so it is aligned."""
+    address = tl.load(copies + weight)
+    copy = tl.multiple_of(_pointer(address, COPY) + start, 16)
+    tl.store(copy + lane, rounded(number, COPY), only_if(address != nothing.to(tl.int64), inside))
 
 
 @triton.jit(do_not_specialize=["programs"])
 def step_kernel(
     plan, weights, gradients, nothing, partial, m, v,  # [chunks, 4], [weights] twice, any, [programs], flat twice
     lr, iteration, norm_out,  # [] float64, [] int64, []
+    copies,  # [weights], or None
     programs, EPS: tl.constexpr, CLIP: tl.constexpr, DECAY: tl.constexpr, BETA1: tl.constexpr, BETA2: tl.constexpr,
     LOG1: tl.constexpr, LOG2: tl.constexpr, DTYPE: tl.constexpr, CHUNK: tl.constexpr, PARTIALS: tl.constexpr,
+    COPY: tl.constexpr,
 ):  # fmt: skip
-    """The step of one chunk; LOG1 and LOG2 are the logarithms of the betas."""
+    """The step of one chunk; LOG1 and LOG2 are the logarithms of the betas, COPY the dtype of all copies."""
     each = tl.arange(0, PARTIALS)
     norm = tl.sqrt(tl.sum(tl.load(partial + each, each < programs, 0.0).to(tl.float64), 0)).to(DTYPE)
     if tl.program_id(0) == 0:
@@ -133,13 +149,17 @@ def step_kernel(
     m, v = tl.multiple_of(m + place, 16), tl.multiple_of(v + place, 16)
     if aligned:  # 16 bytes an access
         w, g = tl.multiple_of(w, 16), tl.multiple_of(g, 16)
-        _update(
+        number = _update(
             w + lane, g + lane, m + lane, v + lane, lane < CHUNK, scale, rate, has_gradient, EPS, DECAY, BETA1, BETA2
         )
+        if copies is not None:
+            _copy(copies, nothing, weight, start, lane, lane < CHUNK, number, COPY)
     else:
-        _update(
+        number = _update(
             w + lane, g + lane, m + lane, v + lane, lane < count, scale, rate, has_gradient, EPS, DECAY, BETA1, BETA2
         )
+        if copies is not None:
+            _copy(copies, nothing, weight, start, lane, lane < count, number, COPY)
 
 
 def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -158,14 +178,23 @@ class Step:
         weights: float32 or float64, all of one dtype on one device, their memory without gaps or overlaps.
         first: their first moments, pieces of one flat buffer at multiples of 64 numbers.
         second: their second moments, pieces of another at the same places.
+        copies: of each weight in a narrower dtype, all in one, with the weight's strides; None for those without.
 
     Raises:
         TypeError: the weights' dtypes differ or are something else.
         ValueError: the weights' devices differ, or the memory of one has gaps or overlaps.
     """
 
-    def __init__(self, weights: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-        self.weights = list(weights)
+    writes_copies = True
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        first: Sequence[Tensor],
+        second: Sequence[Tensor],
+        copies: Sequence[Tensor | None] = (),
+    ) -> None:
+        self.weights, self.copies = list(weights), list(copies)
         for i, w in enumerate(self.weights):
             if w.dtype not in (torch.float32, torch.float64) or w.dtype != self.weights[0].dtype:
                 raise TypeError(
@@ -187,7 +216,7 @@ class Step:
         device = self._nothing.device
         self._plan = torch.tensor(rows, dtype=torch.int64).reshape(-1, 4).to(device)
         size = triton.cdiv(len(self.weights), ADDRESSES) * ADDRESSES
-        self._places, self._gradients = torch.zeros(2, size, dtype=torch.int64, device=device)
+        self._places, self._gradients, self._copies = torch.zeros(3, size, dtype=torch.int64, device=device)
         self._partial = self._nothing.new_empty(min(PROGRAMS, len(rows)))
 
     def __call__(
@@ -202,19 +231,24 @@ class Step:
         kind = tl.float64 if norm.dtype == torch.float64 else tl.float32
         common = dict(DTYPE=kind, CHUNK=CHUNK, num_warps=WARPS)
         (beta1, beta2), programs = settings.betas, len(self._partial)
+        narrow = [copy for copy in self.copies if copy is not None]
+        copy_kind = tl.float16 if narrow and narrow[0].dtype == torch.float16 else tl.bfloat16
         with _on(norm):
             self._write(self._places, self.weights)
             self._write(self._gradients, tensors)
+            if narrow:
+                self._write(self._copies, [self._nothing if copy is None else copy for copy in self.copies])
             norm_kernel[(programs,)](
                 self._plan, self._gradients, self._nothing, self._partial, iteration, len(self._plan), **common
             )
             step_kernel[(len(self._plan),)](
                 self._plan, self._places, self._gradients, self._nothing, self._partial, self._first, self._second,
-                rate, iteration, norm, programs, EPS=settings.eps, CLIP=settings.clip, DECAY=settings.weight_decay,
-                BETA1=beta1, BETA2=beta2, LOG1=_logarithm(beta1), LOG2=_logarithm(beta2),
-                PARTIALS=triton.next_power_of_2(programs), **common,
+                rate, iteration, norm, self._copies if narrow else None, programs,
+                EPS=settings.eps, CLIP=settings.clip, DECAY=settings.weight_decay, BETA1=beta1, BETA2=beta2,
+                LOG1=_logarithm(beta1), LOG2=_logarithm(beta2), PARTIALS=triton.next_power_of_2(programs),
+                COPY=copy_kind, **common,
             )  # fmt: skip
-        torch.autograd.graph.increment_version(self.weights)  # autograd has not seen the kernel write them
+        torch.autograd.graph.increment_version([*self.weights, *narrow])  # autograd has not seen the kernel write them
         return norm
 
     def _write(self, table: Tensor, tensors: list[Tensor]) -> None:

@@ -292,14 +292,18 @@ def _adam() -> Iterator[Kernel]:
         aligned=frozenset(pointers),
         options={"num_warps": 16},
     )
-    yield Kernel(
-        name="adam.step",
-        target=f"{target}:step_kernel",
-        signature=pointers | step | {"programs": "i32"},
-        constants=sizes | settings | {"LOG1": math.log(0.9), "LOG2": math.log(0.999)},
-        aligned=frozenset(pointers | step),
-        options={"num_warps": 16},
-    )
+    for name, copies in (("adam.step", {}), ("adam.step with copies", {"copies": "*i64"})):
+        yield Kernel(
+            name=name,
+            target=f"{target}:step_kernel",
+            signature=pointers | step | copies | {"programs": "i32"},
+            constants=sizes
+            | settings
+            | {"LOG1": math.log(0.9), "LOG2": math.log(0.999), "COPY": "bf16"}
+            | ({} if copies else {"copies": None}),
+            aligned=frozenset(pointers | step | copies),
+            options={"num_warps": 16},
+        )
 
 
 @functools.cache
@@ -335,7 +339,7 @@ def compile_kernel(kernel: Kernel, arch: int) -> Report:
 
     module, _, function = kernel.target.partition(":")
     fn = getattr(importlib.import_module(module), function)
-    dtypes = {"fp64": tl.float64, "fp32": tl.float32}
+    dtypes = {"fp64": tl.float64, "fp32": tl.float32, "bf16": tl.bfloat16}
     constants = {name: dtypes.get(value, value) for name, value in kernel.constants.items()}
     signature, absent, aligned = _signature(kernel, fn.arg_names)
     divisible: list[list[str | int]] = [["tt.divisibility", 16]]

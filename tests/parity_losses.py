@@ -174,7 +174,9 @@ def _behavior(
         latent=tensor(case["gumbel"]), action=tensor(case["action_gumbel" if discrete else "action_uniform"])
     )
     with torch.no_grad():
-        seq = agent.imagine(model, start, is_terminal, noise)
+        state, states, _ = agent.roll_out(model, start, noise)
+        seq = {name: torch.cat([state[name][None], x]) for name, x in states.items()}
+        seq |= agent.imagine(model, start, is_terminal, noise)
         target = agent.target(seq)
     for name, value in under(case, "seq.").items():
         yield "value", f"behavior.seq.{name}", seq[name], value

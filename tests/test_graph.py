@@ -49,7 +49,7 @@ def learner(kind: str, device: torch.device = DEVICE, *, graph: str = "off", eng
 def recorded(one: Any, recorder: Recorder | None = None, mode: Any = "on") -> Any:
     """The learner with its updates as a graph."""
     recorder = recorder or (CudaRecorder(DEVICE) if GPU else RecordingGraph(one.tensors))
-    one.run = GraphedUpdate(one.learn, one.tensors, DEVICE, mode, recorder)
+    one.run = GraphedUpdate(one.learn, one.tensors, DEVICE, mode, recorder, ready=one.run._ready)
     return one
 
 
@@ -157,6 +157,62 @@ def test_a_restored_graph_goes_on_bit_for_bit(kind: str) -> None:
         restore_rng(random)
         train(other, range(4, 7))
         assert differing(one.state_dict(), other.state_dict()) == []
+
+
+class Watching(Unreplayed):
+    """Writes down when cuDNN may search."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, bool]] = []
+
+    def warm_up(self, work: Callable[[], object]) -> None:
+        work()
+        self.seen.append(("warm-up", torch.backends.cudnn.benchmark))
+
+    def record(self, work: Callable[[], object]) -> Callable[[], object]:
+        self.seen.append(("recording", torch.backends.cudnn.benchmark))
+        return lambda: self.seen.append(("replay", torch.backends.cudnn.benchmark))
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_algorithms_are_searched_in_the_warm_up_alone(search: bool) -> None:
+    watching, inside = Watching(), list[bool]()
+
+    def learn(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        inside.append(torch.backends.cudnn.benchmark)
+        return batch
+
+    update = GraphedUpdate(learn, list, DEVICE, "on", watching, search=search)
+    for _ in range(2):
+        update({"x": torch.zeros(2)})
+    assert watching.seen == [*[("warm-up", search)] * 2, ("recording", False), *[("replay", False)] * 2]
+    assert inside == [search] * 2 and not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_search_that_breaks_off_is_ended(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that somebody else allowed goes on."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    inside = []
+
+    def learn(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        inside.append(torch.backends.cudnn.benchmark)
+        return {"x": batch["y"]}
+
+    for search in (False, True):
+        update = GraphedUpdate(learn, list, DEVICE, "on", Watching(), search=search)
+        with pytest.raises(KeyError):
+            update({"x": torch.zeros(2)})
+        assert torch.backends.cudnn.benchmark == before
+    assert inside == [before, True]
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_learners_search_when_they_are_told_to(search: bool) -> None:
+    for kind in ("video", "plain"):
+        config: Any = replace(KINDS[kind], conv_search=search, backend="reference", graph="off")
+        one = Pretrainer(config, CPU) if kind == "video" else Agent(config, 2, discrete=False, device=CPU)
+        assert one.run._search is search
 
 
 class Failing(Unreplayed):

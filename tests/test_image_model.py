@@ -22,8 +22,9 @@ if CPU:
     from apv_fast import _C
 
     ISAS = _C.supported_isas()
-ENGINES = ["reference", *(f"cpu/{isa}" for isa in ISAS)]
-BACKENDS = ["reference", *(["cpu"] if CPU else [])]
+GPUS = ["triton"] if probe("triton").available else []  # PyTorch's operations in another order, so on a CPU too
+ENGINES = ["reference", *(f"cpu/{isa}" for isa in ISAS), *GPUS]
+BACKENDS = ["reference", *(["cpu"] if CPU else []), *GPUS]
 every = pytest.mark.parametrize("backend", BACKENDS)
 kinds = pytest.mark.parametrize("kind", ["bytes", "images", "decoder"])
 needs_cpu = pytest.mark.skipif(not CPU, reason="the C++ extension is not built")

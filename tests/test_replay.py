@@ -273,6 +273,34 @@ def test_rows_of_any_form(shape: list[int], places: list[int]) -> None:
         assert batch[key].dtype == torch.from_numpy(value).dtype
 
 
+def test_rows_for_a_gpu_are_copied_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the device: with a torch that writes down what it is asked for."""
+    rows = DeviceRows(torch.device("cpu"))
+    episode: dict[str, np.ndarray] = {"image": np.arange(24, dtype=np.uint8).reshape(3, 8)}
+    episode["reward"] = np.ones(3, np.float32)
+    assert rows.write(0, episode)
+    pinned: list[torch.Tensor] = []
+    copies: list[tuple[bool, bool]] = []  # from pinned memory, without waiting
+    copy = torch.Tensor.copy_
+
+    def pin(value: torch.Tensor) -> torch.Tensor:
+        pinned.append(value.clone())
+        return pinned[-1]
+
+    def note(to: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        copies.append((any(source is one for one in pinned), non_blocking))
+        return copy(to, source)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "copy_", note)
+    monkeypatch.setattr(rows, "device", torch.device("cuda"))
+    assert rows.write(3, episode)
+    assert copies == [(True, True)] * 2
+    monkeypatch.undo()
+    for key, value in episode.items():
+        np.testing.assert_array_equal(rows.gather([3], 3)[key][0].numpy(), value)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
 def test_batches_in_pinned_memory(tmp_path: Path) -> None:

@@ -15,16 +15,34 @@ from apv_fast.agent.behavior import Behavior
 from apv_fast.agent.graph import GraphedUpdate, optimizer_tensors
 from apv_fast.agent.world_model import Batch, Metrics, VideoModel, WorldModel
 from apv_fast.config import FinetuneConfig, OptimizerConfig, PretrainConfig
+from apv_fast.nn import RSSM, Actor, MLPHead
 from apv_fast.optim import KerasAdam
 from apv_fast.profile import annotate
 from apv_fast.run import CheckpointError, load_into
 
 
-def make_optimizer(weights: list[nn.Parameter], config: OptimizerConfig, backend: str) -> KerasAdam:
-    """Keras' Adam over ``weights``."""
+def make_optimizer(
+    weights: list[nn.Parameter], config: OptimizerConfig, backend: str, narrow: Mapping[Tensor, torch.dtype]
+) -> KerasAdam:
+    """Keras' Adam over ``weights``; ``narrow`` as :func:`narrowed` gives it."""
     return KerasAdam(
-        weights, config.lr, eps=config.eps, clip=config.clip, weight_decay=config.weight_decay, backend=backend
+        weights,
+        config.lr,
+        eps=config.eps,
+        clip=config.clip,
+        weight_decay=config.weight_decay,
+        backend=backend,
+        narrow=narrow,
     )
+
+
+def narrowed(model: nn.Module) -> dict[Tensor, torch.dtype]:
+    """The weights inside ``model`` that its modules read in another dtype, and in which.
+
+    Not the convolutions': they are cast to another order in memory too.
+    """
+    parts = [part for part in model.modules() if isinstance(part, RSSM | MLPHead | Actor)]
+    return {p: part.dtype for part in parts for p in part.parameters() if p.dtype != part.dtype}
 
 
 class Pretrainer:
@@ -40,9 +58,18 @@ class Pretrainer:
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.model = VideoModel(config).to(device)
-        self.optimizer = make_optimizer(list(self.model.parameters()), config.optimizer, config.backend)
+        self.optimizer = make_optimizer(
+            list(self.model.parameters()), config.optimizer, config.backend, narrowed(self.model)
+        )
         self.updates = 0
-        self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph)
+        self.run = GraphedUpdate(
+            self.learn,
+            self.tensors,
+            device,
+            config.graph,
+            search=config.conv_search,
+            ready=self.optimizer.refresh_copies,
+        )
 
     def update(self, batch: Batch) -> Metrics:
         """One update from ``image [B, T, 64, 64, 3]`` and ``is_first [B, T]``, on any device.
@@ -105,19 +132,22 @@ class Agent:
         known = {id(p) for p in video_weights}
         rest = [p for p in self.model.parameters() if id(p) not in known]
         actor, critic = (list(part.parameters()) for part in (self.behavior.actor, self.behavior.critic))
+        narrow = narrowed(self.model) | narrowed(self.behavior)
         self.optimizers = {
-            "model": make_optimizer(rest, config.optimizer, config.backend),
-            "actor": make_optimizer(actor, config.behavior.optimizer, config.backend),
-            "critic": make_optimizer(critic, config.behavior.optimizer, config.backend),
+            "model": make_optimizer(rest, config.optimizer, config.backend, narrow),
+            "actor": make_optimizer(actor, config.behavior.optimizer, config.backend, narrow),
+            "critic": make_optimizer(critic, config.behavior.optimizer, config.backend, narrow),
         }
         if video_weights:  # with stacking, encoder and action-free RSSM have an optimiser, and a clip, of their own
-            self.optimizers["video"] = make_optimizer(video_weights, config.optimizer, config.backend)
+            self.optimizers["video"] = make_optimizer(video_weights, config.optimizer, config.backend, narrow)
         self._clock = torch.zeros((), dtype=torch.int64, device=device)  # updates, for what is decided on the device
         models = [rssm for rssm in (self.model.af_rssm, self.model.rssm) if rssm is not None]
         self.acting = Acting(
             self.model.encoder, models, self.behavior.actor, concat_embed=config.concat_embed, backend=config.backend
         )
-        self.run = GraphedUpdate(self.learn, self.tensors, device, config.graph)
+        self.run = GraphedUpdate(
+            self.learn, self.tensors, device, config.graph, search=config.conv_search, ready=self._refresh_copies
+        )
 
     def load_pretrained(self, state: Mapping[str, Any], source: Path) -> None:
         """Start from a pre-training checkpoint's ``state``: encoder, decoder and (action-free) RSSM.
@@ -171,6 +201,10 @@ class Agent:
         for optimizer in self.optimizers.values():
             yield from optimizer_tensors(optimizer)
         yield self._clock
+
+    def _refresh_copies(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.refresh_copies()
 
     def _freeze_video(self) -> None:
         """The learning rate of the pre-trained video model: 0 at first."""

@@ -17,7 +17,7 @@ from apv_fast.nn import Actor, Critic
 from apv_fast.profile import annotate
 from apv_fast.structure import State
 
-Sequence = dict[str, Tensor]  # imagined: deter, stoch, logit, feat, action, reward, discount, weight; [H + 1, N, ...]
+Sequence = dict[str, Tensor]  # imagined: feat, action, reward, discount, weight; [H + 1, N, ...]
 
 
 @dataclass
@@ -73,6 +73,19 @@ class Behavior(nn.Module):
 
         The first row holds the start states with a zero action; ``is_terminal [B, T]`` belongs to them.
         """
+        state, states, actions = self.roll_out(model, start, noise)
+        feat = model.rssm.feat({key: torch.cat([state[key][None], states[key]]) for key in ("stoch", "deter")})
+        seq = {"feat": feat, "action": torch.cat([torch.zeros_like(actions[:1]), actions])}
+        seq["reward"] = model.reward(feat).mean
+        seq["discount"] = self._discount(model, feat, is_terminal.flatten())
+        ones = torch.ones_like(seq["discount"][:1])
+        seq["weight"] = torch.cat([ones, seq["discount"][:-1]]).cumprod(0)
+        return seq
+
+    def roll_out(
+        self, model: WorldModel, start: State, noise: ImaginationNoise | None = None
+    ) -> tuple[State, State, Tensor]:
+        """The start states ``[B·T, ...]``, and the states ``[horizon, B·T, ...]`` and actions that follow them."""
         state = {key: value.detach().flatten(0, 1) for key, value in start.items()}
         states, actions = ops.rssm_rollout(
             model.rssm.params(),
@@ -85,14 +98,7 @@ class Behavior(nn.Module):
             action_noise=None if noise is None else noise.action,
             backend=self.backend,
         )
-        seq = {key: torch.cat([state[key][None], x]) for key, x in states.items()}
-        seq["feat"] = model.rssm.feat(seq)
-        seq["action"] = torch.cat([torch.zeros_like(actions[:1]), actions])
-        seq["reward"] = model.reward(seq["feat"]).mean
-        seq["discount"] = self._discount(model, seq["feat"], is_terminal.flatten())
-        ones = torch.ones_like(seq["discount"][:1])
-        seq["weight"] = torch.cat([ones, seq["discount"][:-1]]).cumprod(0)
-        return seq
+        return state, states, actions
 
     def _discount(self, model: WorldModel, feat: Tensor, is_terminal: Tensor) -> Tensor:
         """Discount factor of every imagined state, ``[H + 1, N]``."""

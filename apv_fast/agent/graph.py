@@ -14,6 +14,7 @@ Limits: batches of one shape; one device; the metrics that a call returns are ov
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -113,6 +114,9 @@ class GraphedUpdate:
         recorder: None takes CUDA graphs.
         what: what ``learn`` does, for people: "update", "acting step".
         generator: what ``learn`` draws from; None: torch's default.
+        search: cuDNN times its algorithms for every convolution in the warm-up, and the recording takes the fastest.
+            Which one that is may differ from process to process, and with it the rounding.
+        ready: called before recording and before each replay: makes true what the recorded update takes for granted.
 
     Raises:
         ConfigError: ``mode`` is "on" and the device is no GPU.
@@ -128,6 +132,8 @@ class GraphedUpdate:
         *,
         what: str = "update",
         generator: torch.Generator | None = None,
+        search: bool = False,
+        ready: Callable[[], object] = lambda: None,
     ) -> None:
         if mode not in ("auto", "on", "off"):
             raise ConfigError(f"graph is {mode!r}; it must be 'auto', 'on' or 'off'")
@@ -143,6 +149,7 @@ class GraphedUpdate:
         self._learn, self._state, self._device, self._mode = learn, state, device, mode
         self._recorder = recorder or CudaRecorder(device, generator)
         self._what, self._generator = what, generator
+        self._search, self._ready = search, ready
         self._inputs: Tensors = {}
         self._metrics: Tensors = {}
         self._replay: Callable[[], object] | None = None
@@ -167,6 +174,7 @@ class GraphedUpdate:
             if self._replay is None:
                 return self._learn({name: value.to(self._device, non_blocking=True) for name, value in batch.items()})
             self._load(batch)
+            self._ready()
             self._replay()
             return self._metrics
 
@@ -184,8 +192,9 @@ class GraphedUpdate:
         random = self._random()
         saved = [(tensor, tensor.clone()) for tensor in _unique(self._state())]
         try:
-            for _ in range(WARM_UP):
-                self._recorder.warm_up(self._work)
+            with _searching(self._search):
+                for _ in range(WARM_UP):
+                    self._recorder.warm_up(self._work)
         finally:
             with torch.no_grad():
                 for tensor, value in saved:
@@ -193,6 +202,7 @@ class GraphedUpdate:
             self._restore(random)
         del saved
         self._metrics = {}
+        self._ready()
         try:
             self._replay = self._recorder.record(self._work)
         except RuntimeError as error:
@@ -229,6 +239,20 @@ class GraphedUpdate:
                     f"{tuple(place.shape)}, as in the first batch that was recorded"
                 )
             place.copy_(value, non_blocking=True)
+
+
+@contextlib.contextmanager
+def _searching(search: bool) -> Iterator[None]:
+    """Inside, a convolution of a form that torch has not met yet times cuDNN's algorithms and remembers the fastest.
+
+    torch looks them up whether or not it may search, so a recording that comes after takes what was found here.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or search
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _cause(error: BaseException) -> str:

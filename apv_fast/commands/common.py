@@ -28,7 +28,7 @@ from apv_fast.run import RunDirectory, RunError, load_latest
 # What may differ when a run is resumed; everything else decides what is learnt.
 MAY_CHANGE = (
     *("resume", "out", "steps", "device", "backend", "log_every", "video_every", "checkpoint_every"),
-    *("eval_every", "eval_episodes", "graph", "replay_device", "validate_every", "prefetch", "cache"),
+    *("eval_every", "eval_episodes", "graph", "conv_search", "replay_device", "validate_every", "prefetch", "cache"),
 )
 
 

@@ -147,6 +147,8 @@ class PretrainConfig:
     """Which kernels run, see apv-fast info."""
     graph: Graph = "auto"
     """Record an update once as a CUDA graph and replay it: auto does so on a GPU; the numbers are the same."""
+    conv_search: bool = False
+    """Let cuDNN time its algorithms before an update is recorded; then two runs of one seed may round differently."""
     replay_device: ReplayDevice = "auto"
     """Where frames to draw from are held: auto keeps a copy on a GPU as long as it fits there."""
 
@@ -228,6 +230,8 @@ class FinetuneConfig:
     """Which kernels run, see apv-fast info."""
     graph: Graph = "auto"
     """Record an update once as a CUDA graph and replay it: auto does so on a GPU; the numbers are the same."""
+    conv_search: bool = False
+    """Let cuDNN time its algorithms before an update is recorded; then two runs of one seed may round differently."""
     replay_device: ReplayDevice = "auto"
     """Where frames to draw from are held: auto keeps a copy on a GPU as long as it fits there."""
 

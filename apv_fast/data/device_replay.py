@@ -77,18 +77,24 @@ class DeviceRows:
             warnings.warn(f"frames are drawn from the host from now on: {problem}", stacklevel=2)
             return False
         for key, value in words.items():
-            self._columns[key].buffer[place:end].copy_(value)
+            self._columns[key].buffer[place:end].copy_(self._staged(value), non_blocking=True)
         return True
 
     def gather(self, places: Sequence[int], length: int) -> dict[str, Tensor]:
         """The ``length`` rows from each of B ``places`` on: ``[B, length, …]`` by key."""
         index = torch.from_numpy((np.asarray(places, np.int64)[:, None] + np.arange(length)).reshape(-1))
-        if self.device.type == "cuda":
-            index = index.pin_memory().to(self.device, non_blocking=True)
+        index = self._staged(index).to(self.device, non_blocking=True)
         return {
             key: column.buffer.index_select(0, index).view(column.dtype).view(len(places), length, *column.shape)
             for key, column in self._columns.items()
         }
+
+    def _staged(self, value: Tensor) -> Tensor:
+        """``value`` where a copy to the device does not wait for the updates that are queued there.
+
+        Such memory goes back to torch's allocator, which gives it out again when the copies from it are over.
+        """
+        return value.pin_memory() if self.device.type == "cuda" else value
 
     def _grow(self, rows: int) -> str:
         """Make room for ``rows``; why not, if there is none."""

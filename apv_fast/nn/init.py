@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apv_fast.narrow import narrow
+
 
 def keras_init(module: nn.Module) -> None:
     """Initialise every Dense and convolution inside ``module`` as Keras would."""
@@ -24,4 +26,4 @@ def dense(layer: nn.Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if x.shape[-1] != layer.in_features:
         raise ValueError(f"the features have shape {tuple(x.shape)}; their last size must be {layer.in_features}")
-    return F.linear(x.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+    return F.linear(x.to(dtype), narrow(layer.weight, dtype), narrow(layer.bias, dtype))

@@ -42,9 +42,14 @@ def image_decoder(feat: Tensor, layers: list[Tensor], dtype: torch.dtype) -> Ten
     x = x.reshape(leading.numel(), x.shape[-1], 1, 1)
     if x.is_cuda:  # then all that follow have their channels last too
         x = x.contiguous(memory_format=torch.channels_last)
-    convs = list(zip(rest[::2], rest[1::2], strict=True))
+    images = transposed_convolutions(x, rest)
+    return images.reshape(*leading, *images.shape[1:])
+
+
+def transposed_convolutions(x: Tensor, layers: list[Tensor]) -> Tensor:
+    """Stride 2, ELU between them: ``[N, channels, side, side]`` to images ``[N, 64, 64, C]``."""
+    convs = list(zip(layers[::2], layers[1::2], strict=True))
     for i, (weight, bias) in enumerate(convs):
-        x = F.conv_transpose2d(x, _cast(weight, x), bias.to(dtype), stride=2)
+        x = F.conv_transpose2d(x, _cast(weight, x), bias.to(x.dtype), stride=2)
         x = x if i == len(convs) - 1 else F.elu(x)
-    x = x.permute(0, 2, 3, 1)
-    return x.reshape(*leading, *x.shape[1:])
+    return x.permute(0, 2, 3, 1)

@@ -22,8 +22,10 @@ class Machine:
     shared: int  # bytes of shared memory that one block may have
     barrier: float  # one grid barrier
     launch: float  # one node of a CUDA graph
+    store: float = 0.0  # until what was stored before a barrier is where everybody reads it
     shared_width: int = 128  # bytes an SM reads from its shared memory in a clock
     cached: bool = False  # whether a part that fits into L2 may find there what it reads and leave what it writes
+    fused: bool = False  # whether bias and ELU ride on every product, and features are rounded on their way into one
 
     @property
     def resident(self) -> int:
@@ -34,8 +36,24 @@ class Machine:
 # Peaks are dense. SMs, clocks, bandwidth, L2 and peaks: NVIDIA's "H100 Tensor Core GPU Architecture" (SXM5) and "A100
 # Tensor Core GPU Architecture" (SXM4 80GB) papers; shared memory: CUDA's compute capabilities 9.0 and 8.0.
 # L2 is an assumption: the A100's paper gives 5120 bytes a clock (7.2 TB/s) as its peak, Chips and Cheese (July 2023)
-# read 5.5 to 6 TB/s on an H100 PCIe with 114 SMs. So are barrier and launch: 0.73 and 0.83 µs on a 3090 (MegaQwen).
+# read 5.5 to 6 TB/s on an H100 PCIe with 114 SMs. So are barrier and launch: 0.73 and 0.83 µs on a 3090 (MegaQwen), and
+# what stores before a barrier add, which its measurement without any does not show: a trip to the far half of L2.
+# The H200 is an H100 with other memory. Its copies (4.3 TB/s read and written), bf16 products (769 to 798 TFLOP/s on
+# random data), L2 size and clock were measured on one; tf32 is taken to be half of bf16, fp32 is the data sheet's.
 MACHINES = {
+    "h200": Machine(
+        name="H200 SXM",
+        sms=132,
+        clock=1.98e9,
+        hbm=4.3e12,
+        l2=7.0e12,
+        l2_size=60 * MB,
+        rates={"bf16": 785e12, "tf32": 392e12, "fp32": 67e12},
+        shared=227 * KB,
+        barrier=1.1e-6,
+        launch=1.2e-6,
+        store=0.4e-6,
+    ),
     "h100": Machine(
         name="H100 SXM",
         sms=132,
@@ -47,6 +65,7 @@ MACHINES = {
         shared=227 * KB,
         barrier=1.1e-6,
         launch=1.2e-6,
+        store=0.4e-6,
     ),
     "a100": Machine(
         name="A100 SXM 80GB",
@@ -59,6 +78,7 @@ MACHINES = {
         shared=163 * KB,
         barrier=1.2e-6,
         launch=1.5e-6,
+        store=0.4e-6,
     ),
 }
 
@@ -76,6 +96,7 @@ CPU = Machine(
     barrier=0.0,
     launch=0.0,
     cached=True,
+    fused=True,
 )
 
 # Names of the ceilings in bench.device's file -> (field, factor to the model's unit).

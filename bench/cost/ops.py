@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from bench.cost import updates
+from bench.cost import layers, updates
 from bench.cost.machine import Machine
 from bench.cost.scan import Scan, observe, prior_head, stacked
 from bench.cost.work import BYTES, Floor, Work, pointwise, product, total
@@ -29,12 +28,24 @@ def _stacked(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list
     return stacked(*stack_of(shape, dtype), machine, backward=backward)
 
 
-def imagination_step(scan: Scan) -> list[Work]:
-    """One prior step of B rows: the sum of W_stoch's rows, the GRU, the prior's head; 4 launches, epilogues fused."""
+def imagination_step(scan: Scan, machine: Machine) -> list[Work]:
+    """One prior step of B rows: the latents' part of img_in, the GRU and its gates, the prior's head; 5 launches.
+
+    The first is the cheaper of two: the sum of the rows that one-hots pick, from L2, or a product. States and logits
+    leave in float32, with a copy of the states in the products' dtype for the next step.
+    """
     size = BYTES[scan.dtype]
-    gathered = scan.B * scan.S * scan.H * size  # rows of weights, from L2
-    x = Work("x", l2=gathered, hbm=scan.B * (scan.A + scan.H) * size, launches=1)
-    return [x, product("gru", scan.B, scan.H + scan.D, 3 * scan.D, scan.dtype), *prior_head(_one_step(scan))]
+    made = scan.B * (scan.A + scan.H) * size
+    gathered = Work("x", l2=scan.B * scan.S * scan.H * size, hbm=made, launches=1)
+    x = min(
+        gathered, product("x", scan.B, scan.L + scan.A, scan.H, scan.dtype), key=lambda w: total([w], machine).seconds
+    )
+    parts = [x, product("gru", scan.B, scan.H + scan.D, 3 * scan.D, scan.dtype)]
+    hidden, dist = prior_head(_one_step(scan))
+    if machine.fused:  # in its caches
+        return [*parts, hidden, dist]
+    gates = pointwise("gates", scan.B * (3 * scan.D * size + 4 * scan.D), scan.B * scan.D * (4 + size))
+    return [*parts, gates, hidden, replace(dist, hbm=dist.hbm + scan.B * (4 * scan.M + 4 * scan.L))]
 
 
 def _one_step(scan: Scan) -> Scan:
@@ -52,47 +63,42 @@ def _policy(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[
     for scan, seen in ((lower, lower.E), (upper, upper.D)):  # the upper one sees the lower one's deter and one-hots
         widths = ((scan.H + scan.D, 3 * scan.D), (scan.D + seen, scan.H), (scan.H, scan.M))
         parts += [product("step", scan.B, width, out, dtype) for width, out in widths]
-    rows = lower.S * (lower.H + upper.H + upper.H) + upper.A * upper.H + upper.S * updates.UNITS_HEAD
+    rows = lower.S * (lower.H + upper.H + upper.H) + upper.A * upper.H + upper.S * layers.UNITS_HEAD
     parts.append(Work("one-hots", hbm=lower.B * rows * BYTES[dtype]))
-    return parts + updates.head("actor", shape["B"], upper.D, 2 * shape["A"], dtype)
+    return parts + layers.head("actor", shape["B"], upper.D, 2 * shape["A"], dtype)
 
 
 def _image_encoder(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
     """Bytes have no gradient, so with the backward pass the first layer costs twice, not three times as much."""
-    layers = updates.encoder_layers(shape["depth"])
-    parts = updates.convolutions(layers, shape["B"] * shape["T"], dtype, "encoder")
-    times = [2, *[3] * (len(parts) - 1)] if backward else [1] * len(parts)
-    return [replace(part, times=n) for part, n in zip(parts, times, strict=True)]
+    found, frames = layers.encoder_layers(shape["depth"]), shape["B"] * shape["T"]
+    return layers.convolutions(found, frames, dtype, "encoder", machine, backward=backward, of_input=False)
 
 
 def _image_decoder(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
-    layers = updates.decoder_layers(shape["depth"], shape["F"])
-    parts = updates.convolutions(layers, shape["B"] * shape["T"], dtype, "decoder")
-    return [replace(part, times=3 if backward else 1) for part in parts]
+    found, frames = layers.decoder_layers(shape["depth"], shape["F"]), shape["B"] * shape["T"]
+    return layers.convolutions(found, frames, dtype, "decoder", machine, backward=backward, of_input=True)
 
 
 def _mlp(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
     widths = [shape["F"], *[shape["units"]] * shape["layers"]]
-    layers = [product("mlp", shape["N"], before, after, dtype) for before, after in itertools.pairwise(widths)]
-    return [replace(layer, times=3 if backward else 1) for layer in layers]
+    products = [product("mlp", shape["N"], before, after, dtype) for before, after in itertools.pairwise(widths)]
+    return [replace(layer, times=3 if backward else 1) for layer in products]
 
 
 def _imagine(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
     """With gradients of the actions only: every product once more, with the weights transposed."""
     scan = Scan.of({"E": 0, **shape}, dtype)
-    parts = imagination_step(scan) * scan.T
+    parts = imagination_step(scan, machine) * scan.T
     if backward:
         back = product("dx", scan.B, scan.H, scan.L, dtype)
-        parts += [back, *imagination_step(scan)[1:]] * scan.T
+        parts += [back, *imagination_step(scan, machine)[1:]] * scan.T
     return parts
 
 
 def _rollout(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
-    """Imagination with the actor in the loop; its gradient goes through the model, and to the actor's weights."""
+    """Imagination with the actor in the loop, see :func:`bench.cost.updates.rollout`."""
     scan = Scan.of({"E": 0, **shape}, dtype)
-    actor = functools.partial(updates.head, "actor", scan.B, scan.L + scan.D, 2 * scan.A, dtype)
-    parts = [*imagination_step(scan), *actor()] * scan.T
-    return parts + [*imagination_step(scan), *actor(times=2)] * scan.T if backward else parts
+    return updates.rollout(scan, imagination_step(scan, machine), backward=backward)
 
 
 def _step(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
@@ -164,7 +170,9 @@ def _pretrain(shape: Shape, dtype: str, backward: bool, machine: Machine) -> lis
 def _finetune(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
     scans = stack_of(updates.scan_shape(shape), dtype)
     start = Scan.of({**updates.scan_shape(shape), "B": shape["B"] * shape["T"], "T": 1}, dtype)
-    return updates.finetune(shape, dtype, machine, stacked(*scans, machine, backward=True), imagination_step(start))
+    return updates.finetune(
+        shape, dtype, machine, stacked(*scans, machine, backward=True), imagination_step(start, machine)
+    )
 
 
 PARTS: dict[str, Parts] = {

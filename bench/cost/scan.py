@@ -71,14 +71,11 @@ class Scan:
         return max(0.0, 1 - machine.resident * machine.sms * self.share / self.recurrent_bytes)
 
 
-def _phase(
-    scan: Scan, machine: Machine, name: str, weights: str, width: float, tiles: bool = False, hbm: float = 0.0
-) -> Work:
-    """A product whose input of ``width`` numbers a row every SM reads; ``tiles``: also every tile's partial sums."""
+def _phase(scan: Scan, machine: Machine, name: str, weights: str, width: float, hbm: float = 0.0) -> Work:
+    """A product whose input of ``width`` numbers a row every SM reads."""
     size, sms = BYTES[scan.dtype], machine.sms * scan.share
     count = scan.weights[weights]
     l2 = sms * scan.B * width * size + scan.streamed(machine) * count * size
-    l2 += sms * scan.B * sms * TILE if tiles else 0
     # A stack's half has half the SMs, so its share of their shared memory takes twice the time.
     shared = size * count / scan.share
     flops = 2 * scan.B * count / scan.share
@@ -105,14 +102,19 @@ def forward_step(scan: Scan, machine: Machine) -> list[Work]:
 
 
 def backward_step(scan: Scan, machine: Machine) -> list[Work]:
-    """The four phases of a reverse step."""
-    size = BYTES[scan.dtype]
+    """The five phases of a reverse step: as `apv_fast.scan.core` has them, its fourth in two, as both fast cores do.
+
+    What LayerNorm's gradient makes is stored once, and every SM reads it.
+    """
+    size, sms = BYTES[scan.dtype], machine.sms * scan.share
     saved = (2 * scan.D + 3 * scan.D) * STATE  # deter, its gradient, and what LayerNorm saw
+    scaled = 3 * scan.D * STATE  # the gradient before LayerNorm, left by the phase before
     return [
         _phase(scan, machine, "dz", "stoch", scan.H, hbm=(2 * scan.M + scan.L) * STATE + scan.M * size),
         _phase(scan, machine, "dy", "dist", scan.M, hbm=2 * scan.H * size),
         _phase(scan, machine, "dh", "obs", scan.H, hbm=saved),
-        _phase(scan, machine, "dparts", "gru", 3 * scan.D, tiles=True, hbm=(3 * scan.D + 2 * scan.H) * size),
+        Work("norm", hbm=scan.B * 3 * scan.D * (STATE + size), l2=scan.B * (scaled + sms * sms * TILE), barriers=1),
+        _phase(scan, machine, "dparts", "gru", 3 * scan.D, hbm=2 * scan.H * size),
     ]
 
 
@@ -190,11 +192,11 @@ def stacked(lower: Scan, upper: Scan, machine: Machine, *, backward: bool) -> li
     if not backward:
         return parts
     below, above = replace(below, link=link), replace(above, link=0)  # now the lower one reads through the link
-    dz, dy, dh, dparts = backward_step(below, machine)
+    dz, dy, dh, *rest = backward_step(below, machine)
     dz = _linked(dz, below, machine, upper.H, lower.L * upper.H)
     dh = _linked(dh, below, machine, upper.H, lower.D * upper.H)
     parts += [Work("weights", hbm=below.recurrent_bytes + above.recurrent_bytes, launches=1)]
-    parts += _repeat(_rounds([dz, dy, dh, dparts], backward_step(above, machine)), lower.T + 1)
+    parts += _repeat(_rounds([dz, dy, dh, *rest], backward_step(above, machine)), lower.T + 1)
     return [*parts, *gradients_outside(below), *gradients_outside(above), *_link(upper, lower)]
 
 

@@ -1,23 +1,26 @@
 """What a whole training update must do beside its scans: convolutions, heads, losses, imagination, the optimiser.
 
-Backward passes of layers that learn cost twice their forward pass; those that only pass a gradient on cost it once.
+Launches that no part has (casts of weights and gradients, masks, metrics, clocks) were counted, not derived: see
+:data:`LAUNCHES`.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 
+from bench.cost.layers import convolutions, decoder_layers, encoder_layers, head, head_weights, weights_of
 from bench.cost.machine import Machine
 from bench.cost.scan import Scan, observe
-from bench.cost.work import BYTES, UNITS, Work, pointwise, product
+from bench.cost.work import BYTES, Work, pointwise, product
 
-UNITS_HEAD, LAYERS_HEAD = 400, 4  # BehaviorConfig
 ACTION = 4  # Meta-world
 QUEUE, PROJECTION, WINDOW = 4096, 128, 5  # VideoBonusConfig
 IMAGE = 64 * 64 * 3
 OPTIMISER_BYTES = 28  # a weight: read w, g, m, v; write w, m, v; float32
+CAST_BYTES = 6  # a weight from float32 to bfloat16, or its gradient back
+# Kernels of a whole update in bfloat16, horizon 15: torch's profiler around one on the GPU that is not there
+# (tests/fake_gpu) saw 230 and 883 of PyTorch's and 15 and 286 of Triton; 20 biases and gradients only a GPU launches.
+LAUNCHES = {"pretrain": 265, "finetune": 1189}
 
 
 def scan_shape(shape: Mapping[str, int]) -> dict[str, int]:
@@ -31,45 +34,17 @@ def feat(shape: Mapping[str, int]) -> int:
     return 32 * 32 + shape["deter"]
 
 
-def encoder_layers(depth: int) -> list[tuple[int, int]]:
-    """Multiply-adds an image, and weights, of the four convolutions: kernel 4, stride 2, 64 to 31, 14, 6, 2."""
-    widths = [3, depth, 2 * depth, 4 * depth, 8 * depth]
-    kernels = [16 * before * after for before, after in itertools.pairwise(widths)]
-    return [(size * size * kernel, kernel) for size, kernel in zip((31, 14, 6, 2), kernels, strict=True)]
-
-
-def decoder_layers(depth: int, width: int) -> list[tuple[int, int]]:
-    """The same of the decoder: dense, then transposed convolutions from 1 to 5, 13, 30, 64, counted at their input."""
-    shapes = ((32, 4, 5, 1), (4, 2, 5, 5), (2, 1, 6, 13))
-    kernels = [(depth * a * depth * b * k * k, size) for a, b, k, size in shapes] + [(depth * 3 * 36, 30)]
-    return [(width * 32 * depth, width * 32 * depth), *((size * size * kernel, kernel) for kernel, size in kernels)]
-
-
-def head_weights(width: int, out: int) -> int:
-    """Of one of the MLPs."""
-    return width * UNITS_HEAD + (LAYERS_HEAD - 1) * UNITS_HEAD**2 + UNITS_HEAD * out
-
-
 def rssm_weights(scan: Scan) -> int:
     """All of an RSSM's matrices; ``scan.E`` includes what a stack's upper model sees."""
     return sum(scan.weights.values()) + scan.H * (scan.E + 50) + scan.H * (scan.D + scan.M)
 
 
-def convolutions(layers: list[tuple[int, int]], frames: int, dtype: str, name: str) -> list[Work]:
-    """Forward and both gradients of every layer, a launch each."""
-    return [Work(name, 2.0 * frames * adds, UNITS[dtype], launches=1, times=3) for adds, _ in layers]
-
-
-def head(name: str, rows: int, width: int, out: int, dtype: str, *, times: int = 1) -> list[Work]:
-    """The layers of one MLP, ``times`` over (3: with both gradients)."""
-    widths = [width, *[UNITS_HEAD] * LAYERS_HEAD, out]
-    layers = [product(name, rows, before, after, dtype) for before, after in itertools.pairwise(widths)]
-    return [replace(layer, times=times) for layer in layers]
-
-
-def image_loss(frames: int, dtype: str) -> list[Work]:
-    """Reconstruction and uint8 frame in, gradient out."""
-    return [pointwise("image loss", frames * IMAGE * (BYTES[dtype] + 1), frames * IMAGE * BYTES[dtype])]
+def image_loss(frames: int, dtype: str, machine: Machine) -> list[Work]:
+    """Reconstruction and uint8 frame in, gradient out; both are read again for it where its factor is not known yet."""
+    read, written = frames * IMAGE * (BYTES[dtype] + 1), frames * IMAGE * BYTES[dtype]
+    if machine.fused:
+        return [pointwise("image loss", read, written)]
+    return [pointwise("image loss", read, 0), pointwise("image loss back", read, written)]
 
 
 def kl(scan: Scan) -> list[Work]:
@@ -83,44 +58,111 @@ def optimiser(weights: float) -> list[Work]:
     return [pointwise("norm", 4 * weights, 0), pointwise("adam", OPTIMISER_BYTES * weights, 0)]
 
 
-def _world(shape: Mapping[str, int], dtype: str) -> list[Work]:
+def casts(weights: float, dtype: str, machine: Machine, *, copied: float) -> list[Work]:
+    """Weights to the products' dtype and all gradients back; their launches are among :data:`LAUNCHES`.
+
+    ``copied`` of the weights have copies in that dtype, which the optimiser writes where it writes the weights.
+    """
+    if dtype != "bfloat16" or machine.fused:
+        return []
+    there = Work("weights to bf16", hbm=CAST_BYTES * (weights - copied) + BYTES[dtype] * copied)
+    return [there, Work("gradients from bf16", hbm=CAST_BYTES * weights)]
+
+
+def features(
+    rows: float, width: int, dtype: str, machine: Machine, *, readers: float, differentiated: int
+) -> list[Work]:
+    """Float32 features of ``rows`` states: put together, rounded for each of ``readers``; some hand a gradient back.
+
+    A reader reads 4 bytes and writes 2 a number; a gradient back reads 2 and writes 4, and all of them are summed.
+    """
+    if machine.fused:
+        return []
+    numbers, size = rows * width, BYTES[dtype]
+    parts = [pointwise("features", 4 * numbers, 4 * numbers)]
+    if size < 4:
+        parts.append(Work("features rounded", hbm=(4 + size) * numbers * readers))
+        parts.append(Work("features back", hbm=(4 + size) * numbers * differentiated))
+    return [*parts, Work("features' sum", hbm=12 * numbers * (differentiated - 1))]
+
+
+def rest(parts: list[Work], kind: str) -> list[Work]:
+    """The launches of small tensors: those that were counted and that ``parts`` do not have."""
+    return [Work("small tensors", launches=max(0, LAUNCHES[kind] - sum(part.launches * part.times for part in parts)))]
+
+
+def _world(shape: Mapping[str, int], dtype: str, machine: Machine) -> list[Work]:
+    """Images in, loss out; what crosses device memory beside."""
     depth, frames = shape["cnn_depth"], shape["B"] * shape["T"]
-    parts = convolutions(encoder_layers(depth), frames, dtype, "encoder")
-    parts += convolutions(decoder_layers(depth, feat(shape)), frames, dtype, "decoder")
-    return parts + image_loss(frames, dtype)
+    encoder, decoder = encoder_layers(depth), decoder_layers(depth, feat(shape))
+    parts = convolutions(encoder, frames, dtype, "encoder", machine, backward=True, of_input=False)
+    parts += convolutions(decoder, frames, dtype, "decoder", machine, backward=True, of_input=True)
+    if not machine.fused:  # the batch, to where it is read, and its images as the encoder reads them
+        parts += [pointwise("batch", frames * IMAGE, frames * IMAGE)]
+        parts += [pointwise("normalize", frames * IMAGE, frames * IMAGE * BYTES[dtype])]
+    return parts + image_loss(frames, dtype, machine)
 
 
-def _weights(layers: list[tuple[int, int]]) -> int:
-    return sum(count for _, count in layers)
+def _convolution_weights(shape: Mapping[str, int]) -> int:
+    depth = shape["cnn_depth"]
+    return weights_of(encoder_layers(depth)) + weights_of(decoder_layers(depth, feat(shape)))
 
 
 def pretrain(shape: Mapping[str, int], dtype: str, machine: Machine) -> list[Work]:
     """``pretrain_update``: encoder, scan, decoder, losses, Adam."""
     scan = Scan.of(scan_shape(shape) | {"A": 0}, dtype)
-    weights = _weights(encoder_layers(shape["cnn_depth"])) + _weights(decoder_layers(shape["cnn_depth"], feat(shape)))
-    parts = _world(shape, dtype) + observe(scan, machine, backward=True) + kl(scan)
-    return parts + optimiser(weights + rssm_weights(scan))
+    weights = _convolution_weights(shape) + rssm_weights(scan)
+    parts = _world(shape, dtype, machine) + observe(scan, machine, backward=True) + kl(scan)
+    parts += features(scan.B * scan.T, feat(shape), dtype, machine, readers=1, differentiated=1)
+    parts += optimiser(weights) + casts(weights, dtype, machine, copied=rssm_weights(scan))
+    return parts if machine.fused else parts + rest(parts, "pretrain")
 
 
 def finetune(
     shape: Mapping[str, int], dtype: str, machine: Machine, scans: list[Work], imagined: list[Work]
 ) -> list[Work]:
     """``finetune_update`` around its ``scans`` and one ``imagined`` step of B·T rows."""
-    rows, horizon, width = shape["B"] * shape["T"], shape["horizon"], feat(shape)
+    rows, width = shape["B"] * shape["T"], feat(shape)
     lower = Scan.of(scan_shape(shape) | {"A": 0}, dtype)
     upper = Scan.of(scan_shape(shape) | {"E": width}, dtype)
-    depth, dreams = shape["cnn_depth"], rows * (horizon + 1)
-    parts = _world(shape, dtype) + scans + kl(upper) + head("reward", rows, width, 1, dtype, times=3)
-    parts += _bonus(shape, width)
-    # Behaviour: the roll-out with the actor in the loop; backward through the model for the actor's gradient.
-    parts += [*imagined, *head("actor", rows, width, 2 * ACTION, dtype)] * horizon
-    parts += [*imagined, *head("actor", rows, width, 2 * ACTION, dtype, times=2)] * horizon
-    parts += head("reward", dreams, width, 1, dtype, times=2) + head("slow critic", dreams, width, 1, dtype, times=2)
-    parts += head("critic", rows * horizon, width, 1, dtype, times=3)
-    parts += head("policy", rows * (horizon - 1), width, 2 * ACTION, dtype, times=3)
-    weights = _weights(encoder_layers(depth)) + _weights(decoder_layers(depth, width))
-    weights += rssm_weights(lower) + rssm_weights(upper) + 2 * head_weights(width, 1) + head_weights(width, 2 * ACTION)
-    return parts + optimiser(weights)
+    parts = _world(shape, dtype, machine) + scans + kl(lower) + kl(upper) + _bonus(shape, width)
+    parts += features(2 * rows, width, dtype, machine, readers=1, differentiated=1)
+    parts += head("reward", rows, width, 1, dtype, machine, times=3) + _behaviour(shape, dtype, machine, imagined)
+    weights = _convolution_weights(shape) + rssm_weights(lower) + rssm_weights(upper)
+    weights += 2 * head_weights(width, 1) + head_weights(width, 2 * ACTION)
+    parts += optimiser(weights) + casts(weights, dtype, machine, copied=weights - _convolution_weights(shape))
+    return parts if machine.fused else parts + rest(parts, "finetune")
+
+
+def rollout(scan: Scan, imagined: list[Work], *, backward: bool) -> list[Work]:
+    """``imagined``, a step of B rows, T times with the actor in the loop.
+
+    Its gradient goes through the model, and from all steps at once to the actor's weights; the actor's input gets none.
+    """
+    actor = head("actor", scan.B, scan.L + scan.D, 2 * scan.A, scan.dtype)
+    parts = [*imagined, *actor] * scan.T
+    if backward:
+        parts += imagined * scan.T + head("actor", scan.B * scan.T, scan.L + scan.D, 2 * scan.A, scan.dtype, times=2)
+    return parts
+
+
+def _behaviour(shape: Mapping[str, int], dtype: str, machine: Machine, imagined: list[Work]) -> list[Work]:
+    """The roll-out, forward and back; then the heads.
+
+    Reward, slow critic, policy and critic read the features of H + 1, H + 1, H − 1 and H states; the first two hand
+    gradients back.
+    """
+    rows, horizon, width = shape["B"] * shape["T"], shape["horizon"], feat(shape)
+    start = Scan.of(scan_shape(shape) | {"B": rows, "T": horizon}, dtype)
+    dreams = rows * (horizon + 1)
+    parts = rollout(start, imagined, backward=True)
+    readers = 2 + (2 * horizon - 1) / (horizon + 1)
+    parts += features(dreams, width, dtype, machine, readers=readers, differentiated=2)
+    parts += [] if machine.fused else [pointwise("start and states", 4.0 * dreams * width, 4.0 * dreams * width)]
+    for name in ("reward", "slow critic"):
+        parts += head(name, dreams, width, 1, dtype, machine, times=2)
+    parts += head("critic", rows * horizon, width, 1, dtype, machine, times=3)
+    return parts + head("policy", rows * (horizon - 1), width, 2 * ACTION, dtype, machine, times=3)
 
 
 def _bonus(shape: Mapping[str, int], width: int) -> list[Work]:

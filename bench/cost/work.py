@@ -14,7 +14,10 @@ BYTES = {"bfloat16": 2, "tf32": 4, "float32": 4}
 
 @dataclass(frozen=True)
 class Work:
-    """One part: its kinds of work overlap, so the slowest binds; then come its barriers and launches."""
+    """One part: its kinds of work overlap, so the slowest binds; then come its barriers and launches.
+
+    A barrier waits for the stores before it; every phase of a scan has some.
+    """
 
     name: str
     flops: float = 0.0
@@ -25,6 +28,7 @@ class Work:
     barriers: int = 0
     launches: int = 0
     times: int = 1  # one after the other
+    convolution: bool = False  # whether the operations are a convolution's and not a product's
 
     def seconds(self, machine: Machine) -> dict[str, float]:
         """Seconds of all ``times`` by what they are spent on: the kind of work that binds, "barrier", "launch"."""
@@ -36,7 +40,7 @@ class Work:
             "shared": self.shared / (machine.shared_width * machine.clock * machine.sms),
         }
         bound = max(kinds, key=lambda kind: kinds[kind])
-        spent = {bound: kinds[bound], "barrier": self.barriers * machine.barrier}
+        spent = {bound: kinds[bound], "barrier": self.barriers * (machine.barrier + machine.store)}
         spent["launch"] = self.launches * machine.launch
         return {kind: self.times * seconds for kind, seconds in spent.items() if seconds}
 
