@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -195,6 +196,20 @@ def test_the_check_of_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(AssertionError, match="error"):
         smoke.observe("triton", 16)
+
+
+def test_training_is_asked_for_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it reports goes on at once; it gets the seconds that the job has."""
+    told, module = Told(), ModuleType("bench.gpu.train")
+
+    def measure(seconds: float, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        report({"updates": 1})
+        assert told.events == [("found", {"updates": 1})]
+        return {"seconds": seconds}
+
+    module.measure = measure  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bench.gpu.train", module)
+    assert work.run("train", {"seconds": 7.0}, told) == {"seconds": 7.0}  # type: ignore[arg-type]
 
 
 # Contests, on the CPU with tiny sizes

@@ -37,15 +37,18 @@ class Contest:
     run: float = 0.0  # seconds of the slowest contestant's pass, where that counts
 
 
-SCAN = {"reference in a graph": 0.0, "triton, a launch a phase": 8.0}
+GRAPH, COMPILED, SCANNED = "reference in a graph", "torch.compile in a graph", "torch.compile of a scan in a graph"
+SCAN = {GRAPH: 0.0, "triton, a launch a phase": 8.0}
+OBSERVE = SCAN | {"cuDNN LSTM float16": 0.0, COMPILED: INDUCTOR, SCANNED: INDUCTOR}
 CONTESTS = {
-    "rssm_observe B=16": Contest(4.1, 3, 2, SCAN | {"cuDNN LSTM float16": 0.0, "torch.compile in a graph": INDUCTOR}),
-    "rssm_observe B=50": Contest(3.8, 3, 2, SCAN | {"cuDNN LSTM float16": 0.0, "torch.compile in a graph": INDUCTOR}),
-    "finetune_update B=50": Contest(20.4, 3, 1, {"reference in a graph": 0.0}, 1, 0.4),
-    "pretrain_update B=16": Contest(5.2, 3, 1, {"reference in a graph": 0.0}, 1, 0.05),
+    "rssm_observe B=16": Contest(4.1, 3, 2, OBSERVE),
+    "rssm_observe B=50": Contest(3.8, 3, 2, OBSERVE),
+    # Compiled as a whole: assumed. Updates of other projects come on top, where their checkouts are named.
+    "finetune_update B=50": Contest(20.4, 3, 1, {GRAPH: 0.0, COMPILED: 70.0}, 1, 0.4),
+    "pretrain_update B=16": Contest(5.2, 3, 1, {GRAPH: 0.0, COMPILED: 50.0}, 1, 0.05),
     "stacked_observe B=16": Contest(5.9, 5, 2, SCAN),
     "stacked_observe B=50": Contest(6.4, 5, 2, SCAN),
-    "knn_bonus Q=2300": Contest(1.6, 2, 1, {"reference in a graph": 0.0, "torch in a graph": 0.0}, 2),
+    "knn_bonus Q=2300": Contest(1.6, 2, 1, {GRAPH: 0.0, "torch in a graph": 0.0, COMPILED: 10.0}, 2),
 }
 
 
