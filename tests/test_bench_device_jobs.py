@@ -227,15 +227,15 @@ from bench.gpu.checkout import environment
 from bench.gpu.jobs import Job, Worker
 worker = Worker("fake_jobs", Path({str(tmp_path / "log")!r}), environment(PYTHONPATH={str(tmp_path)!r}))
 print(worker.run(Job("a", "pid")).result, flush=True)
-worker.run(Job("b", "contest", {{"names": ["hangs"], "without": []}}))
+worker.run(Job("b", "contest", {{"names": ["hangs"], "without": []}}), lambda item: print(item, flush=True))
 """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     child = Path("/proc", process.stdout.readline().strip())
-    assert child.exists()
+    assert "hangs" in process.stdout.readline() and child.exists()
     process.kill()
     process.wait()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 30
     while child.exists() and time.monotonic() < end and (child / "stat").read_text().split()[2] != "Z":
         time.sleep(0.05)
     assert not child.exists() or (child / "stat").read_text().split()[2] == "Z"
