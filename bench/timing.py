@@ -19,18 +19,23 @@ LONG = 1.5  # seconds, after which work is warm once it has run
 
 
 def interleaved(
-    works: Mapping[str, Work], device: torch.device, seconds: float, *, cold: bool = True
+    works: Mapping[str, Work],
+    device: torch.device,
+    seconds: float,
+    *,
+    cold: bool = True,
+    warm: float | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of every run of every contestant, in the same number of rounds.
 
-    Each is warmed up first. Every round runs each once, in an order that rotates. Rounds go on for ``seconds``, but
-    there are at least :data:`MIN_ROUNDS` (of slow work :data:`FEW_ROUNDS`) and at most :data:`MAX_ROUNDS`. On a GPU, L2
-    is flushed before each run, or with ``cold`` off left as the run before left it: then a contestant runs twice, the
-    second time timed.
+    Each is warmed up first, for ``warm`` seconds (None: :data:`WARM_UP_SECONDS`). Every round runs each once, in an
+    order that rotates. Rounds go on for ``seconds``, but there are at least :data:`MIN_ROUNDS` (of slow work
+    :data:`FEW_ROUNDS`) and at most :data:`MAX_ROUNDS`. On a GPU, L2 is flushed before each run, or with ``cold`` off
+    left as the run before left it: then a contestant runs twice, the second time timed.
     """
     clock = _CudaClock(device, cold=cold) if device.type == "cuda" else _clock
     for work in works.values():
-        warm_up(work)
+        warm_up(work, warm)
     names = list(works)
     samples: dict[str, list[float]] = {name: [] for name in names}
     gc.collect()
@@ -49,12 +54,13 @@ def interleaved(
     return samples
 
 
-def warm_up(work: Work) -> None:
+def warm_up(work: Work, seconds: float | None = None) -> None:
     """Run it once, which compiles what is compiled on first use, and again for a moment unless that took long."""
+    seconds = WARM_UP_SECONDS if seconds is None else seconds
     begun = time.perf_counter()
     work()
     start = time.perf_counter()
-    while time.perf_counter() - start < WARM_UP_SECONDS and start - begun < LONG:
+    while time.perf_counter() - start < seconds and start - begun < LONG:
         work()
 
 

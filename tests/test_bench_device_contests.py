@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,7 +27,19 @@ from apv_fast.nn import RSSM, Actor, StackedRSSM
 from apv_fast.ops import Latent
 from bench import timing
 from bench.cases.updates import finetune_setup
-from bench.gpu import barrier, compiled, contests, hoisted, pointwise, scanned, scans, updates, work
+from bench.gpu import (
+    barrier,
+    compiled,
+    contests,
+    forecast,
+    hoisted,
+    pointwise,
+    scanned,
+    scans,
+    smoke,
+    updates,
+    work,
+)  # fmt: skip
 from bench.gpu.checkout import ROOT, environment
 from bench.gpu.contests import Contest, Passes
 from bench.gpu.graphs import CaptureError
@@ -100,6 +113,30 @@ def test_barrier_of_the_cuda_kernels_compiles(capability: tuple[int, int], tmp_p
     assert library.barrier_latency and library.barrier_stress
 
 
+def test_barrier_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes second waits for the first, and no half of a library is ever there."""
+    calls = tmp_path / "calls"
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        f'#!/bin/sh\necho call >> {calls}\nwhile [ "$1" != -o ]; do shift; done\n'
+        f'printf half > "$2"; sleep 0.5; ls {tmp_path}/made >> {calls}; printf whole > "$2"\n'
+    )
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{nvcc.parent}{os.pathsep}{os.environ['PATH']}")
+    code = f"""
+from pathlib import Path
+from bench.gpu import barrier
+print(barrier.compile_cuda(Path({str(tmp_path / "made")!r}), (9, 0)).read_text())
+"""
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "123"
+    ]
+    assert [process.communicate(timeout=120)[0].strip() for process in running] == ["whole"] * 3
+    said = calls.read_text().split()
+    assert said.count("call") == 1 and not any(name.endswith(".so") for name in said)
+
+
 def stress(fault: int, seed: int) -> int:
     """Reads of a wrong round in 24 rounds of three programs, in Triton's interpreter."""
     from bench.gpu.barrier_kernels import stress_kernel
@@ -119,6 +156,78 @@ def test_stress_test_notices_wrong_orders_only() -> None:
     assert stress(0, seed=0) == 0
     for fault in barrier.FAULTS.values():
         assert any(stress(fault, seed) for seed in range(3)), fault
+
+
+# Smoke: the checks, on the CPU
+
+
+def test_orders_judges_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(barrier, "stress", lambda kind, rounds, fault="": 3 if fault else 0)
+    assert smoke.orders("triton")["wrong reads"] == 0
+    monkeypatch.setattr(barrier, "stress", lambda kind, rounds, fault="": 0)
+    with pytest.raises(AssertionError, match="with a fault planted"):
+        smoke.orders("cuda")
+    monkeypatch.setattr(barrier, "stress", lambda kind, rounds, fault="": 1)
+    with pytest.raises(AssertionError, match="1 reads of a wrong round"):
+        smoke.orders("cuda")
+
+
+class Learner:
+    """A weight that random numbers move; ``wrong`` moves it otherwise in a graph from some update on."""
+
+    def __init__(self, graph: str, wrong: int = 1000) -> None:
+        self.weight, self.updates, self.wrong = torch.zeros(3), 0, wrong if graph == "on" else 1000
+
+    def update(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.updates += 1
+        self.weight += torch.randn(3) + (1e-6 if self.updates >= self.wrong else 0)
+        return {"loss": self.weight.sum()}
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.weight]
+
+
+def test_replays_are_held_to_the_bit() -> None:
+    found = smoke.replayed(Learner, {}, 20)
+    assert found["updates"] == 20 and found["first loss"] != found["last loss"]
+    with pytest.raises(AssertionError, match="first update with another loss: 7;"):
+        smoke.replayed(lambda graph: Learner(graph, 7), {}, 20)
+
+
+def test_checks_are_those_of_the_issue(monkeypatch: pytest.MonkeyPatch) -> None:
+    scans_ = [f"observe {backend} B={batch}" for backend in ("cuda", "triton") for batch in (16, 50)]
+    assert set(smoke.CHECKS) == {"barrier triton", "barrier cuda", "pre-training update, replayed", *scans_}
+    with pytest.raises(RuntimeError, match="CUDA device"):
+        smoke.CHECKS["observe cuda B=16"]()
+
+
+@pytest.mark.skipif(probe("triton").isa != "interpreter", reason="for Triton's interpreter")
+def test_the_check_of_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a small size in the interpreter; a wrong product is noticed."""
+    from tests import test_gpu, test_rssm
+
+    monkeypatch.setattr(test_gpu, "full", lambda batch, length: Sizes(2, 3, 5, 2, 3, 8, 7, 2, 3))
+    assert smoke.observe("triton", 16)
+    measure = test_rssm.measure
+    monkeypatch.setattr(
+        test_rssm, "measure", lambda *a: {k: x * torch.tensor([1e4, 1.0]) for k, x in measure(*a).items()}
+    )
+    with pytest.raises(AssertionError, match="error"):
+        smoke.observe("triton", 16)
+
+
+def test_training_is_asked_for_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it reports goes on at once; it gets the seconds that the job has."""
+    told, module = Told(), ModuleType("bench.gpu.train")
+
+    def measure(seconds: float, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        report({"updates": 1})
+        assert told.events == [("found", {"updates": 1})]
+        return {"seconds": seconds}
+
+    module.measure = measure  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bench.gpu.train", module)
+    assert work.run("train", {"seconds": 7.0}, told) == {"seconds": 7.0}  # type: ignore[arg-type]
 
 
 # Contests, on the CPU with tiny sizes
@@ -143,10 +252,44 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "MIN_ROUNDS", 2)
 
 
-def compete(op: str, players: Callable[[Contest], Any], shape: Mapping[str, int], without: Sequence[str] = ()) -> Any:
-    found = Contest(op, shape, "float32", players)
+class Told:
+    """In place of :class:`bench.gpu.worker.Tell`: keeps what a job says, as the parent would."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def stage(self, name: str) -> None:
+        self.events.append(("stage", name))
+
+    def found(self, item: Any) -> None:
+        self.events.append(("found", item))
+
+    def finished(self, name: str) -> None:
+        self.events.append(("finished", name))
+
+    def items(self, key: str) -> list[Any]:
+        return [item for kind, item in self.events if kind == "found" and key in item]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The last row of each contestant, pass and cache."""
+        last = {
+            (item["row"]["backend"], item["row"]["pass"], item["row"]["cache"]): item["row"]
+            for item in self.items("row")
+        }
+        return list(last.values())
+
+    def lost(self, kind: str) -> dict[str, str]:
+        return {item[kind]: item["why"] for item in self.items(kind)}
+
+
+def compete(op: str, players: Callable[[Contest], Any], shape: Mapping[str, int], without: Sequence[str] = ()) -> Told:
+    """Both kinds of contestants, one after the other."""
+    told = Told()
     arguments = {"without": list(without), "pass_seconds": 0.0}
-    return work.compete(found, arguments, lambda name: None)
+    for run in (work.core, work.rivals):
+        run(Contest(op, shape, "float32", players), arguments, told)  # type: ignore[arg-type]
+    return told
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -160,12 +303,12 @@ def compete(op: str, players: Callable[[Contest], Any], shape: Mapping[str, int]
 )
 def test_contests_of_scans(op: str, players: Callable[[Contest], Any]) -> None:
     found = compete(op, players, TINY)
-    assert found["left_out"] == {}
-    assert {row["pass"] for row in found["rows"]} == {"forward", "forward_backward"}
-    names = {row["backend"] for row in found["rows"]}
+    assert found.lost("left_out") == {}
+    assert {row["pass"] for row in found.rows} == {"forward", "forward_backward"}
+    names = {row["backend"] for row in found.rows}
     assert {"reference", "reference in a graph"} <= names
     assert ("two scans, reference" in names) == (op == "stacked_observe")
-    for row in found["rows"]:
+    for row in found.rows:
         assert row["shape"] == TINY and row["cache"] == "cold" and row["median_ms"] > 0
 
 
@@ -182,11 +325,64 @@ def test_a_contestant_that_fails_is_left_out() -> None:
         return {"fine": lambda: {"forward": lambda: None}, "fails": fails, "hung before": fails} | ours
 
     found = compete("rssm_observe", players, TINY, without=["hung before"])
-    assert found["left_out"] == {"fails": "ValueError: not here", "cuda": "BackendError: not this dtype"}
+    assert found.lost("left_out") == {"fails": "ValueError: not here", "cuda": "BackendError: not this dtype"}
     failed = ("triton, a launch a phase", "two scans, triton", "auto")
-    assert found["failed"] == dict.fromkeys(failed, "ValueError: not here")
-    assert [row["backend"] for row in found["rows"]] == ["fine"]
-    assert found["rows"][0]["baseline_ratio"] is None
+    assert found.lost("failed") == dict.fromkeys(failed, "ValueError: not here")
+    assert [row["backend"] for row in found.rows] == ["fine"]
+    assert found.rows[0]["baseline_ratio"] is None
+
+
+def instant(contest: Contest) -> dict[str, Callable[[], Passes]]:
+    """Contestants of both kinds that do nothing."""
+
+    def ready() -> Passes:
+        return {"forward": lambda: None, "forward_backward": lambda: None}
+
+    return dict.fromkeys(("cuda", "triton", "reference", "triton, a launch a phase", "one rival", "another"), ready)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_rows_are_told_as_they_are_made() -> None:
+    """A contestant's own as soon as it is ready; those in turns with the others later, in place of them."""
+    told, arguments = Told(), {"without": [], "pass_seconds": 0.0}
+    work.core(Contest("rssm_observe", TINY, "float32", instant), arguments, told)  # type: ignore[arg-type]
+    said = [item["row"]["backend"] if kind == "found" else f"at {item}" for kind, item in told.events]
+    alone = [word for name in ("cuda", "triton", "reference") for word in (f"at {name}", name, name)]
+    assert said == ["at the inputs", *alone, "at ", *["cuda", "triton", "reference"] * 2]
+    rows = [item["row"] for item in told.items("row")]
+    assert [bool(row.get("alone")) for row in rows] == [True] * 6 + [False] * 6
+    assert all(row["baseline_ratio"] is None for row in rows if row.get("alone") and row["backend"] != "reference")
+    assert all(row["baseline_ratio"] > 0 for row in rows[6:])
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_each_rival_takes_turns_with_ours() -> None:
+    """And its row has their times in the same rounds; nobody else's row is made anew."""
+    told, arguments = Told(), {"without": ["another"], "pass_seconds": 0.0}
+    work.rivals(Contest("rssm_observe", TINY, "float32", instant), arguments, told)  # type: ignore[arg-type]
+    rows = [item["row"] for item in told.items("row")]
+    rivals = ["triton, a launch a phase"] * 2 + ["one rival"] * 2
+    assert [row["backend"] for row in rows] == rivals
+    assert all(set(row["beside_ms"]) == {"cuda", "triton"} and min(row["beside_ms"].values()) > 0 for row in rows)
+    assert [name for kind, name in told.events if kind == "finished"] == ["triton, a launch a phase", "one rival"]
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_warm_up_prepares_and_times_nothing() -> None:
+    prepared: list[str] = []
+
+    def players(contest: Contest) -> dict[str, Callable[[], Passes]]:
+        def prepare(name: str) -> Passes:
+            prepared.append(name)
+            return {}
+
+        return {name: functools.partial(prepare, name) for name in instant(contest)}
+
+    for who, expected in (("core", ["cuda", "triton", "reference"]), ("rivals", ["one rival", "another"])):
+        prepared.clear()
+        told, arguments = Told(), {"without": ["triton, a launch a phase"], "who": who}
+        work.warm_up(Contest("rssm_observe", TINY, "float32", players), arguments, told)  # type: ignore[arg-type]
+        assert prepared == expected and told.items("row") == []
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -221,12 +417,12 @@ def test_contests_of_updates(
     monkeypatch.setenv("APV_FAST_PEER_CONTEXTWM", str(tmp_path))
     shape = {"B": 1, "T": 6, "deter": 8, "hidden": 8, "cnn_depth": 2, **more}
     found = compete(op, players, shape)
-    assert found["left_out"] == {"ContextWM": f"PeerError: path is {tmp_path}: there is no wmlib"}
+    assert found.lost("left_out") == {"ContextWM": f"PeerError: path is {tmp_path}: there is no wmlib"}
     names = {"auto", "auto, without a graph", "reference", "torch.compile in a graph"}
-    assert {row["backend"] for row in found["rows"]} == names
+    assert {row["backend"] for row in found.rows} == names
     assert [type(learner) for learner in learners] == [Pretrainer if op == "pretrain_update" else Agent]
-    assert {row["pass"] for row in found["rows"]} == {"forward_backward"}
-    assert all(row["peak_mb"] == 1.0 for row in found["rows"])
+    assert {row["pass"] for row in found.rows} == {"forward_backward"}
+    assert all(row["peak_mb"] == 1.0 for row in found.rows)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -236,8 +432,8 @@ def test_a_peer_is_a_contestant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("APV_FAST_PEER_CONTEXTWM", str(peer_trees.contextwm(tmp_path / "mini")))
     shape = {"B": 1, "T": 6, "deter": 8, "hidden": 8, "cnn_depth": 2}
     found = compete("pretrain_update", updates.pretrain_update, shape, [*updates.WAYS, COMPILED + contests.GRAPH])
-    assert found["left_out"] == found["failed"] == {}
-    (row,) = found["rows"]
+    assert found.lost("left_out") == found.lost("failed") == {}
+    (row,) = found.rows
     assert (row["backend"], row["shape"], row["cache"]) == ("ContextWM", shape, "cold")
     assert row["median_ms"] > 0 and row["version"] == "mini" and row["parameters"] == 8
     assert row["peak_mb"] is None  # of its own process, which has no GPU here
@@ -253,7 +449,7 @@ def test_contests_of_other_ops() -> None:
     case = cases["lambda_return"]
     without = [COMPILED + contests.GRAPH]  # takes a while
     found = compete("lambda_return", functools.partial(pointwise._players, case), case.shape, without)
-    assert {"reference", "reference in a graph"} <= {row["backend"] for row in found["rows"]}
+    assert {"reference", "reference in a graph"} <= {row["backend"] for row in found.rows}
 
 
 def test_names_and_order_of_contests() -> None:
@@ -264,6 +460,10 @@ def test_names_and_order_of_contests() -> None:
     gpu = {op for op, row in IMPLEMENTATIONS.items() if {"triton", "cuda"} & row.keys()}
     assert gpu - {"rssm_step"} <= {contest.op for contest in found}
     assert [contest.dtype for contest in found].index("tf32") > names.index(next(n for n in names if "finetune" in n))
+    wanted = {one["name"] for one in work.run("list", {}, Told()) if one["target"]}  # type: ignore[arg-type]
+    for name in forecast.CONTESTS:
+        assert sum(one.startswith(f"{name} ") for one in wanted) == 1, name
+    assert len(wanted) == len(forecast.CONTESTS) == 7
 
 
 LENGTH = 10  # two iterations of a scan; with it inductor has put one gradient into another's memory

@@ -6,7 +6,10 @@ The CUDA side is compiled here from ``barrier.cu`` and the very header that the 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
+import hashlib
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,25 +42,36 @@ def _zero(count: int = 1) -> Tensor:
 
 
 def compile_cuda(folder: Path, capability: tuple[int, int]) -> Path:
-    """The library of barrier.cu for a GPU of ``capability``.
+    """The library of barrier.cu for a GPU of ``capability``; compiled once, however many processes ask for it.
 
     Raises:
         RuntimeError: there is no nvcc, or it fails.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    major, minor = capability
+    arch = f"{major}{minor}{'a' if major == 9 else ''}"
+    sources = [ROOT / "bench" / "gpu" / "barrier.cu", ROOT / "csrc" / "cuda" / "barrier.h"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+    library = folder / f"barrier-sm{arch}-{digest}.so"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _nvcc(sources[0], arch, library)
+    return library
+
+
+def _nvcc(source: Path, arch: str, library: Path) -> None:
     env = environment()
     nvcc = shutil.which("nvcc", path=env["PATH"])
     if nvcc is None:
         raise RuntimeError("nvcc is not on the path")
-    folder.mkdir(parents=True, exist_ok=True)
-    major, minor = capability
-    arch = f"{major}{minor}{'a' if major == 9 else ''}"
-    source, library = ROOT / "bench" / "gpu" / "barrier.cu", folder / f"barrier-sm{arch}.so"
+    part = library.with_suffix(".part")  # a process that is killed leaves no half of a library
     command = [nvcc, "-O3", "-std=c++17", "-gencode", f"arch=compute_{arch},code=sm_{arch}", "-shared"]
-    command += ["-Xcompiler", "-fPIC", f"-I{ROOT / 'csrc' / 'cuda'}", str(source), "-o", str(library)]
+    command += ["-Xcompiler", "-fPIC", f"-I{ROOT / 'csrc' / 'cuda'}", str(source), "-o", str(part)]
     process = subprocess.run(command, capture_output=True, text=True, env=env)
     if process.returncode:
         raise RuntimeError(f"nvcc: {process.stderr.strip().partition(chr(10))[0]}")
-    return library
+    os.replace(part, library)
 
 
 @functools.cache

@@ -1,63 +1,142 @@
-"""Builds the checkout in place, as an editable installation would, without installing anything.
+"""What GPU this is, and ``apv_fast/_cuda.so`` for it: the one that is here if it loads, else nvcc's for this GPU alone.
 
-CMake puts the C++ extension, and the CUDA library where nvcc is, into ``apv_fast/``; nothing is downloaded.
+The library has a plain C interface, so one that was built elsewhere, under another Python, serves. The C++ extension
+for CPUs is not built: nothing that runs on a GPU needs it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.gpu.checkout import ROOT, environment
 
-TOOLS = ("cmake", "ninja")
+LOOK_SECONDS = 60.0  # to import torch from a cold disk and start CUDA
+LIBRARY = ROOT / "apv_fast" / "_cuda.so"
+SOURCES = ("scan_forward", "scan_backward", "sample")
+# Asked in another process, so that this one never holds the device.
+LOOK = """
+import bench.gpu.checkout, json, torch
+from pathlib import Path
+from apv_fast.cuda import PATH
+from apv_fast.cuda.library import Library
+try:
+    library, why = bool(Library(PATH)), ""
+except OSError as error:
+    library, why = False, str(error)
+gpu = torch.cuda.is_available()
+name = torch.cuda.get_device_name(0) if gpu else ""
+capability = torch.cuda.get_device_capability() if gpu else (9, 0)
+print(json.dumps({"gpu": name, "capability": capability, "library": library, "why": why}))
+"""
 
 
-def commands(folder: Path) -> list[list[str]]:
-    """What is run, in order: configure, compile, put in place."""
-    import pybind11
+@dataclass(frozen=True)
+class Found:
+    """What is here."""
 
-    configure = [
-        *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
-        *(f"-DCMAKE_INSTALL_PREFIX={ROOT / 'apv_fast'}", f"-DPython_EXECUTABLE={sys.executable}"),
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-    ]
-    return [configure, ["cmake", "--build", str(folder)], ["cmake", "--install", str(folder)]]
+    gpu: str  # its name; "" without one
+    capability: tuple[int, int] = (9, 0)
+    library: bool = False  # whether apv_fast/_cuda.so loads
+    why: str = ""  # it does not
 
 
-def build(log: Path, seconds: float) -> dict[str, Any]:
-    """Build within ``seconds``; the result says what was made, or what failed.
+def look(seconds: float = LOOK_SECONDS) -> Found:
+    """Ask PyTorch.
+
+    Raises:
+        RuntimeError: it cannot say, or does not in ``seconds``; the last line of its error.
+    """
+    command = [sys.executable, "-c", LOOK]
+    try:
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"no answer in {seconds:.0f} s") from error
+    if process.returncode:
+        raise RuntimeError((process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
+    said = json.loads(process.stdout.strip().splitlines()[-1])
+    return Found(said["gpu"], tuple(said["capability"]), said["library"], said["why"])
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """nvcc's name: "90a", where the kernels use what only that one GPU has, or "80"."""
+    major, minor = capability
+    return f"{major}{minor}{'a' if major == 9 else ''}"
+
+
+def build(found: Found, log: Path, seconds: float) -> dict[str, Any]:
+    """See that ``apv_fast/_cuda.so`` loads, within ``seconds``.
 
     Returns:
-        "seconds", "nvcc" (its version or ""), and "error" if something failed: the last lines of the failing command.
+        "seconds", "nvcc" (its version or ""), "library" (what it is), and "error" if there is none that loads.
     """
-    start = time.monotonic()
-    env = environment()
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # pip puts cmake and ninja there
+    start, env = time.monotonic(), environment()
     result: dict[str, Any] = {"nvcc": nvcc_version(env)}
-    missing = [tool for tool in TOOLS if shutil.which(tool, path=env["PATH"]) is None]
-    if missing:
-        return result | {"error": f"not found: {', '.join(missing)}", "seconds": 0.0}
-    folder = ROOT / "build" / f"device-{sysconfig.get_platform()}-{sys.version_info.major}.{sys.version_info.minor}"
+    if found.library:
+        return result | {"library": f"found, sha256 {_digest()}", "seconds": 0.0}
+    arch = architecture(found.capability)
     try:
-        for command in commands(folder):
-            left = seconds - (time.monotonic() - start)
-            with log.open("ab") as output:
-                subprocess.run(command, check=True, stdout=output, stderr=subprocess.STDOUT, env=env, timeout=left)
-    except ImportError as error:
-        result["error"] = str(error)
-    except subprocess.TimeoutExpired:
-        result["error"] = f"took more than {seconds:.0f} s"
-    except (OSError, subprocess.CalledProcessError) as error:
-        last = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower()][-3:]
-        result["error"] = f"{error}: {' | '.join(last)}"[:600]
+        compile_library(arch, ROOT / "build" / f"device-cuda-sm{arch}", log, seconds)
+        result["library"] = f"built for sm_{arch} ({found.why or 'there was none'}), sha256 {_digest()}"
+    except (OSError, RuntimeError) as error:
+        result["error"] = f"the CUDA C++ library: {error}"[:600]
     return result | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def compile_library(arch: str, folder: Path, log: Path, seconds: float) -> None:
+    """nvcc on all sources at once, for one architecture; then in place under its name, whole.
+
+    Raises:
+        RuntimeError: there is no nvcc, or it fails, or is not done in ``seconds``.
+    """
+    env = environment()
+    nvcc = shutil.which("nvcc", path=env["PATH"])
+    if nvcc is None:
+        raise RuntimeError("nvcc is not on the path")
+    folder.mkdir(parents=True, exist_ok=True)
+    end, home = time.monotonic() + seconds, Path(nvcc).resolve().parent.parent
+    static = [f"-L{home / name}" for name in ("lib64", "lib") if (home / name / "libcudart_static.a").exists()]
+    flags = [nvcc, "-std=c++17", "-O3", "-cudart", "static", "-Xcompiler=-fPIC,-fvisibility=hidden", *static]
+    flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
+    objects = [str(folder / f"{name}.o") for name in SOURCES]
+    sources = [str(ROOT / "csrc" / "cuda" / f"{name}.cu") for name in SOURCES]
+    _run([[*flags, "-c", source, "-o", made] for source, made in zip(sources, objects, strict=True)], log, end)
+    part = folder / "_cuda.so"
+    _run([[*flags, "-shared", *objects, "-o", str(part)]], log, end)
+    beside = LIBRARY.with_name(f"_cuda.{os.getpid()}.part")
+    shutil.copyfile(part, beside)
+    os.replace(beside, LIBRARY)
+
+
+def _run(commands: Sequence[Sequence[str]], log: Path, end: float) -> None:
+    """Programs side by side until ``time.monotonic()`` is ``end``."""
+    with log.open("ab") as output:
+        running = [subprocess.Popen(command, stdout=output, stderr=output, env=environment()) for command in commands]
+        try:
+            for process in running:
+                process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError("nvcc was not done when the time was up") from error
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+    if any(process.returncode for process in running):
+        last = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower()][-3:]
+        raise RuntimeError(f"nvcc: {' | '.join(last) or 'see the log'}")
+
+
+def _digest() -> str:
+    return hashlib.sha256(LIBRARY.read_bytes()).hexdigest()[:12]
 
 
 def nvcc_version(env: dict[str, str]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / "build" / "kernel-cache"  # what Triton and Inductor compiled, unless the environment says otherwise
 
 
 class _Kernels(importlib.abc.MetaPathFinder):
@@ -42,12 +43,15 @@ def arrange() -> None:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a process that works in this checkout on a GPU: the interpreter off, CUDA's programs on the path."""
+    """For a process that works in this checkout on a GPU: the interpreter off, CUDA's programs on the path, and caches
+    of compiled kernels in the checkout.
+    """
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     cuda = Path(env.get("CUDA_HOME", "/usr/local/cuda"), "bin")
     if cuda.is_dir():
         env["PATH"] = f"{env.get('PATH', '')}{os.pathsep}{cuda}"
-    return env | {"PYTHONUNBUFFERED": "1"} | more
+    caches = {"TRITON_CACHE_DIR": str(CACHE / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor")}
+    return caches | env | {"PYTHONUNBUFFERED": "1"} | more
 
 
 arrange()

@@ -1,36 +1,114 @@
-"""The clock of a whole run, and the list of what was left out."""
+"""The clock of a whole run, and what it found: a file that is whole and up to date whenever the run is killed."""
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# Seconds that each stage has of a whole run, in their order: what is worth most comes first. "start" comes before all.
+BUDGETS = {
+    "start": 20.0,  # what GPU it is, the CUDA library, the cache of kernels
+    "smoke": 60.0,
+    "core": 75.0,
+    "ceilings": 9.0,
+    "rivals": 115.0,
+    "train": 128.0,
+    "tests": 23.0,
+}
+SECTIONS = tuple(BUDGETS)[1:]
+SECONDS = sum(BUDGETS.values())
+# What makes a row one of its own: a later one that agrees takes its place.
+KEY = ("op", "shape", "dtype", "pass", "cache", "backend")
 
 
 @dataclass
-class Ledger:
-    """How much time there is, and what did not run and why.
+class Clock:
+    """When each of some sections must have ended; what one does not use goes to the next.
 
     Args:
         seconds: of the whole run, from now on.
+        sections: that are to run; they share the time as in :data:`BUDGETS`.
     """
 
-    seconds: float
+    seconds: float = SECONDS
+    sections: Sequence[str] = SECTIONS
     start: float = field(default_factory=time.monotonic)
-    not_run: dict[str, str] = field(default_factory=dict)  # what -> why
-    problems: dict[str, str] = field(default_factory=dict)  # what broke -> how
 
-    def until(self, share: float) -> float:
-        """``time.monotonic()`` at which ``share`` of the time will have passed."""
-        return self.start + share * self.seconds
+    def until(self, section: str) -> float:
+        """``time.monotonic()`` at which ``section`` must have ended."""
+        spent, whole = BUDGETS["start"], BUDGETS["start"] + sum(BUDGETS[name] for name in self.sections)
+        for name in SECTIONS[: SECTIONS.index(section) + 1]:
+            spent += BUDGETS[name] * (name in self.sections)
+        return self.start + self.seconds * spent / whole
 
     def left(self, until: float | None = None) -> float:
         """Seconds from now to ``until``, or to the end."""
-        return (self.until(1.0) if until is None else until) - time.monotonic()
+        return (self.start + self.seconds if until is None else until) - time.monotonic()
+
+    @property
+    def taken(self) -> float:
+        """Seconds until now."""
+        return round(time.monotonic() - self.start, 1)
+
+
+class Ledger:
+    """Everything that a run found, and what broke or did not run and why; every change is in the file at once.
+
+    Args:
+        path: the file, JSON; None keeps no file.
+        facts: of the machine.
+        clock: of the run.
+    """
+
+    def __init__(self, path: Path | None, facts: Mapping[str, Any], clock: Clock) -> None:
+        self.path, self.clock = path, clock
+        self.found: dict[str, Any] = {"machine": dict(facts), "build": {}, "smoke": {}, "rows": [], "ceilings": {}}
+        self.found |= {"train": {}, "tests": {}, "sanitizer": {}, "left_out": {}, "problems": {}, "not_run": {}}
+        self.found |= {"seconds": 0.0, "complete": False}
+
+    def save(self) -> None:
+        """Write the file: to another name, and then in place, so that it is never half of one."""
+        self.found["seconds"] = self.clock.taken
+        if self.path is not None:
+            write(self.path, json.dumps(self.found, indent=1) + "\n")
+
+    def note(self, field: str, **what: Any) -> None:
+        """Add to one of the dictionaries of :attr:`found`."""
+        self.found[field] |= what
+        self.save()
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Add a row, in place of an earlier one of the same contestant, size, dtype, pass and cache."""
+        rows = self.found["rows"]
+        same = [i for i, old in enumerate(rows) if all(old[name] == row[name] for name in KEY)]
+        if same:
+            rows[same[0]] = dict(row)
+        else:
+            rows.append(dict(row))
+        self.save()
 
     def skip(self, what: str, why: str) -> None:
         """Note that ``what`` did not run."""
-        self.not_run[what] = why
+        self.note("not_run", **{what: why})
 
     def broke(self, what: str, how: str) -> None:
         """Note that ``what`` was tried and failed."""
-        self.problems[what] = how
+        self.note("problems", **{what: how})
+
+    def went(self, what: str) -> None:
+        """Take back that ``what`` did not run."""
+        self.found["not_run"].pop(what, None)
+        self.save()
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file's content: whoever reads it, at any time, sees the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)

@@ -1,7 +1,8 @@
 """A plugin of pytest (``-p bench.gpu.plugin``): every test's result goes to a file as soon as it is there.
 
 So a run that is stopped, or dies, leaves the results until then. The file, lines of JSON, is named by the environment
-variable :data:`VARIABLE`. Works under pytest-xdist, where the process that collects the results writes them.
+variable :data:`bench.gpu.suite.VARIABLE`. Works under pytest-xdist, where the process that collects the results writes
+them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-VARIABLE = "APV_FAST_TEST_REPORT"
+from bench.gpu.suite import VARIABLE
+
 OURS = ("apv_fast", "bench", "tests")
 # In this order, since every size is a kernel to compile and the time may be up before the last: the barrier and full
 # sizes, then of the shared bodies the sizes that differ most, all else, and what is not about the kernels.

@@ -1,4 +1,7 @@
-"""Runs the GPU's selection of the tests (``pytest -m gpu``) in a process of its own, and reads what came out."""
+"""Runs the GPU's selection of the tests (``pytest -m gpu``) in a process of its own, and reads what came out.
+
+``test_gpu.py``, which holds what only a GPU can show, runs before the others are even collected.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,26 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.gpu.checkout import ROOT, environment
-from bench.gpu.plugin import VARIABLE
+
+VARIABLE = "APV_FAST_TEST_REPORT"  # the file that bench.gpu.plugin writes to
 
 PROCESSES = 12  # most of the time goes to compiling kernels, which the CPU does
 THREADS = "2"  # of each, on the CPU
 TEST_SECONDS = 240  # after which a test is taken to hang; some compile a kernel for each of many shapes
 SANITIZED = "sanitize"  # tests under compute-sanitizer: marked so, small shapes
-TESTS = ("tests",)
+PARTS = (("tests/test_gpu.py",), ("tests", "--ignore=tests/test_gpu.py"))  # one after the other
+WAIT = 2.0  # seconds between two looks at the results
+
+Progress = Callable[[dict[str, Any]], None]
 
 
-def command(expression: str, *, processes: int) -> list[str]:
-    """pytest on the tests that ``expression`` selects, in as many processes as help and are possible."""
+def command(expression: str, part: Sequence[str], *, processes: int) -> list[str]:
+    """pytest on the tests of ``part`` that ``expression`` selects, in as many processes as help and are possible."""
     parts = [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.checkout", "-p", "bench.gpu.plugin"]
     parts += [
         "-m",
@@ -42,52 +49,74 @@ def command(expression: str, *, processes: int) -> list[str]:
     if importlib.util.find_spec("pytest_timeout"):
         # By a thread: a signal's handler would wait for the call into CUDA that hangs.
         parts += ["--timeout", str(TEST_SECONDS), "--timeout-method", "thread"]
-    return [*parts, *TESTS]
+    return [*parts, *part]
 
 
-def run(report: Path, log: Path, seconds: float, *, expression: str = "gpu and not slow") -> dict[str, Any]:
-    """Run the tests for at most ``seconds``.
+def run(
+    report: Path, log: Path, seconds: float, *, expression: str = "gpu and not slow", progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run the tests for at most ``seconds``; ``progress`` is given the summary until now every other second.
 
     Returns:
-        See :func:`summary`; "stopped" says whether the time was up, "status" is pytest's exit status.
+        See :func:`summary`; "stopped" says whether the time was up, "status" is the last exit status of pytest.
     """
-    report.unlink(missing_ok=True)
     processes = min(PROCESSES, os.cpu_count() or 1)
-    return _finish(command(expression, processes=processes), report, log, seconds)
+    commands = [command(expression, part, processes=processes) for part in PARTS]
+    return _finish(commands, report, log, seconds, progress)
 
 
 def sanitize(report: Path, log: Path, seconds: float) -> dict[str, Any]:
     """The tests on small shapes under compute-sanitizer, which stops them at the first bad access."""
-    report.unlink(missing_ok=True)
     tool = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "all"]
-    return _finish([*tool, *command(SANITIZED, processes=1)], report, log, seconds)
+    return _finish([[*tool, *command(SANITIZED, PARTS[0], processes=1)]], report, log, seconds, None)
 
 
-def _finish(command: list[str], report: Path, log: Path, seconds: float) -> dict[str, Any]:
+def _finish(
+    commands: Sequence[list[str]], report: Path, log: Path, seconds: float, progress: Progress | None
+) -> dict[str, Any]:
     start = time.monotonic()
-    stopped, status = False, -1
+    report.unlink(missing_ok=True)
+    stopped, status, error = False, -1, ""
+    for one in commands:
+        left = seconds - (time.monotonic() - start)
+        with report.open("a") as file:
+            file.write(json.dumps({"part": one}) + "\n")
+        try:
+            stopped, status = _wait(one, report, log, left, progress)
+        except OSError as broken:
+            error = str(broken)
+            break
+        # 0: passed, 1: some failed, 5: nothing was selected; all else never came to run the tests
+        if not stopped and status not in (0, 1, 5) and not summary(read(report))["failures"]:
+            last = log.read_text(errors="replace").strip().splitlines()[-3:]
+            error = f"pytest's exit status is {status}: {' | '.join(last)}"[:600]
+        if stopped:
+            break
+    result = summary(read(report)) | {"stopped": stopped, "status": status}
+    return result | ({"error": error} if error else {}) | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def _wait(command: list[str], report: Path, log: Path, seconds: float, progress: Progress | None) -> tuple[bool, int]:
+    """Run ``command`` until it or the time ends: whether the time was up, and its exit status."""
+    end = time.monotonic() + seconds
     env = environment(**{VARIABLE: str(report), "OMP_NUM_THREADS": THREADS})
     with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        except OSError as error:
-            return summary([]) | {"error": str(error), "status": -1, "stopped": False, "seconds": 0.0}
-        try:
-            status = process.wait(max(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            stopped = True
+            while True:
+                try:
+                    return False, process.wait(min(WAIT, max(0.0, end - time.monotonic())))
+                except subprocess.TimeoutExpired:
+                    if progress is not None:
+                        progress(summary(read(report)))
+                    if time.monotonic() >= end:
+                        return True, -1
         finally:  # also when this process is interrupted
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    result = summary(read(report)) | {"stopped": stopped, "status": status}
-    # 0: passed, 1: some failed, 5: nothing was selected; all else never came to run the tests
-    if not stopped and status not in (0, 1, 5) and not result["failures"]:
-        last = log.read_text(errors="replace").strip().splitlines()[-3:]
-        result["error"] = f"pytest's exit status is {status}: {' | '.join(last)}"[:600]
-    return result | {"seconds": round(time.monotonic() - start, 1)}
 
 
 def read(report: Path) -> list[dict[str, Any]]:
@@ -105,12 +134,14 @@ def summary(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """
     found: dict[str, dict[str, Any]] = {}
     started: dict[str, None] = {}
-    collected = 0
+    parts = collected = before = 0  # begun; tests in all, and those of the parts before this one
     for line in lines:
-        if "started" in line:
+        if "part" in line:
+            parts, before = parts + 1, collected
+        elif "started" in line:
             started[line["started"]] = None
         elif "collected" in line:
-            collected = max(collected, line["collected"])
+            collected = max(collected, before + line["collected"])  # every process says so
         elif line["test"] not in found or line["outcome"] in ("failed", "error"):
             found[line["test"]] = line
     counts = Counter("failed" if line["outcome"] == "error" else line["outcome"] for line in found.values())
@@ -118,6 +149,7 @@ def summary(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
     skips = Counter(line["why"].removeprefix("Skipped: ") for line in found.values() if line["outcome"] == "skipped")
     slowest = sorted(found.values(), key=lambda line: -line["seconds"])[:5]
     return {
+        "parts": parts,
         "collected": collected,
         **{name: counts[name] for name in ("passed", "failed", "skipped")},
         "not_run": max(0, collected - sum("::" in test for test in found)),  # else a module

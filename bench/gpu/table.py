@@ -6,19 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.cost.machine import Machine
-from bench.gpu.targets import COMPILED_GRAPH, REFERENCE, Group, Row, verdicts
+from bench.gpu.targets import BEST, REFERENCE, Group, Row, is_ours, verdicts
 from bench.roofline import columns, shape_name, share
 
 LINES, CHARACTERS = 59, 11_900
 LISTED = 5  # failures, problems and omissions that are named; the rest are counted
 WIDTH = 150  # of a line of text
-REFERENCE_GRAPH, PHASES = "reference in a graph", "triton, a launch a phase"
-YARDSTICKS = {  # heading -> contestant
-    "eager": REFERENCE,
-    "graph": REFERENCE_GRAPH,
-    "compile": COMPILED_GRAPH,
-    "phases": PHASES,
-}
+YARDSTICKS = {"eager": REFERENCE, "graph": "reference in a graph", "best": BEST}  # heading -> contestant
 
 
 def groups(rows: Sequence[Row]) -> dict[tuple[str, ...], Group]:
@@ -52,14 +46,14 @@ def result_lines(rows: Sequence[Row], machine: Machine) -> list[str]:
 
 
 def _others(found: Group, best: Row) -> str:
-    """The contestants that have no column of their own."""
+    """The contestants that have no column of their own, rivals first."""
     known = {best["backend"], *YARDSTICKS.values()}
-    rest = [row for row in found.rows if row["backend"] not in known]
+    rest = sorted((row for row in found.rows if row["backend"] not in known), key=lambda row: is_ours(row["backend"]))
     return ", ".join(f"{row['backend']} {row['median_ms']:.3f}" for row in rest)[:60]
 
 
 def target_lines(rows: Sequence[Row]) -> list[str]:
-    """The targets of issue 3, which are for an H100, two a line to save room."""
+    """The targets, which are for an H200, two a line to save room."""
     marks = {True: "met", False: "NOT MET", None: "-"}
     cells = [[v.what, v.wanted, v.measured, marks[v.met]] for v in verdicts(rows)]
     half = (len(cells) + 1) // 2
@@ -94,14 +88,43 @@ def ceiling_lines(ceilings: Mapping[str, float]) -> Iterator[str]:
         yield "ceilings: " + ", ".join(f"{name} {value:.4g}" for name, value in ceilings.items())
 
 
+def smoke_lines(smoke: Mapping[str, Any]) -> Iterator[str]:
+    """How the checks went: problems have lines of their own."""
+    if smoke:
+        passed = sum("error" not in check for check in smoke.values())
+        longest = max(check["seconds"] for check in smoke.values())
+        yield f"smoke: {passed} of {len(smoke)} checks passed, the longest in {longest:.0f} s"
+
+
+def train_lines(train: Mapping[str, Any]) -> Iterator[str]:
+    """What training measured, plain numbers and text only."""
+    shown = [f"{name} {_short(value)}" for name, value in train.items() if isinstance(value, (int, float, str))]
+    if shown:
+        yield ("train: " + ", ".join(shown))[: 2 * WIDTH]
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def alone_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Rows that are less than the others."""
+    if alone := sum(bool(row.get("alone")) for row in rows):
+        yield f"{alone} rows are of a contestant timed by itself: its contest did not come to its end"
+
+
 def render(report: Mapping[str, Any], machine: Machine) -> str:
     """The whole table of a report; see :func:`bench.device.main` for its fields."""
     facts = report["machine"]
     lines = [f"{name}: {value}" for name, value in facts.items() if name in ("GPU", "versions", "commit")]
     built = report["build"]
-    lines.append(f"build: {built.get('seconds', 0):.0f} s, {built.get('nvcc') or 'no nvcc'}{_error(built)}"[:WIDTH])
+    library = f"_cuda.so: {built.get('library', 'none')}, {built.get('nvcc') or 'no nvcc'}{_error(built)}"
+    lines.append(library[:WIDTH])
+    lines += smoke_lines(report["smoke"])
+    lines += train_lines(report["train"])
     lines += test_lines(report["tests"])
     lines += ceiling_lines(report["ceilings"])
+    lines += alone_lines(report["rows"])
     lines += _some([f"BROKEN {what}: {how}" for what, how in report["problems"].items()])
     lines += _some([f"no row: {what}: {why}" for what, why in report["left_out"].items()])
     lines += _some([f"not run: {what}: {why}" for what, why in report["not_run"].items()])
