@@ -25,7 +25,7 @@ test: install
 
 # What `make test` leaves out for its time, and the tests of the CPU under other instruction sets and random numbers.
 test-all: install
-	$(PYTEST) -m "thorough and not slow" $(ARGS)
+	$(PYTEST) --dist loadfile -m "thorough and not slow" $(ARGS)
 	$(BIN)/python -m tests.matrix -- -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 bench: install

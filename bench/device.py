@@ -145,7 +145,7 @@ def with_gpu(ledger: Ledger, found: build.Found, options: argparse.Namespace, fo
     ledger.found["complete"] = True
     ledger.save()
     report = ledger.found
-    machine = with_ceilings(MACHINES["h100"], report["ceilings"], report["machine"].get("GPU", ""))
+    machine = with_ceilings(MACHINES["h200"], report["ceilings"], report["machine"].get("GPU", ""))
     print(f"\nwrote {ledger.path} after {report['seconds']:.0f} s\n")
     print(table.render(report, machine), flush=True)
     return 1 if report["problems"] else 0

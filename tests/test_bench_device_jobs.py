@@ -361,6 +361,7 @@ def test_broken(broken): pass
 
 
 def test_results_of_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # of these tests, not of those
     (tmp_path / "test_small.py").write_text(SUITE)
     (tmp_path / "test_absent.py").write_text("import gymnasium_is_not_here\ndef test_it(): pass\n")
     (tmp_path / "test_wrong.py").write_text("import bench.no_such_module\ndef test_it(): pass\n")
@@ -431,6 +432,7 @@ def test_tests_that_could_not_run_are_an_error(tmp_path: Path, monkeypatch: pyte
     assert "missing" in suite.run(tmp_path / "report", tmp_path / "log", 60)["error"]
 
 
+@pytest.mark.thorough
 def test_every_backend_for_gpus_is_selected() -> None:
     """``-m gpu`` finds the tests of the table's GPU backends by themselves."""
     assert suite.PARTS[0] == ("tests/test_gpu.py",) and "--ignore=tests/test_gpu.py" in suite.PARTS[1]

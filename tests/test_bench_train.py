@@ -51,6 +51,7 @@ def test_the_extrapolation_is_the_papers_numbers_at_the_rates_found() -> None:
     assert two["note"].endswith("without start and checkpoints")
 
 
+@pytest.mark.thorough
 def test_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one environment: the prefill, the first updates, training, a round of evaluation, told on the way."""
     monkeypatch.setattr(train, "REPORT_SECONDS", 0.2)

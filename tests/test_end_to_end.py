@@ -232,6 +232,7 @@ def test_pretraining_never_sees_an_action(data: Path, pretrained: Path, tmp_path
     assert differences(learnt(pretrained), learnt(tmp_path / "run")) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "pre", "stacked", "bonus"),
     [
@@ -300,8 +301,14 @@ def test_two_environments(finetuned: Path, pretrained: Path, tmp_path: Path) -> 
     [
         pytest.param("pretrain", signal.SIGKILL, "", id="pretrain, kill -9"),
         pytest.param("finetune", signal.SIGKILL, "", id="finetune, kill -9", marks=pytest.mark.thorough),
-        pytest.param("finetune", signal.SIGINT, "", id="finetune, Ctrl-C", marks=pytest.mark.thorough),
-        pytest.param("finetune", signal.SIGKILL, "--overlap", id="finetune beside the environment, kill -9"),
+        pytest.param("finetune", signal.SIGINT, "", id="finetune, Ctrl-C"),
+        pytest.param(
+            "finetune",
+            signal.SIGKILL,
+            "--overlap",
+            id="finetune beside the environment, kill -9",
+            marks=pytest.mark.thorough,
+        ),
         pytest.param(
             "finetune",
             signal.SIGINT,
@@ -309,7 +316,9 @@ def test_two_environments(finetuned: Path, pretrained: Path, tmp_path: Path) -> 
             id="finetune beside two, Ctrl-C",
             marks=pytest.mark.thorough,
         ),
-        pytest.param("finetune", signal.SIGINT, "--envs 2", id="finetune in two environments, Ctrl-C"),
+        pytest.param(
+            "finetune", signal.SIGINT, "--envs 2", id="finetune in two environments, Ctrl-C", marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(

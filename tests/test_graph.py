@@ -95,6 +95,7 @@ def test_replays_are_updates(kind: str) -> None:
     assert_replays_are_updates(kind)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["video", "stacked"])
 @pytest.mark.skipif(GPU, reason="on a GPU the kernels are what the test above runs")
 def test_replays_of_the_kernels_are_updates(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

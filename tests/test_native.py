@@ -45,6 +45,7 @@ def test_working_memory(dtype: torch.dtype, isa: str, monkeypatch: pytest.Monkey
     assert memory < 4 * MEBIBYTE
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_of_the_process() -> None:
     # The [Q, N] matrix alone would be 36 MiB.

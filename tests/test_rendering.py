@@ -49,6 +49,7 @@ print("the same", len(first))
 """
 
 
+@pytest.mark.thorough
 def test_suites_render_beside_each_other_and_close_quietly() -> None:
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", _MIXED], capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == "the same 3", result.stderr

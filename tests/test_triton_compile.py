@@ -134,6 +134,7 @@ def test_rssm_scan_fits_and_uses_tensor_cores(compiled: Compiled, name: str, arc
     assert report["ld.acquire.gpu"] == (0 if ".phase" in name else 5)  # a barrier after each phase
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "arch"), rows("rssm.stacked."))
 def test_a_barrier_parts_the_phases_of_both_models(compiled: Compiled, name: str, arch: int) -> None:
     """Phases are called, and a program waits for its own threads between any two calls; a round has two of each."""

@@ -16,7 +16,7 @@ from bench.gpu.ledger import BUDGETS, SECTIONS
 from bench.gpu.stages import AFTER_TRAINING, PASS_SECONDS, TRAIN_SECONDS
 
 LOOK, START = 12.0, 8.0  # assumed: importing torch and starting CUDA, from a cold disk and from a warm one
-NVCC, NVCC_BARRIER = 26.0, 8.0  # measured
+NVCC, NVCC_BARRIER = 26.0, 8.0  # measured; assumed
 INDUCTOR = 36.0  # measured: a compiled step, forward and backward
 PREPARE = 1.5  # assumed: warm up, record both passes, run twice more for the peak of the memory
 WARM, ALONE = 0.1, 0.2  # set: before each timing; a contestant by itself
