@@ -114,11 +114,11 @@ def _update(
 
 
 @triton.jit
-def _copy(copies, nothing, weight, start, lane, inside, number, COPY: tl.constexpr):
+def _copy(copies, nothing, weight, start, lane, count, number, COPY: tl.constexpr):
     """A chunk's numbers to its weight's copy, if that has one; its memory is torch's own, so it is aligned."""
     address = tl.load(copies + weight)
     copy = tl.multiple_of(_pointer(address, COPY) + start, 16)
-    tl.store(copy + lane, rounded(number, COPY), only_if(address != nothing.to(tl.int64), inside))
+    tl.store(copy + lane, rounded(number, COPY), lane < tl.where(address != nothing.to(tl.int64), count, 0))
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -153,13 +153,13 @@ def step_kernel(
             w + lane, g + lane, m + lane, v + lane, lane < CHUNK, scale, rate, has_gradient, EPS, DECAY, BETA1, BETA2
         )
         if copies is not None:
-            _copy(copies, nothing, weight, start, lane, lane < CHUNK, number, COPY)
+            _copy(copies, nothing, weight, start, lane, count, number, COPY)
     else:
         number = _update(
             w + lane, g + lane, m + lane, v + lane, lane < count, scale, rate, has_gradient, EPS, DECAY, BETA1, BETA2
         )
         if copies is not None:
-            _copy(copies, nothing, weight, start, lane, lane < count, number, COPY)
+            _copy(copies, nothing, weight, start, lane, count, number, COPY)
 
 
 def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -203,9 +203,11 @@ def test_weights_that_changed_in_place_count(backend: str, latent: int, dtype: t
         before = after
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_threads_and_copies(backend: str) -> None:
+def test_threads_and_copies(backend: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits on any number of threads, from several callers at once, and from a copy."""
+    monkeypatch.setenv("APV_FAST_CPU_ISA", isa)
     modules = make()
     policy, _ = policies(modules, backend)
     start, threads = begin(modules[0], 5), torch.get_num_threads()

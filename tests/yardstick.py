@@ -12,7 +12,7 @@ import functools
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,8 +168,16 @@ def least(errors: Iterable[dict[str, float]]) -> dict[str, float]:
     return {name: min(error, *(other[name] for other in others)) for name, error in first.items()} if others else first
 
 
-def judge(measure: Callable[[int], dict[str, tuple[float, float]]], dtype: torch.dtype, *, exact: bool = True) -> None:
+def judge(
+    measure: Callable[[int], dict[str, tuple[float, float]]],
+    dtype: torch.dtype,
+    *,
+    exact: bool = True,
+    floors: Mapping[str, float] | None = None,
+) -> None:
     """Hold relative errors to twice PyTorch's own; in float64 (``exact``) to 1e-12.
+
+    PyTorch's own counts as half a rounding of ``dtype`` at least, or as what ``floors`` has for the name.
 
     ``measure`` gives (the backend's, PyTorch's) by name for the problem of a seed. Where one problem is outside of the
     bound, the root of the mean square over four decides, and then over sixteen: of a few roundings one is luck.
@@ -184,7 +192,8 @@ def judge(measure: Callable[[int], dict[str, tuple[float, float]]], dtype: torch
         outside = {}
         for name in found[0]:
             error, own = (math.sqrt(statistics.fmean(one[name][side] ** 2 for one in found)) for side in (0, 1))
-            bound = EXACT if exact and dtype == torch.float64 else 2 * max(own, torch.finfo(dtype).eps / 2)
+            floor = (floors or {}).get(name, torch.finfo(dtype).eps / 2)
+            bound = EXACT if exact and dtype == torch.float64 else 2 * max(own, floor)
             if not error <= bound:
                 outside[name] = f"error {error:.2e}, PyTorch {own:.2e}"
         if not outside:

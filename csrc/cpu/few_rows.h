@@ -59,16 +59,33 @@ inline auto last_operands(const T* w, int64_t left) {
   if constexpr (!std::is_same_v<T, Bf16> || !std::is_same_v<Element<T>, Bf16>) return load(w, left);
 }
 
+// a·b + c, rounded once. Written as a product and a sum, GCC fused them or not depending on how many columns were taken at
+// once, and so on the number of threads.
+template <class V>
+inline V fused(V a, V b, V c) {
+  constexpr bool floats = sizeof(a[0]) == 4;
+#if defined(__AVX512F__)
+  if constexpr (floats) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  else return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+  if constexpr (floats) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  else return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  static_cast<void>(floats);
+  return a * b + c;
+#endif
+}
+
 template <class T, class Left, class Right>
 inline Vector<Wide<T>> dot_add(Left a, Right w, Vector<Wide<T>> sum) {
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<T, Bf16>) {
     return (Floats)_mm512_dpbf16_ps((__m512)sum, a, w);
   } else {
-    return a * w + sum;
+    return fused(a, w, sum);
   }
 #else
-  return a * w + sum;
+  return fused(a, w, sum);
 #endif
 }
 
