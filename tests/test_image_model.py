@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -206,6 +207,7 @@ def test_no_images(backend: str, kind: str) -> None:
 
 @needs_cpu
 def test_opcheck() -> None:
+    importlib.import_module("apv_fast.cpu.image_model")  # registers them
     for kind in ("bytes", "images", "decoder"):
         x, layers, _ = case(kind, (2, 1, 3, 3), torch.float32)
         rest: tuple[Any, ...] = (layers, True) if kind == "decoder" else (layers, torch.float32, True)

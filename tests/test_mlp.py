@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
 
@@ -129,6 +130,7 @@ def test_no_rows(backend: str) -> None:
 
 
 def test_opcheck() -> None:
+    importlib.import_module("apv_fast.cpu.mlp")  # registers it
     x, layers, _ = inputs(7, [5, 3, 2], torch.float32)
     torch.library.opcheck(torch.ops.apv_fast.mlp_cpu, (x, [w for layer in layers for w in layer]))
 

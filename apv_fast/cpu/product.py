@@ -7,6 +7,7 @@ precision is PyTorch's, in pieces where its sums would depend on the number of t
 from __future__ import annotations
 
 import functools
+import os
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,12 @@ def _ours(a: Tensor) -> bool:
 
 
 def _splits_sums() -> bool:
-    """Whether PyTorch's product of half precision deals the terms of a sum out to threads, as oneDNN does with AMX."""
-    return _C.has_amx()
+    """Whether PyTorch's product of half precision may deal the terms of a sum out to threads.
+
+    oneDNN does so with AMX, and without AVX-512's instructions for bfloat16; with them it does not.
+    """
+    restricted = any(name in os.environ for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
+    return restricted or _C.has_amx() or _C.supported_isas()[0] != "avx512bf16"
 
 
 def _pytorchs(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -94,9 +94,13 @@ struct Layer {
   void sum_rows(Depth part, const Element<T>* const* rows, int64_t first, int64_t count, Real* totals) const {
     for (int64_t r = 0; r < count; ++r) {
       Vector<Real> sums = {};
-      for (int64_t k = 0; k < part.size(); k += kLanes) {
-        const int64_t left = part.size() - k;
-        sums += left >= kLanes ? load(rows[r] + k) : load(rows[r] + k, left);
+      for (int64_t k = 0; k < part.size();) {
+        Vector<Real> some = {};
+        for (const int64_t end = k + kFewTerms * kLanes; k < end && k < part.size(); k += kLanes) {
+          const int64_t left = part.size() - k;
+          some += left >= kLanes ? load(rows[r] + k) : load(rows[r] + k, left);
+        }
+        sums += some;
       }
       Real& total = totals[first + r];
       total = part.begin == 0 ? sum(sums) : total + sum(sums);
