@@ -49,6 +49,12 @@ def truth(mean: Tensor, image: Tensor, factor: float = 1.0) -> list[Tensor]:
     return [loss.detach(), gradient]
 
 
+def _terms(mean: Tensor, image: Tensor, factor: float) -> float:
+    """The norm of what the gradient is the difference of, which may cancel where it is one number."""
+    terms = torch.cat([mean.detach().double().cpu().flatten(), image.cpu().flatten().double() / 255 - 0.5])
+    return abs(factor) * terms.norm().item() / mean.shape[:-3].numel()
+
+
 def device_of(backend: str) -> str:
     return probe(backend).devices[-1]
 
@@ -67,11 +73,11 @@ def test_value_and_gradient(backend: str, dtype: torch.dtype, shape: tuple[int, 
         got, reference = run(mean, image, backend, factor), run(mean, image, "reference", factor)
         assert got[0].shape == () and got[0].dtype == torch.promote_types(dtype, torch.float32)
         assert got[1].dtype == dtype
-        found = [
-            [torch.dist(x.double().cpu(), right).item() / right.norm().item() for x in (a, b)]
-            for a, b, right in zip(got, reference, wanted, strict=True)
-        ]
-        return {name: (error, own) for name, (error, own) in zip(("loss", "gradient"), found, strict=True)}
+        sizes = {"loss": wanted[0].norm().item(), "gradient": _terms(mean, image, factor)}
+        return {
+            name: (torch.dist(a.double().cpu(), right).item() / size, torch.dist(b.double().cpu(), right).item() / size)
+            for (name, size), a, b, right in zip(sizes.items(), got, reference, wanted, strict=True)
+        }
 
     scale = 2.0 if dtype == torch.float64 else 0.5  # the truth is no better itself
     kinds = {"loss": torch.promote_types(dtype, torch.float32), "gradient": dtype}
