@@ -21,8 +21,8 @@ import torch
 # takes the same, already checked arguments; modules are imported when their cell is first used.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "knn_bonus": {
-        "reference": "apv_fast.reference.knn:knn_bonus",
-        "cpu": "apv_fast.cpu.knn:knn_bonus",
+        "reference": "apv_fast.reference.knn_bonus:knn_bonus",
+        "cpu": "apv_fast.cpu.knn_bonus:knn_bonus",
         "triton": "apv_fast.kernels.knn_bonus:knn_bonus",
     },
     "video_bonus": {
@@ -31,7 +31,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "apv_fast.kernels.video_bonus:video_bonus",
     },
     "lambda_return": {
-        "reference": "apv_fast.reference.returns:lambda_return",
+        "reference": "apv_fast.reference.lambda_return:lambda_return",
         "cpu": "apv_fast.cpu.lambda_return:lambda_return",
         "triton": "apv_fast.kernels.lambda_return:lambda_return",
     },
@@ -61,51 +61,51 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "apv_fast.reference.mlp:mlp",  # cuBLAS's
     },
     "keras_adam": {
-        "reference": "apv_fast.reference.adam:Step",
-        "cpu": "apv_fast.cpu.adam:Step",
-        "triton": "apv_fast.kernels.adam:Step",
+        "reference": "apv_fast.reference.keras_adam:Step",
+        "cpu": "apv_fast.cpu.keras_adam:Step",
+        "triton": "apv_fast.kernels.keras_adam:Step",
     },
     "kl_balance": {
-        "reference": "apv_fast.reference.kl:kl_balance",
+        "reference": "apv_fast.reference.kl_balance:kl_balance",
         "cpu": "apv_fast.cpu.kl_balance:kl_balance",
         "triton": "apv_fast.kernels.kl_balance:kl_balance",
     },
     "kl_balance_normal": {
-        "reference": "apv_fast.reference.kl:kl_balance_normal",
+        "reference": "apv_fast.reference.kl_balance:kl_balance_normal",
         "cpu": "apv_fast.cpu.kl_balance:kl_balance_normal",
         "triton": "apv_fast.kernels.kl_balance:kl_balance_normal",
     },
     "rssm_observe": {
         "reference": "apv_fast.reference.rssm:rssm_observe",
-        "cpu": "apv_fast.cpu.scan:observe",
-        "triton": "apv_fast.kernels.rssm_scan:rssm_observe",
-        "cuda": "apv_fast.cuda.observe:observe",
+        "cpu": "apv_fast.cpu.rssm_observe:observe",
+        "triton": "apv_fast.kernels.rssm_observe:rssm_observe",
+        "cuda": "apv_fast.cuda.rssm_observe:observe",
     },
     "rssm_imagine": {
         "reference": "apv_fast.reference.rssm:rssm_imagine",
-        "cpu": "apv_fast.cpu.imagine:rssm_imagine",
+        "cpu": "apv_fast.cpu.rssm_imagine:rssm_imagine",
         "triton": "apv_fast.kernels.rssm_imagine:rssm_imagine",
     },
     "rssm_step": {
         "reference": "apv_fast.reference.rssm:rssm_step",
-        "cpu": "apv_fast.cpu.step:rssm_step",
+        "cpu": "apv_fast.cpu.rssm_step:rssm_step",
         "triton": "apv_fast.kernels.rssm_step:rssm_step",
     },
     "rssm_rollout": {
-        "reference": "apv_fast.reference.imagination:rssm_rollout",
-        "cpu": "apv_fast.cpu.imagine:rssm_rollout",
+        "reference": "apv_fast.reference.rssm_rollout:rssm_rollout",
+        "cpu": "apv_fast.cpu.rssm_imagine:rssm_rollout",
         "triton": "apv_fast.kernels.rssm_rollout:rssm_rollout",
     },
     "policy": {  # classes: of apv_fast.agent.policy.Policy
         "reference": "apv_fast.agent.policy:ModulePolicy",
-        "cpu": "apv_fast.cpu.act:CpuPolicy",
+        "cpu": "apv_fast.cpu.policy:CpuPolicy",
         "triton": "apv_fast.agent.policy:ModulePolicy",
     },
     "stacked_observe": {
         "reference": "apv_fast.reference.rssm:stacked_observe",
-        "cpu": "apv_fast.cpu.scan:stacked_observe",
-        "triton": "apv_fast.kernels.stacked_scan:stacked_observe",
-        "cuda": "apv_fast.cuda.observe:stacked_observe",
+        "cpu": "apv_fast.cpu.rssm_observe:stacked_observe",
+        "triton": "apv_fast.kernels.stacked_observe:stacked_observe",
+        "cuda": "apv_fast.cuda.rssm_observe:stacked_observe",
     },
 }
 
@@ -117,10 +117,10 @@ STANDS_IN: dict[str, str] = {"cuda": "triton"}
 OBSTACLES: dict[tuple[str, str], str] = {
     ("image_encoder", "cpu"): "apv_fast.cpu.image_model:obstacle",
     ("image_decoder", "cpu"): "apv_fast.cpu.image_model:obstacle",
-    ("rssm_observe", "cpu"): "apv_fast.cpu.scan:obstacle",
-    ("stacked_observe", "cpu"): "apv_fast.cpu.scan:obstacle",
-    ("rssm_observe", "cuda"): "apv_fast.cuda.observe:obstacle",
-    ("stacked_observe", "cuda"): "apv_fast.cuda.observe:stacked_obstacle",
+    ("rssm_observe", "cpu"): "apv_fast.cpu.rssm_observe:obstacle",
+    ("stacked_observe", "cpu"): "apv_fast.cpu.rssm_observe:obstacle",
+    ("rssm_observe", "cuda"): "apv_fast.cuda.rssm_observe:obstacle",
+    ("stacked_observe", "cuda"): "apv_fast.cuda.rssm_observe:stacked_obstacle",
 }
 
 # backend -> "module:function" that reports whether it can run here; imported on first use, must never raise.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apv_fast import narrow as copies
 from apv_fast.backend import resolve
-from apv_fast.reference.adam import Settings
+from apv_fast.reference.keras_adam import Settings
 
 ALIGNMENT = 64  # numbers: where a weight's moments begin in the flat buffers, so that kernels can read 16 bytes
 

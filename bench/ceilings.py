@@ -33,7 +33,7 @@ def _best(work: Callable[[], object]) -> float:
 def _products() -> list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
     if not probe("cpu").available:
         return [torch.mm]
-    from apv_fast.cpu.product import product
+    from apv_fast.cpu.parts.product import product
 
     return [torch.mm, product]
 

@@ -27,12 +27,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apv_fast.structure import Latent
+from apv_fast.types import Latent
 
 from . import interpreting
 from .aot_imagination import imagination
-from .rssm_arguments import WARPS, Backward, Forward, LinkBackward, LinkForward, make_shape, stacked_registers
-from .rssm_arguments import Device as Chip
+from .parts.rssm_arguments import WARPS, Backward, Forward, LinkBackward, LinkForward, make_shape, stacked_registers
+from .parts.rssm_arguments import Device as Chip
 
 # Multiprocessors and shared memory of a chip; sm_80 and sm_90 share an H100's number and an A100's memory.
 CHIPS = {
@@ -136,7 +136,7 @@ def _rssm(chip: Chip) -> Iterator[Kernel]:
     """Full size, 16 and 50 sequences, in the chip's tiles."""
     latent = Latent(32, 32)
     cooperative = {"num_warps": WARPS, "launch_cooperative_grid": True}
-    single, stacked = "apv_fast.kernels.rssm_scan", "apv_fast.kernels.stacked_scan"
+    single, stacked = "apv_fast.kernels.rssm_observe", "apv_fast.kernels.stacked_observe"
     for name, batch in (("bf16", 16), ("bf16", 50), ("tf32", 50), ("fp32", 50)):
         dtype, precision = ("bf16" if name == "bf16" else "fp32"), ("tf32" if name == "tf32" else "ieee")
         z = make_shape(1024, 1024, latent, batch, 2 if dtype == "bf16" else 4, "seed", precision, chip)
@@ -188,7 +188,7 @@ def _knn_bonus() -> Iterator[Kernel]:
         filtering = kind == "filter"
         return Kernel(
             name=f"knn_bonus.{kind}.{label}",
-            target=f"apv_fast.kernels.knn_select:{kind}_kernel",
+            target=f"apv_fast.kernels.parts.knn_select:{kind}_kernel",
             signature={name: types[name] for name in pointers} | sizes,
             constants={"HAS_FILLED": True, "EXCLUDE_SELF": False} | (unit if filtering else {}) | constants,
             aligned=frozenset([*pointers, *(("query_0", "keys_0") if filtering else ())]),
@@ -265,7 +265,7 @@ def _image_loss() -> Iterator[Kernel]:
 
 def _adam() -> Iterator[Kernel]:
     """The step of 40 M float32 weights; neither kernel knows how many there are."""
-    target, kind = "apv_fast.kernels.adam", collections.namedtuple("Gradients", [f"of{i}" for i in range(64)])
+    target, kind = "apv_fast.kernels.keras_adam", collections.namedtuple("Gradients", [f"of{i}" for i in range(64)])
     pointers: dict[str, Any] = {
         "plan": "*i64",
         "gradients": "*i64",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .tiling import choose_tile
+from .parts.tiling import choose_tile
 
 ROWS = 2500
 D = H = 1024

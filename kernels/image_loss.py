@@ -34,7 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pointwise import divide
+from .parts.pointwise import divide
 
 BLOCK = 2048  # numbers a program holds at a time: 16 a thread, so 16 bytes of each image and 16 or more of the mean
 STEPS = 8  # blocks a program takes one after the other: 1875 programs for 2500 images of 64 x 64 x 3

@@ -39,9 +39,9 @@ import triton.language as tl
 from torch import Tensor
 
 from apv_fast.ops.kl_engine import Settings, define_kl
-from apv_fast.structure import state_dtype
+from apv_fast.types import state_dtype
 
-from .pointwise import divide, exp
+from .parts.pointwise import divide, exp
 
 TILE = 2048  # numbers of each latent that a program holds at a time
 FINISH = 1024  # steps that the finishing program adds at a time

@@ -1,7 +1,7 @@
 """``knn_bonus`` as three Triton launches: filter, verify, and a scan that returns at once where nothing is left to do.
 
-The maths is in :mod:`apv_fast.kernels.knn_select`. float64, k above 64, d above 256 and N above 262 144 take the scan
-alone, which is exact for anything and several times slower.
+The maths is in :mod:`apv_fast.kernels.parts.knn_select`. float64, k above 64, d above 256 and N above 262 144 take the
+scan alone, which is exact for anything and several times slower.
 
 Floor at Q = 2300, N = 4096, d = 128, k = 16 on an H100 (132 SMs at 1.755 GHz, 128 fp32 lanes each): exact differences
 are 1.206 G subtractions and as many FMAs, 81 µs of issue slots before a single distance is selected, so they cannot
@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import interpreting
-from .knn_select import POSITION_BITS, filter_kernel, scan_kernel, verify_kernel
+from .parts.knn_select import POSITION_BITS, filter_kernel, scan_kernel, verify_kernel
 
 MAX_K = 64  # of the filter: its lists live in registers
 MAX_D = 256  # of the filter: a tile of queries lives in shared memory

@@ -1,4 +1,4 @@
-"""``rssm_imagine`` by the kernels of :mod:`apv_fast.kernels.imagine`; batch-first outside, steps first inside."""
+"""``rssm_imagine`` by the kernels of :mod:`apv_fast.kernels.parts.imagine`; batch-first outside, steps first inside."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apv_fast.scan.imagination import OUTPUTS, ImagineCall, define_imagine
+from apv_fast.recurrence.imagination import OUTPUTS, ImagineCall, define_imagine
 
-from .imagine import (
+from .parts.imagine import (
     Operands,
     OutputGrads,
     Start,
@@ -34,7 +34,7 @@ def _actions(call: ImagineCall, dtype: torch.dtype) -> Tensor | None:
 
 
 class _Imagination:
-    """:class:`apv_fast.scan.imagination.Imagination`."""
+    """:class:`apv_fast.recurrence.imagination.Imagination`."""
 
     def forward(self, weights: list[Tensor], call: ImagineCall, keep: bool) -> list[Tensor]:
         own, steps = Weights.of(weights), _steps(call)

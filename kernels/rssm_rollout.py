@@ -1,4 +1,4 @@
-"""``rssm_rollout`` by :mod:`apv_fast.kernels.imagine` with the actor in the loop; steps come first.
+"""``rssm_rollout`` by :mod:`apv_fast.kernels.parts.imagine` with the actor in the loop; steps come first.
 
 The way back is that of given actions, then the actor's. The world model's weights get no gradient: the op's contract.
 
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from apv_fast.scan.imagination import OUTPUTS, RolloutCall, define_rollout
-from apv_fast.structure import ActorParams
+from apv_fast.recurrence.imagination import OUTPUTS, RolloutCall, define_rollout
+from apv_fast.types import ActorParams
 
-from .actor import Actor, ActorTrace
-from .imagine import (
+from .parts.actor import Actor, ActorTrace
+from .parts.imagine import (
     Operands,
     OutputGrads,
     Start,
@@ -47,7 +47,7 @@ def _unpack(tensors: Sequence[Tensor]) -> tuple[Trace, ActorTrace]:
 
 
 class _Rollout:
-    """:class:`apv_fast.scan.imagination.Rollout`."""
+    """:class:`apv_fast.recurrence.imagination.Rollout`."""
 
     def forward(self, weights: list[Tensor], actor: list[Tensor], call: RolloutCall, keep: bool) -> list[Tensor]:
         own = _actor(call, actor)

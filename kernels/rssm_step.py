@@ -1,6 +1,6 @@
 r"""``rssm_step`` in Triton: one step of the prior, and behind it the posterior's head as an op of its own.
 
-The prior is :mod:`apv_fast.kernels.imagine` at T = 1. The posterior reads its deter::
+The prior is :mod:`apv_fast.kernels.parts.imagine` at T = 1. The posterior reads its deter::
 
     y = elu([h, e] W_obs_outᵀ + b)  │  stats = y W_obs_distᵀ + b, z = sample(stats)
 
@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apv_fast.structure import Latent, RSSMParams, State, state_of
+from apv_fast.types import Latent, RSSMParams, State, state_of
 
-from .dense import dense, dense_sample, fits
-from .imagine import packed
-from .latent import sample_backward_into, sample_into, whole
+from .parts.dense import dense, dense_sample, fits
+from .parts.imagine import packed
+from .parts.latent import sample_backward_into, sample_into, whole
 from .rssm_imagine import rssm_imagine
 
 _SCHEMA = "Tensor[] weights, Tensor deter, Tensor embed, int S, int C, float min_std, Tensor? noise"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import interpreting
 from .knn_bonus import nearest
-from .knn_select import quotient
+from .parts.knn_select import quotient
 
 
 @triton.jit

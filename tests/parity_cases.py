@@ -15,7 +15,7 @@ from apv_fast.nn import RSSM, Actor, Decoder, Encoder, StreamNorm
 from apv_fast.nn.cnn import normalize
 from apv_fast.nn.distributions import TruncatedNormal, normal_log_prob
 from apv_fast.optim import KerasAdam
-from apv_fast.structure import State
+from apv_fast.types import State
 from tests.official_weights import gradients, load, under
 
 Golden = dict[str, np.ndarray]

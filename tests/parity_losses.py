@@ -19,7 +19,7 @@ from apv_fast.config import (
     PretrainConfig,
     VideoBonusConfig,
 )
-from apv_fast.structure import State
+from apv_fast.types import State
 from tests.official_weights import gradients, load, under
 from tests.parity_cases import Comparison, Golden, tensor
 

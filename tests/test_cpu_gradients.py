@@ -11,8 +11,8 @@ from apv_fast.backend import probe
 if not probe("cpu").available:
     pytest.skip(f"cpu: {probe('cpu').reason}", allow_module_level=True)
 
-from apv_fast.cpu.product import weight_gradient
-from apv_fast.scan.core import Before, TorchProducts
+from apv_fast.cpu.parts.product import weight_gradient
+from apv_fast.recurrence.phases import Before, TorchProducts
 from tests.yardstick import seed_of, yardsticks
 
 # B, T, H, S, C; the last with more than 64 steps in a class, and more columns than a thread takes at once

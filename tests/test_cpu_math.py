@@ -15,10 +15,10 @@ if not probe("cpu").available:
     pytest.skip(f"cpu: {probe('cpu').reason}", allow_module_level=True)
 
 from apv_fast import _C
-from apv_fast.cpu.latent import function
+from apv_fast.cpu.parts.latent import function
 from apv_fast.ops.rssm_arguments import sample_noise
 from apv_fast.reference.noise import gumbel_noise, normal_noise, uniform_noise
-from apv_fast.structure import Latent
+from apv_fast.types import Latent
 
 every_isa = pytest.mark.parametrize("isa", _C.supported_isas())
 BOTH = [torch.float32, torch.float64]

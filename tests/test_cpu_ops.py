@@ -82,7 +82,7 @@ def test_every_instruction_set(name: str, dtype: torch.dtype, isa: str, monkeypa
 @pytest.mark.parametrize("isa", [*ISAS, "amx"])
 def test_any_number_of_threads(name: str, dtype: torch.dtype, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits; "amx": as on a CPU where PyTorch's products of half precision split their sums."""
-    from apv_fast.cpu import product
+    from apv_fast.cpu.parts import product
 
     if isa != "amx":
         monkeypatch.setenv("APV_FAST_CPU_ISA", isa)
@@ -102,7 +102,7 @@ def test_any_number_of_threads(name: str, dtype: torch.dtype, isa: str, monkeypa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_products_in_pieces(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of any shape: values, with and without a bias, and the same bits on any number of threads."""
-    from apv_fast.cpu import product
+    from apv_fast.cpu.parts import product
 
     monkeypatch.setattr(product, "_splits_sums", lambda: True)
     generator = torch.Generator().manual_seed(0)

@@ -18,11 +18,11 @@ if not probe("cpu").available:
     pytest.skip(f"cpu: {probe('cpu').reason}", allow_module_level=True)
 
 from apv_fast import _C
-from apv_fast.cpu.latent import sample, sample_backward
+from apv_fast.cpu.parts.latent import sample, sample_backward
 from apv_fast.ops import normalize_image
 from apv_fast.optim import KerasAdam
-from apv_fast.scan.core import sample_latent, sample_latent_backward
-from apv_fast.structure import Latent
+from apv_fast.recurrence.phases import sample_latent, sample_latent_backward
+from apv_fast.types import Latent
 from tests import test_image_loss, test_kl_balance, test_lambda_return
 from tests.yardstick import seed_of
 
@@ -172,7 +172,7 @@ def test_adam() -> None:
     """Whole blocks and parts of one, by other sums than the reference's: float64, and float32 to its rounding."""
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         got = _adam(dtype)
-        with mock.patch("apv_fast.cpu.adam.Step._ours", return_value=False):
+        with mock.patch("apv_fast.cpu.keras_adam.Step._ours", return_value=False):
             wanted = _adam(torch.float64)
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)

@@ -18,7 +18,7 @@ import pytest
 
 from apv_fast import cuda
 from apv_fast.backend import probe
-from apv_fast.cuda.library import Sample, Scan
+from apv_fast.cuda.parts.library import Sample, Scan
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
 SOURCES = [*sorted(CSRC.glob("*.cu")), CSRC.parent.parent / "bench" / "gpu" / "barrier.cu"]

@@ -20,11 +20,11 @@ from torch import Tensor
 from apv_fast import backend as backends
 from apv_fast import cuda, ops
 from apv_fast.backend import BackendError, Status
-from apv_fast.cuda import observe as cuda_observe
-from apv_fast.cuda.library import Library, Scan
-from apv_fast.cuda.scan import CudaCore
-from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
-from apv_fast.scan.core import (
+from apv_fast.cuda import rssm_observe as cuda_observe
+from apv_fast.cuda.parts.library import Library, Scan
+from apv_fast.cuda.parts.recurrence import CudaCore
+from apv_fast.recurrence.observe import define_observe
+from apv_fast.recurrence.phases import (
     PlainCore,
     ScanInputs,
     ScanStart,
@@ -33,9 +33,9 @@ from apv_fast.scan.core import (
     sample_latent,
     sample_latent_backward,
 )
-from apv_fast.scan.observe import define_observe
-from apv_fast.scan.stacked import TwoScans, define_stacked
-from apv_fast.structure import Latent
+from apv_fast.recurrence.stacked import TwoScans, define_stacked
+from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
+from apv_fast.types import Latent
 from tests import test_rssm
 from tests.rssm_cases import SIZES, EqualSizes, Sizes, make_problem, params_of
 from tests.test_rssm import assert_exact

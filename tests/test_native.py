@@ -19,7 +19,7 @@ if not probe("cpu").available:
     pytest.skip(f"cpu: {probe('cpu').reason}", allow_module_level=True)
 
 from apv_fast import _C
-from apv_fast.cpu.knn import knn_bonus_and_memory
+from apv_fast.cpu.knn_bonus import knn_bonus_and_memory
 from apv_fast.ops import knn_bonus
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"

@@ -215,7 +215,7 @@ def test_weights_of_any_size_and_layout(backend: str) -> None:
 def test_more_chunks_than_programs(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program of the norm takes several chunks, aligned ones and others."""
     for name, value in (("CHUNK", 8), ("PROGRAMS", 4)):
-        monkeypatch.setattr(f"apv_fast.kernels.adam.{name}", value)
+        monkeypatch.setattr(f"apv_fast.kernels.keras_adam.{name}", value)
     leaves = [torch.randn(n, dtype=torch.float64, device=device_of(backend)).requires_grad_() for n in (37, 32, 3)]
     expected = NumpyAdam([w.detach().cpu().numpy() for w in leaves], **SETTINGS)
     adam = KerasAdam(leaves, **SETTINGS, backend=backend)

@@ -150,7 +150,7 @@ def too_large(tensor: torch.Tensor, deter: int) -> str:
 
 def test_the_scans_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from apv_fast.kernels import grid
+    from apv_fast.kernels.parts import grid
 
     assert paths.scan_path(CPU) == []
     monkeypatch.setattr(grid, "scan_driver", lambda device: ("phases", "no cooperative launch"))

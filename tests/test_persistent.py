@@ -16,15 +16,16 @@ from torch import Tensor
 
 triton = pytest.importorskip("triton")
 import triton.language as tl
-from apv_fast.kernels import grid, interpreting, rssm_scan, stacked_scan
-from apv_fast.kernels.rssm_arguments import Device, Shape, make_shape
+from apv_fast.kernels import interpreting, rssm_observe, stacked_observe
+from apv_fast.kernels.parts import grid
+from apv_fast.kernels.parts.rssm_arguments import Device, Shape, make_shape
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
 from apv_fast.backend import BackendError
-from apv_fast.scan.core import PlainCore, ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
-from apv_fast.scan.stacked import Link, Model, TwoScans
-from apv_fast.structure import Latent
+from apv_fast.recurrence.phases import PlainCore, ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
+from apv_fast.recurrence.stacked import Link, Model, TwoScans
+from apv_fast.types import Latent
 from tests import cooperative
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="a GPU runs these kernels as they are, in test_rssm.py")
@@ -74,7 +75,7 @@ def poison(*scratch: Tensor) -> None:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tiles, and memory that begins as NaN."""
-    forward, backward = rssm_scan.forward_arguments, rssm_scan.backward_arguments
+    forward, backward = rssm_observe.forward_arguments, rssm_observe.backward_arguments
 
     def forward_arguments(*arguments: Any) -> Any:
         f = forward(*arguments)
@@ -86,9 +87,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         poison(g.dx, g.dparts, g.dy, g.dstats, g.dscaled, g.direct, g.sums)
         return g
 
-    monkeypatch.setattr(rssm_scan, "make_shape", small_tiles)
-    monkeypatch.setattr(rssm_scan, "forward_arguments", forward_arguments)
-    monkeypatch.setattr(rssm_scan, "backward_arguments", backward_arguments)
+    monkeypatch.setattr(rssm_observe, "make_shape", small_tiles)
+    monkeypatch.setattr(rssm_observe, "forward_arguments", forward_arguments)
+    monkeypatch.setattr(rssm_observe, "backward_arguments", backward_arguments)
 
 
 def run_cooperatively(monkeypatch: pytest.MonkeyPatch, programs: int, seed: int) -> None:
@@ -97,7 +98,7 @@ def run_cooperatively(monkeypatch: pytest.MonkeyPatch, programs: int, seed: int)
     def launch(whole: Any, phase: Any, rounds: Any, like: Tensor, arguments: tuple[Any, ...], *_: int) -> None:
         cooperative.launch(whole, programs, torch.zeros(1, dtype=torch.int32), *arguments, seed=seed)
 
-    monkeypatch.setattr(rssm_scan, "launch", launch)
+    monkeypatch.setattr(rssm_observe, "launch", launch)
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch, module: Any, phase: int) -> None:
@@ -135,12 +136,12 @@ def expected(name: str) -> tuple[Problem, Trace, ScanGrads]:
 
 def forward(problem: Problem) -> Trace:
     weights, inputs, start, _, latent = problem
-    return rssm_scan.TritonCore().forward(weights, inputs, start, latent)
+    return rssm_observe.TritonCore().forward(weights, inputs, start, latent)
 
 
 def backward(problem: Problem, trace: Trace) -> ScanGrads:
     weights, _, start, grads, latent = problem
-    return rssm_scan.TritonCore().backward(weights, start, trace, grads, latent)
+    return rssm_observe.TritonCore().backward(weights, start, trace, grads, latent)
 
 
 def wrong(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> list[int]:
@@ -161,7 +162,9 @@ def test_programs_share_the_work(monkeypatch: pytest.MonkeyPatch, name: str, pro
 @pytest.mark.parametrize("name", SIZES)
 def test_products_by_hand(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """As a GPU multiplies float64."""
-    monkeypatch.setattr(rssm_scan, "make_shape", lambda *arguments: small_tiles(*arguments)._replace(PRECISION="fma"))
+    monkeypatch.setattr(
+        rssm_observe, "make_shape", lambda *arguments: small_tiles(*arguments)._replace(PRECISION="fma")
+    )
     problem, trace, grads = expected(name)
     assert not wrong(forward(problem), trace)
     assert not wrong(backward(problem, trace), grads)
@@ -180,7 +183,7 @@ def test_any_order_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch, direction: str, phase: int) -> None:
     """Programs that do not wait after one phase get it wrong in one of a few orders."""
-    hurry(monkeypatch, rssm_scan, phase)
+    hurry(monkeypatch, rssm_observe, phase)
     problem, trace, grads = expected("categorical")
 
     def bad(seed: int) -> list[int]:
@@ -194,7 +197,7 @@ def test_every_barrier_is_needed(monkeypatch: pytest.MonkeyPatch, direction: str
 def test_a_launch_a_phase(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The same with the launches as barriers, and more programs than one."""
     monkeypatch.setenv(grid.ENVIRONMENT_VARIABLE, "phases")
-    monkeypatch.setattr(rssm_scan, "device_of", lambda index: Device(PROGRAMS, 2**20, True))
+    monkeypatch.setattr(rssm_observe, "device_of", lambda index: Device(PROGRAMS, 2**20, True))
     problem, trace, grads = expected(name)
     assert not wrong(forward(problem), trace)
     assert not wrong(backward(problem, trace), grads)
@@ -204,7 +207,7 @@ def test_a_launch_a_phase(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_many_rows(monkeypatch: pytest.MonkeyPatch, discrete: int) -> None:
     """Enough that warps share the rows of a product, not its sum."""
     monkeypatch.setattr(
-        rssm_scan, "make_shape", lambda *arguments: make_shape(*arguments)._replace(BM=64, ROWS=16, DEPTH=2)
+        rssm_observe, "make_shape", lambda *arguments: make_shape(*arguments)._replace(BM=64, ROWS=16, DEPTH=2)
     )
     problem = make_problem(67, 2, 5, 6, 2, discrete)
     weights, inputs, start, grads, latent = problem
@@ -230,7 +233,7 @@ class Stack:
 
     def wrong(self, direction: str) -> list[int]:
         """Numbers of the tensors that the wavefront gets wrong, of both models."""
-        core = stacked_scan.Wavefront()
+        core = stacked_observe.Wavefront()
         if direction == "forward":
             got = core.forward(*self.models, self.link, self.inputs)
             return [i for pair in zip(got, self.traces, strict=True) for i in wrong(*pair)]
@@ -257,14 +260,14 @@ def test_the_wavefront_is_two_scans(monkeypatch: pytest.MonkeyPatch, name: str, 
 
 def test_the_wavefront_a_launch_a_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(grid.ENVIRONMENT_VARIABLE, "phases")
-    monkeypatch.setattr(rssm_scan, "device_of", lambda index: Device(PROGRAMS, 2**20, True))
+    monkeypatch.setattr(rssm_observe, "device_of", lambda index: Device(PROGRAMS, 2**20, True))
     assert not stack("categorical").wrong("forward") + stack("categorical").wrong("backward")
 
 
 @pytest.mark.parametrize("phase", range(1, PHASES + 1))
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_every_barrier_of_the_wavefront_is_needed(monkeypatch: pytest.MonkeyPatch, direction: str, phase: int) -> None:
-    hurry(monkeypatch, stacked_scan, phase)
+    hurry(monkeypatch, stacked_observe, phase)
 
     def bad(seed: int) -> list[int]:
         run_cooperatively(monkeypatch, PROGRAMS, seed)
@@ -277,13 +280,13 @@ def test_every_barrier_of_the_wavefront_is_needed(monkeypatch: pytest.MonkeyPatc
 def test_a_barrier_lies_between_any_two_phases(monkeypatch: pytest.MonkeyPatch, direction: str) -> None:
     """One after the other they use the same shared memory; within a round no grid barrier parts the two models'."""
     events: list[str] = []
-    phase = getattr(stacked_scan, f"{direction}_phase")
+    phase = getattr(stacked_observe, f"{direction}_phase")
 
     def recorded(*arguments: Any) -> None:
         events.append("phase")
         phase(*arguments)
 
-    monkeypatch.setattr(stacked_scan, f"{direction}_phase", recorded)
+    monkeypatch.setattr(stacked_observe, f"{direction}_phase", recorded)
     builder = type(interpreter.interpreter_builder)
     monkeypatch.setattr(builder, "create_barrier", lambda self: events.append("barrier"))
     assert not stack("equal").wrong(direction)

@@ -17,7 +17,7 @@ from apv_fast.agent.policy import ModulePolicy, Policy
 from apv_fast.backend import IMPLEMENTATIONS, _implementation, probe, use_backend
 from apv_fast.nn import RSSM, Actor
 from apv_fast.optim import KerasAdam
-from apv_fast.structure import State
+from apv_fast.types import State
 from tests.yardstick import seed_of, yardsticks
 
 ROW = IMPLEMENTATIONS["policy"]

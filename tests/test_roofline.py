@@ -53,7 +53,7 @@ def test_a_step_is_what_the_specification_computed(batch: int, low: float, high:
 
 
 def test_phases_of_a_step() -> None:
-    """Five each way: LayerNorm's gradient is stored before every SM reads it, ``kernels/rssm_backward.py``."""
+    """Five each way: LayerNorm's gradient is stored before every SM reads it, ``kernels/parts/rssm_backward.py``."""
     back = backward_step(scan(16), H100)
     assert [work.name for work in forward_step(scan(16), H100)] == ["x", "gru", "gates", "obs", "dist"]
     assert [work.name for work in back] == ["dz", "dy", "dh", "norm", "dparts"]

@@ -10,10 +10,10 @@ import torch
 from apv_fast import backend as backends
 from apv_fast import ops
 from apv_fast.backend import Status
+from apv_fast.recurrence.observe import define_observe
+from apv_fast.recurrence.phases import PlainCore
+from apv_fast.recurrence.stacked import TwoScans, define_stacked
 from apv_fast.reference.noise import gumbel_noise, normal_noise
-from apv_fast.scan.core import PlainCore
-from apv_fast.scan.observe import define_observe
-from apv_fast.scan.stacked import TwoScans, define_stacked
 from tests.rssm_cases import CASES, SIZES, Sizes, make_case, make_problem, observe, params_of
 from tests.test_rssm import relative_errors, run
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from apv_fast.kernels import aot
-from apv_fast.kernels.rssm_arguments import Device, make_shape
+from apv_fast.kernels.parts.rssm_arguments import Device, make_shape
 
-from apv_fast.structure import Latent
+from apv_fast.types import Latent
 
 pytest.importorskip("triton")
 # Bytes that a program may have on an A100, an H100, a B200 and an RTX 5090.

@@ -284,7 +284,7 @@ def test_what_the_filter_cannot_prove_is_scanned() -> None:
 @pytest.mark.parametrize("d", [1, 128, 256])
 def test_bound_holds_when_tf32_truncates(d: int, scale: float) -> None:
     """The filter's bound with every operand cut to tf32, where that errs most: all products positive, all bits set."""
-    from apv_fast.kernels.knn_select import HUGE, SHRINK, TINY
+    from apv_fast.kernels.parts.knn_select import HUGE, SHRINK, TINY
 
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.rand(100, d, generator=generator).add(0.5).mul(scale) for _ in range(2))

@@ -121,7 +121,7 @@ def test_planted_faults(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In the products around the recurrence."""
-    from apv_fast.cpu import product as module
+    from apv_fast.cpu.parts import product as module
 
     problem()
     right = module._dense

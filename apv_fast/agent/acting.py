@@ -15,7 +15,7 @@ from apv_fast.agent.policy import Policy
 from apv_fast.backend import resolve
 from apv_fast.nn import RSSM, Actor, Encoder
 from apv_fast.profile import annotated
-from apv_fast.structure import State
+from apv_fast.types import State
 
 
 @dataclass

@@ -15,7 +15,7 @@ from apv_fast.agent.world_model import PRECISIONS, Metrics, WorldModel
 from apv_fast.config import FinetuneConfig
 from apv_fast.nn import Actor, Critic
 from apv_fast.profile import annotate
-from apv_fast.structure import State
+from apv_fast.types import State
 
 Sequence = dict[str, Tensor]  # imagined: feat, action, reward, discount, weight; [H + 1, N, ...]
 

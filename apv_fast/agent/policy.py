@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apv_fast.nn import RSSM, Actor, StackedRSSM
-from apv_fast.structure import State
+from apv_fast.types import State
 
 
 class Policy(Protocol):

@@ -12,7 +12,7 @@ from apv_fast import ops
 from apv_fast.config import FinetuneConfig, KLConfig, ModelConfig, PretrainConfig
 from apv_fast.nn import RSSM, Decoder, Encoder, MLPHead, StackedRSSM, StreamNorm, VideoBonus
 from apv_fast.ops.rssm_arguments import Noise
-from apv_fast.structure import State
+from apv_fast.types import State
 
 Batch = dict[str, Tensor]  # image [B,T,64,64,3] uint8, is_first [B,T] bool, ...; see apv_fast.data
 Metrics = dict[str, Tensor]

@@ -70,7 +70,7 @@ def scan_path(device: torch.device) -> list[str]:
     if device.type != "cuda":
         return []
     try:
-        module = importlib.import_module("apv_fast.kernels.grid")
+        module = importlib.import_module("apv_fast.kernels.parts.grid")
     except ImportError as error:
         return [f"triton's scan on {device}: none ({error})"]
     name, reason = module.scan_driver(device)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.call import address, computed, how
-from apv_fast.structure import state_dtype
+from apv_fast.cpu.parts.call import address, computed, how
+from apv_fast.types import state_dtype
 
 
 def _in_order(x: Tensor, order: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.call import how
-from apv_fast.structure import state_dtype
+from apv_fast.cpu.parts.call import how
+from apv_fast.types import state_dtype
 
 ENCODER_SIDES = (31, 14, 6, 2)
 DECODER_SIDES = (5, 13, 30, 64)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.call import address, computed, how
+from apv_fast.cpu.parts.call import address, computed, how
 from apv_fast.ops.kl_engine import Settings, define_kl
-from apv_fast.structure import state_dtype
+from apv_fast.types import state_dtype
 
 
 def _sizes(tensor: Tensor) -> tuple[int, int, int]:

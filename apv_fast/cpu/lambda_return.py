@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.call import address, computed, how
+from apv_fast.cpu.parts.call import address, computed, how
 
 
 def _run(

@@ -1,4 +1,4 @@
-"""``mlp`` with products, bias and ELU in C++ where they are faster than PyTorch's, see :mod:`apv_fast.cpu.product`.
+"""``mlp`` with products, bias and ELU in C++ where that is faster: see :mod:`apv_fast.cpu.parts.product`.
 
 A bfloat16 network takes a float32 input: the first layer rounds it on the way, and its gradient comes as float32.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apv_fast.cpu.product import dense, elu_backward, product
+from apv_fast.cpu.parts.product import dense, elu_backward, product
 
 
 @torch.library.custom_op("apv_fast::mlp_cpu", mutates_args=(), schema="(Tensor x, Tensor[] layers) -> Tensor[]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from apv_fast.cpu.knn import knn_bonus
+from apv_fast.cpu.knn_bonus import knn_bonus
 from apv_fast.reference.video_bonus import project_windows, push
 
 

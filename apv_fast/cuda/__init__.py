@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from apv_fast.backend import Status
-from apv_fast.cuda.library import Library
+from apv_fast.cuda.parts.library import Library
 
 PATH = Path(__file__).resolve().parent.parent / "_cuda.so"
 ARCHITECTURES = {8: "sm_80", 9: "sm_90a", 10: "sm_100", 12: "sm_120"}  # by the compute capability's first number

@@ -13,7 +13,7 @@ from apv_fast.nn.distributions import ActionDistribution, OneHot, TruncatedNorma
 from apv_fast.nn.init import dense, keras_init
 from apv_fast.nn.saving import Savable
 from apv_fast.ops.mlp import mlp
-from apv_fast.structure import ActorParams
+from apv_fast.types import ActorParams
 
 
 class Trunk(nn.Module):

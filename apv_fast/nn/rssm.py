@@ -11,7 +11,7 @@ from apv_fast.nn.init import keras_init
 from apv_fast.nn.saving import Savable
 from apv_fast.ops.rssm_arguments import Noise
 from apv_fast.reference.rssm import LAYER_NORM_EPS, feat
-from apv_fast.structure import Latent, RSSMParams, State
+from apv_fast.types import Latent, RSSMParams, State
 
 
 class RSSM(Savable):

@@ -6,15 +6,15 @@ work. Each checks its arguments, then runs on the backend that :mod:`apv_fast.ba
 
 from apv_fast.ops.image_loss import image_loss, normalize_image
 from apv_fast.ops.image_model import image_decoder, image_encoder
-from apv_fast.ops.imagination import rssm_rollout
 from apv_fast.ops.kl_balance import kl_balance, kl_balance_normal
 from apv_fast.ops.knn_bonus import knn_bonus
 from apv_fast.ops.lambda_return import lambda_return
 from apv_fast.ops.mlp import mlp
 from apv_fast.ops.rssm import rssm_imagine, rssm_observe, rssm_step, stacked_observe
 from apv_fast.ops.rssm_arguments import initial_state, sample_noise
+from apv_fast.ops.rssm_rollout import rssm_rollout
 from apv_fast.ops.video_bonus import video_bonus
-from apv_fast.structure import ActorParams, Latent, RSSMParams, State
+from apv_fast.types import ActorParams, Latent, RSSMParams, State
 
 __all__ = [
     "ActorParams",

@@ -1,7 +1,7 @@
 """``kl_balance`` and ``kl_balance_normal`` around an engine, as one opaque op that autograd knows.
 
 ``statistics`` are the logits of p and q, or means and deviations of p, then of q. The loss is a weighted KL(p ‖ q), of
-which the weights go to the gradients alone; see :mod:`apv_fast.reference.kl` for what it means.
+which the weights go to the gradients alone; see :mod:`apv_fast.reference.kl_balance` for what it means.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from apv_fast.structure import state_dtype
+from apv_fast.types import state_dtype
 
 _SETTINGS = "float p_weight, float q_weight, float free, bool per_step"
 

@@ -19,7 +19,7 @@ from apv_fast.backend import resolve
 from apv_fast.ops.check import Arguments
 from apv_fast.ops.library import define
 from apv_fast.ops.rssm_arguments import Noise, check_action, check_params, check_state, noise_pair
-from apv_fast.structure import Latent, RSSMParams, State
+from apv_fast.types import Latent, RSSMParams, State
 
 # Tensors and plain numbers only, as torch.library wants them: a state is (deter, stoch) going in and
 # deter, post stoch, prior stoch, post statistics, prior statistics coming out.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from apv_fast.backend import choose, probe
 from apv_fast.ops.check import Arguments
-from apv_fast.structure import Latent, RSSMParams, State, state_dtype
+from apv_fast.types import Latent, RSSMParams, State, state_dtype
 
 # Of posterior and prior alike, of each, or to be drawn. A tensor is the noise itself or, as an int64 scalar, a seed.
 Noise = Tensor | tuple[Tensor, Tensor] | None
@@ -47,7 +47,7 @@ def sample_noise(
         return torch.randn(*leading, latent.stoch, dtype=dtype, device=device, generator=generator)
     shape = (*leading, latent.stoch, latent.discrete)
     if seeded(latent, dtype, device):
-        from apv_fast.cpu.noise import gumbel  # the extension may be missing
+        from apv_fast.cpu.parts.noise import gumbel  # the extension may be missing
 
         return gumbel(sample_seeds(1, generator)[0], shape)
     return -torch.empty(shape, dtype=dtype, device=device).exponential_(generator=generator).log()

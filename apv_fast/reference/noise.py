@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from apv_fast.structure import Latent
+from apv_fast.types import Latent
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)

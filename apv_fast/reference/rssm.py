@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apv_fast.reference.noise import whole_noise
-from apv_fast.structure import Latent, RSSMParams, State, state_dtype
+from apv_fast.types import Latent, RSSMParams, State, state_dtype
 
 LAYER_NORM_EPS = 1e-3  # Keras' default, not PyTorch's
 UPDATE_BIAS = -1.0  # keeps the update gate nearly shut at first: the GRU starts by remembering

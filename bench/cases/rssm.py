@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apv_fast import ops
 from apv_fast.nn import RSSM
-from apv_fast.structure import State
+from apv_fast.types import State
 from bench.registry import FORWARD, FORWARD_BACKWARD, WIDER, Problem, case, differentiable
 
 DTYPES = (torch.float32, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The scan of one RSSM and of two stacked, phase by phase as ``apv_fast.scan.core`` lists them.
+"""The scan of one RSSM and of two stacked, phase by phase as ``apv_fast.recurrence.phases`` lists them.
 
 A persistent scan keeps its weights on the SMs, columns dealt out, so every SM needs the whole input vector of every
 product: ``SMs · B · width`` numbers cross from L2 in each phase. That, the barriers and, where the weights do not fit
@@ -102,7 +102,7 @@ def forward_step(scan: Scan, machine: Machine) -> list[Work]:
 
 
 def backward_step(scan: Scan, machine: Machine) -> list[Work]:
-    """The five phases of a reverse step: as `apv_fast.scan.core` has them, its fourth in two, as both fast cores do.
+    """The five phases of a reverse step: those of `apv_fast.recurrence.phases`, the fourth in two, as on a GPU.
 
     What LayerNorm's gradient makes is stored once, and every SM reads it.
     """

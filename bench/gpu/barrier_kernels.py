@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from apv_fast.kernels.grid import grid_barrier
+from apv_fast.kernels.parts.grid import grid_barrier
 
 BLOCK = 256
 WARPS = 8

@@ -28,7 +28,7 @@ LOOK = """
 import bench.gpu.checkout, json, torch
 from pathlib import Path
 from apv_fast.cuda import PATH
-from apv_fast.cuda.library import Library
+from apv_fast.cuda.parts.library import Library
 try:
     library, why = bool(Library(PATH)), ""
 except OSError as error:

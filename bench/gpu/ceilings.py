@@ -56,7 +56,7 @@ def device() -> dict[str, float | str]:
 
 def _scan_driver() -> str:
     try:
-        from apv_fast.kernels.grid import scan_driver
+        from apv_fast.kernels.parts.grid import scan_driver
 
         return ": ".join(scan_driver(torch.device(DEVICE)))
     except (ImportError, RuntimeError) as error:  # a fact among others, which must not cost the others

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apv_fast.reference.rssm import dense, gru, onehot_straight_through
-from apv_fast.structure import Latent, RSSMParams, state_dtype
+from apv_fast.types import Latent, RSSMParams, state_dtype
 
 # (params, x_t, obs_t, keep_t, deter, stoch, noise_t) -> deter, stoch, logit
 Step = Callable[[RSSMParams, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]

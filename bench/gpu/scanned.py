@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from apv_fast.nn.rssm import RSSM
-from apv_fast.reference.imagination import act
 from apv_fast.reference.rssm import feat, img_step
-from apv_fast.structure import ActorParams, Latent, RSSMParams, State
+from apv_fast.reference.rssm_rollout import act
+from apv_fast.types import ActorParams, Latent, RSSMParams, State
 from bench.gpu import hoisted
 
 UNROLL = 8  # steps an iteration at most

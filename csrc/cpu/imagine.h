@@ -1,6 +1,6 @@
 // Imagination: H steps of the prior from N start states, and the walk back; with an actor in the loop or given actions.
 //
-// One step forward (apv_fast/reference/imagination.py defines it), z and h the state before it:
+// One step forward (apv_fast/reference/rssm_rollout.py defines it), z and h the state before it:
 //
 //     u_1 = elu(W_1 [z, h] + b_1), ..., a = sample(heads(u))       the actor, if there is one
 //     x = elu(W_in [z, a] + b)  |  parts = W_gru [x, h] + b  |  h' = gates(LayerNorm(parts), h)

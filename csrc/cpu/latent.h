@@ -1,4 +1,4 @@
-// Samples of the latents and their gradient, row by row, as apv_fast/scan/core.py has them.
+// Samples of the latents and their gradient, row by row, as apv_fast/recurrence/phases.py has them.
 //
 // Categorical, for each variable (C logits l), with Gumbel noise g or none (the mode):
 //     z  = onehot(argmax(l + g))                       the first of equals; NaN counts as the largest, as in PyTorch

@@ -1,4 +1,4 @@
-// The recurrence of the posterior scan, forward and backward; apv_fast/scan/core.py defines it, phase by phase.
+// The recurrence of the posterior scan, forward and backward; apv_fast/recurrence/phases.py defines it, phase by phase.
 //
 // One OpenMP region a scan with a barrier a phase. Phases are either products, which split the columns of a packed
 // weight among the threads, or work on whole rows of the batch, which split the rows. Neither changes any sum.

@@ -1,4 +1,4 @@
-// The scan's way back: T steps of five phases, a barrier of the grid after each; see apv_fast/scan/core.py, whose phase
+// The scan's way back: T steps of five phases, a barrier of the grid after each; see apv_fast/recurrence/phases.py, whose phase
 // 4 is two here, since every gradient of the GRU's preactivations needs its row's sums.
 //
 //   1  dstats  product with dx_{t+1}; back through the samples; whole latents, for the softmax      groups of latents

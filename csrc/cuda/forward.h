@@ -1,4 +1,4 @@
-// The posterior scan: T steps of five phases, a barrier of the grid after each; see apv_fast/scan/core.py.
+// The posterior scan: T steps of five phases, a barrier of the grid after each; see apv_fast/recurrence/phases.py.
 //
 //   1  x     its latents from every block's best candidates; a sum of rows of stoch_weight        tiles of H
 //   2  parts the GRU's product; the h part was made after phase 4 of the step before              tiles of D

@@ -1,4 +1,4 @@
-// The plain C interface: one structure that describes a scan, filled by apv_fast/cuda/library.py field by field. All
+// The plain C interface: one structure that describes a scan, filled by apv_fast/cuda/parts/library.py field by field. All
 // fields have eight bytes; addresses are of tensors on the device; strides count elements.
 #pragma once
 
@@ -20,7 +20,7 @@ struct ApvScan {
   // Set by apv_scan_plan.
   int64_t blocks, shared_bytes, workspace_bytes;
 
-  // Weights, apv_fast.scan.core.ScanWeights.
+  // Weights, apv_fast.recurrence.phases.ScanWeights.
   ApvMatrix stoch_weight, gru_weight, obs_weight, dist_weight;  // [H, L] [3D, H + D] [H, D] [M, H]
   const apv_fast::cuda::Half *gru_bias, *norm_weight, *norm_bias, *dist_bias;
 

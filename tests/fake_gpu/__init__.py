@@ -64,8 +64,8 @@ def install(folder: Path) -> ctypes.CDLL:
 def emulate_cuda(folder: Path) -> list[str]:
     """Give the CUDA C++ backend the emulator of its kernels; returns the list in which its launches will be."""
     from apv_fast import cuda
-    from apv_fast.cuda import observe
-    from apv_fast.cuda.library import Library
+    from apv_fast.cuda import rssm_observe as observe
+    from apv_fast.cuda.parts.library import Library
 
     source = Path(__file__).parents[2] / "csrc" / "cuda" / "host" / "emulate.cpp"
     path = folder / "emulated.so"

@@ -22,7 +22,7 @@ from tests.rssm_cases import CASES, SIZES, make_case
 
 def pretend(names: tuple[str, ...] = ("triton",), auto: tuple[str, ...] = ("triton",)) -> None:
     """``names`` take the tensors in the CPU's memory for a GPU's, "auto" takes ``auto``, the scan is cooperative."""
-    from apv_fast.kernels import grid
+    from apv_fast.kernels.parts import grid
 
     from apv_fast import backend
 

@@ -1,0 +1,43 @@
+"""``knn_bonus`` in C++: ``csrc/cpu/knn_bonus.cpp``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apv_fast import _C
+from apv_fast.cpu.parts.call import how
+
+
+def knn_bonus(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
+    """Mean, or last, of the k smallest ``‖query − key‖₂``; ``[Q]``. ``apv_fast.ops`` has checked the arguments."""
+    # No gradient flows through the op, so it needs none of autograd.
+    return _knn_bonus(query.detach(), keys.detach(), k, reduce)
+
+
+@torch.library.custom_op("apv_fast::knn_bonus_cpu", mutates_args=())
+def _knn_bonus(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
+    return knn_bonus_and_memory(query, keys, k, reduce)[0]
+
+
+@_knn_bonus.register_fake
+def _(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
+    return query.new_empty(len(query))
+
+
+def knn_bonus_and_memory(query: Tensor, keys: Tensor, k: int, reduce: str) -> tuple[Tensor, int]:
+    """The bonus, and how many bytes of working memory it took."""
+    result = query.new_empty(len(query), dtype=torch.promote_types(query.dtype, torch.float32))
+    memory: int = _C.knn_bonus(
+        query=query.data_ptr(),
+        query_shape=query.shape,
+        query_strides=query.stride(),
+        keys=keys.data_ptr(),
+        keys_shape=keys.shape,
+        keys_strides=keys.stride(),
+        out=result.data_ptr(),
+        k=k,
+        mean=reduce == "mean",
+        **how(query.dtype),
+    )
+    return result.to(query.dtype), memory

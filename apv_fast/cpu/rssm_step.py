@@ -1,0 +1,286 @@
+"""``rssm_step`` in C++: ``csrc/cpu/step.h``, one call that reads every weight once, as it lies.
+
+That is for a few rows without gradients, as in acting. With gradients a step is a sequence of one; so it is for many
+rows, where packed weights pay. float16 runs on the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from apv_fast import _C
+from apv_fast.cpu import isa
+from apv_fast.cpu.parts.call import address, name_of
+from apv_fast.cpu.rssm_imagine import rssm_imagine
+from apv_fast.cpu.rssm_observe import observe as rssm_observe
+from apv_fast.recurrence.imagination import wants_gradients
+from apv_fast.reference import rssm as reference
+from apv_fast.types import ActorParams, Latent, RSSMParams, State, state_of
+
+FEW = 64  # rows up to which nothing is packed: there the time is that of reading the weights
+
+
+class Model(NamedTuple):
+    """One model of a :class:`Filter`."""
+
+    params: RSSMParams  # contiguous
+    latent: Latent
+    actions: int  # A
+    embed: int  # E, what it sees of the observation
+    sees_below: bool = False  # behind that, the features of the model before
+    # The columns that see one-hot latents, turned: what is not zero is looked up there. None: it is multiplied.
+    img_in_rows: Tensor | None = None  # [L, H], its own latents
+    obs_out_rows: Tensor | None = None  # [L', H], those of the model before
+
+
+class Inputs(NamedTuple):
+    """What one model's step reads; contiguous."""
+
+    deter: Tensor  # [B, D], the states' dtype, as all but embed
+    stoch: Tensor  # [B, S, C] or [B, S]
+    action: Tensor | None  # [B, A]
+    embed: Tensor | None  # [B, E], the weights' dtype
+    post_noise: Tensor | None  # [B, S, C] or [B, S], or a seed
+    prior_noise: Tensor | None
+
+
+class Outputs(NamedTuple):
+    """What it leaves, the states' dtype; None: not asked for."""
+
+    deter: Tensor  # [B, D]
+    post_stoch: Tensor | None  # [B, S, C] or [B, S]
+    post_stats: Tensor | None  # [B, S, C] or [B, 2·S]
+    prior_stoch: Tensor | None
+    prior_stats: Tensor | None
+
+
+def _noise(noise: Tensor | None) -> tuple[int, int]:
+    """Addresses of the numbers and of the seed."""
+    if noise is None:
+        return 0, 0
+    return (noise.data_ptr(), 0) if noise.is_floating_point() else (0, noise.data_ptr())
+
+
+class Filter:
+    """One step of one model, or of two of which the second sees the first, and perhaps of an actor on top.
+
+    Args:
+        models: weights of one dtype, whose memory must stay where it is.
+        actor: contiguous weights of that dtype, its two heads in one: see :func:`joined_heads`.
+        actor_rows: the columns of its first layer that see one-hot latents, turned ``[L, U]``.
+        post, prior: which distributions are wanted.
+        discrete: one-hot actions.
+        min_std: of the actor.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        actor: tuple[tuple[Tensor, ...], Tensor, Tensor] | None = None,
+        *,
+        actor_rows: Tensor | None = None,
+        post: bool,
+        prior: bool,
+        discrete: bool = False,
+        min_std: float = 0.0,
+    ) -> None:
+        self.models, self.post, self.prior, self.actor, self.actor_rows = list(models), post, prior, actor, actor_rows
+        self.actions = 0
+        self._step = _C.FilterStep(
+            sizes=[self._sizes(model) for model in models],
+            latent_min_std=[model.latent.min_std for model in models],
+            weights=[self._weights(model) for model in models],
+            dtype=name_of(models[0].params.gru_weight.dtype),
+            isa=isa(),
+        )
+        if actor is not None:
+            trunk, weight, bias = actor
+            pairs = zip(trunk[::2], trunk[1::2], strict=True)
+            self.actions = len(bias) if discrete else len(bias) // 2
+            self._step.add_actor(
+                layers=[(w.data_ptr(), b.data_ptr(), len(b)) for w, b in pairs],
+                rows=address(actor_rows),
+                head=(weight.data_ptr(), bias.data_ptr(), len(bias)),
+                actions=self.actions,
+                one_hot=discrete,
+                min_std=min_std,
+            )
+
+    @staticmethod
+    def _sizes(model: Model) -> dict[str, int]:
+        params, latent = model.params, model.latent
+        return {
+            "deter": params.img_out_weight.shape[1],
+            "hidden": len(params.img_in_bias),
+            "stoch": latent.stoch,
+            "discrete": latent.discrete,
+            "inputs": params.img_in_weight.shape[1],
+            "actions": model.actions,
+            "embed": model.embed,
+            "sees_below": model.sees_below,
+        }
+
+    def _weights(self, model: Model) -> dict[str, int]:
+        """Addresses."""
+        unwanted = ("obs",) * (not self.post) + ("img_out", "img_dist") * (not self.prior)
+        found = {name: w.data_ptr() for name, w in model.params._asdict().items() if not name.startswith(unwanted)}
+        rows = {"img_in_rows": model.img_in_rows, "obs_out_rows": model.obs_out_rows}
+        return found | {name: w.data_ptr() for name, w in rows.items() if w is not None}
+
+    def _outputs(self, x: Inputs) -> Outputs:
+        def head(wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+            if not wanted:
+                return None, None
+            if x.stoch.dim() == 3:
+                return torch.empty_like(x.stoch), torch.empty_like(x.stoch)
+            return torch.empty_like(x.stoch), x.stoch.new_empty(len(x.stoch), 2 * x.stoch.shape[1])
+
+        return Outputs(torch.empty_like(x.deter), *head(self.post), *head(self.prior))
+
+    def __call__(
+        self, is_first: Tensor | None, inputs: Sequence[Inputs], action_noise: Tensor | None = None
+    ) -> tuple[list[Outputs], Tensor | None]:
+        """Take the step; the models' states and the action ``[B, A]``, the mode without noise."""
+        outputs = [self._outputs(x) for x in inputs]
+        first = inputs[0].deter
+        action = None if self.actor is None else first.new_empty(len(first), self.actions)
+        self._step.run(
+            len(first),
+            address(is_first),
+            [
+                (
+                    *(x.deter.data_ptr(), x.stoch.data_ptr(), address(x.action), address(x.embed)),
+                    *(y.deter.data_ptr(), address(y.post_stoch), address(y.post_stats), *_noise(x.post_noise)),
+                    *(address(y.prior_stoch), address(y.prior_stats), *_noise(x.prior_noise)),
+                )
+                for x, y in zip(inputs, outputs, strict=True)
+            ],
+            (*_noise(action_noise), address(action)),
+            torch.get_num_threads(),
+        )
+        return outputs, action
+
+
+def joined_heads(actor: ActorParams) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """An actor's trunk, and its head or both of them as one, contiguous."""
+    weight, bias = actor.out_weight, actor.out_bias
+    if actor.std_weight is not None and actor.std_bias is not None:
+        weight, bias = torch.cat([weight, actor.std_weight]), torch.cat([bias, actor.std_bias])
+    return tuple(x.contiguous() for x in actor.trunk), weight.contiguous(), bias.contiguous()
+
+
+@torch.library.custom_op(
+    "apv_fast::rssm_step_cpu",
+    mutates_args=(),
+    schema=(
+        "(Tensor[] params, Tensor deter, Tensor stoch, Tensor? action, Tensor? embed, Tensor? is_first, int S, int C, "
+        "float min_std, Tensor? post_noise, Tensor? prior_noise) -> Tensor[]"
+    ),
+)
+def _step(
+    params: list[Tensor],
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor | None,
+    embed: Tensor | None,
+    is_first: Tensor | None,
+    S: int,
+    C: int,
+    min_std: float,
+    post_noise: Tensor | None,
+    prior_noise: Tensor | None,
+) -> list[Tensor]:
+    """deter, the prior's flat stoch and stats, and with ``embed`` the posterior's."""
+    weights = RSSMParams(*(w.contiguous() for w in params))
+    wide, narrow = deter.dtype, weights.gru_weight.dtype
+    actions = 0 if action is None else action.shape[1]
+    model = Model(weights, Latent(S, C, min_std), actions, 0 if embed is None else embed.shape[1])
+
+    def laid_out(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return None if x is None else x.contiguous() if not x.is_floating_point() else x.to(dtype).contiguous()
+
+    inputs = Inputs(
+        deter.contiguous(),
+        stoch.contiguous(),
+        laid_out(action, wide),
+        laid_out(embed, narrow),
+        laid_out(post_noise, wide),
+        laid_out(prior_noise, wide),
+    )
+    step = Filter([model], post=embed is not None, prior=True)
+    ((made,), _) = step(laid_out(is_first, wide), [inputs])
+    found = (made.deter, made.prior_stoch, made.prior_stats, made.post_stoch, made.post_stats)
+    return [x.flatten(1) for x in found if x is not None]
+
+
+@_step.register_fake
+def _(
+    params: Sequence[Tensor],
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor | None,
+    embed: Tensor | None,
+    is_first: Tensor | None,
+    S: int,
+    C: int,
+    *_: object,
+) -> list[Tensor]:
+    widths = (S * (C or 1), S * (C or 2)) * (1 if embed is None else 2)
+    return [deter.new_empty(deter.shape), *(deter.new_empty(deter.shape[0], w) for w in widths)]
+
+
+def _first(x: Tensor | None) -> Tensor | None:
+    """A sequence of one step; a seed stays one."""
+    return x if x is None or x.dim() == 0 else x[:, None]
+
+
+def _as_sequence(
+    params: RSSMParams,
+    state: State,
+    action: Tensor | None,
+    embed: Tensor | None,
+    is_first: Tensor | None,
+    latent: Latent,
+    post_noise: Tensor | None,
+    prior_noise: Tensor | None,
+) -> tuple[State, State]:
+    """As a sequence of one step; differentiable."""
+    if embed is None or is_first is None:
+        prior = _only(rssm_imagine(params, state, _first(action), 1, latent, _first(prior_noise)), latent, prior_noise)
+        return prior, prior
+    noises = _first(post_noise), _first(prior_noise)
+    post, prior = rssm_observe(params, embed[:, None], is_first[:, None], _first(action), state, latent, *noises)
+    return _only(post, latent, post_noise), _only(prior, latent, prior_noise)
+
+
+def _only(sequence: State, latent: Latent, noise: Tensor | None) -> State:
+    """The state of its one step; a mode of one-hots is a constant."""
+    state = {key: x[:, 0] for key, x in sequence.items()}
+    if latent.discrete and noise is None:
+        state["stoch"] = state["stoch"].detach()
+    return state
+
+
+def rssm_step(
+    params: RSSMParams,
+    state: State,
+    action: Tensor | None,
+    embed: Tensor | None,
+    is_first: Tensor | None,
+    latent: Latent,
+    post_noise: Tensor | None,
+    prior_noise: Tensor | None,
+) -> tuple[State, State]:
+    """One step; arguments and result as :func:`apv_fast.reference.rssm.rssm_step`, which see."""
+    deter, stoch = state["deter"], state["stoch"]
+    if params.gru_weight.dtype == torch.float16:
+        return reference.rssm_step(params, state, action, embed, is_first, latent, post_noise, prior_noise)
+    if wants_gradients(*params, deter, stoch, action, embed) or deter.shape[0] > FEW:
+        return _as_sequence(params, state, action, embed, is_first, latent, post_noise, prior_noise)
+    made = _step(list(params), deter, stoch, action, embed, is_first, *latent, post_noise, prior_noise)
+    prior = state_of(made[0], made[1], made[2], latent)
+    return (prior if embed is None else state_of(made[0], made[3], made[4], latent)), prior

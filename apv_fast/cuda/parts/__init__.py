@@ -1,0 +1,1 @@
+"""What both scans share: the library, and the recurrence on it."""

@@ -1,0 +1,233 @@
+"""What surrounds the recurrence of one RSSM: products over all B·T, before it, after it, and for the gradients.
+
+Before: the embedding's part of obs_out and the action's part of img_in. After: the prior's head. Backward, the other
+way round: the prior's head, the reverse recurrence, then one product for the gradient of every weight.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from apv_fast.recurrence.phases import (
+    Before,
+    Core,
+    ScanGrads,
+    ScanInputs,
+    ScanStart,
+    Seen,
+    Trace,
+    TraceGrads,
+    add,
+    scan_weights,
+)
+from apv_fast.types import Latent, RSSMParams, State, state_of
+
+
+class ObserveArguments(NamedTuple):
+    """The checked arguments of ``rssm_observe`` without the weights; the order of the opaque op's schema."""
+
+    embed: Tensor  # [B, T, E]
+    is_first: Tensor  # [B, T] bool
+    action: Tensor | None  # [B, T, A]
+    deter: Tensor  # [B, D]
+    stoch: Tensor  # [B, S, C] or [B, S]
+    S: int
+    C: int
+    min_std: float
+    post_noise: Tensor | None
+    prior_noise: Tensor | None
+
+    @property
+    def latent(self) -> Latent:
+        """The kind of latent."""
+        return Latent(self.S, self.C, self.min_std)
+
+    @property
+    def start(self) -> ScanStart:
+        """Where the recurrence starts."""
+        return ScanStart(~self.is_first, self.deter.contiguous(), self.post_noise)
+
+
+class PriorTrace(NamedTuple):
+    """The prior's head after the recurrence."""
+
+    stoch: Tensor  # [B, T, L] state dtype
+    stats: Tensor  # [B, T, M] state dtype
+    hidden: Tensor  # [B, T, H] weights' dtype: elu of img_out
+
+
+def masked_actions(action: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
+    """Actions ``[B, T, A]`` in the products' dtype, zero where a sequence begins."""
+    return torch.where(keep[..., None], action, 0).to(dtype)
+
+
+def action_columns(params: RSSMParams, action: Tensor, latent: Latent) -> Tensor:
+    """img_in's columns ``[H, A]`` that see the action; those of the padding see zeros."""
+    width = latent.stoch * (latent.discrete or 1)
+    return params.img_in_weight[:, width : width + action.shape[-1]]
+
+
+def embed_columns(params: RSSMParams, arguments: ObserveArguments) -> Tensor:
+    """obs_out's columns ``[H, E]`` that see the embedding; in a stack, those behind them see the lower model."""
+    deter = arguments.deter.shape[1]
+    return params.obs_out_weight[:, deter : deter + arguments.embed.shape[-1]]
+
+
+def scan_inputs(core: Core, params: RSSMParams, arguments: ObserveArguments) -> ScanInputs:
+    """Everything that is known before the recurrence."""
+    dtype, latent = params.gru_weight.dtype, arguments.latent
+    keep = ~arguments.is_first
+    shape = (*keep.shape, len(params.img_in_bias))
+    if arguments.action is None:
+        x = params.img_in_bias.repeat(*keep.shape, 1)
+    else:
+        columns = action_columns(params, arguments.action, latent)
+        masked = flat(masked_actions(arguments.action, keep, dtype))
+        x = core.dense(masked, columns, params.img_in_bias, elu=False).view(shape)
+    first = core.product(arguments.stoch.flatten(1).to(dtype), scan_weights(params, latent).stoch.T)
+    x[:, 0] += torch.where(keep[:, :1], first, 0)
+    obs = core.dense(flat(arguments.embed.to(dtype)), embed_columns(params, arguments), params.obs_out_bias, elu=False)
+    return ScanInputs(x, obs.view(shape))
+
+
+def prior_head(core: Core, params: RSSMParams, deter: Tensor, latent: Latent, noise: Tensor | None) -> PriorTrace:
+    """The prior of every step of ``deter [B, T, D]``."""
+    batch, length, _ = deter.shape
+    seen = flat(deter.to(params.img_out_weight.dtype))
+    hidden = core.dense(seen, params.img_out_weight, params.img_out_bias, elu=True)
+    stats = core.dense(hidden, params.img_dist_weight, params.img_dist_bias, elu=False).to(deter.dtype)
+    stats, hidden = (x.view(batch, length, x.shape[1]) for x in (stats, hidden))
+    return PriorTrace(core.sample(stats, noise, latent), stats, hidden)
+
+
+def flat(x: Tensor) -> Tensor:
+    """``[B, T, W]`` as ``[B·T, W]``."""
+    return x.flatten(0, 1)
+
+
+# By name, a layer's gradient ``[B, T, out]`` before its activation, and what it saw.
+Layers = dict[str, tuple[Tensor, Seen]]
+
+
+def prior_backward(
+    core: Core,
+    params: RSSMParams,
+    trace: Trace,
+    prior: PriorTrace,
+    latent: Latent,
+    noise: Tensor | None,
+    grad_stoch: Tensor | None,
+    grad_stats: Tensor | None,
+) -> tuple[Tensor | None, Layers]:
+    """Gradient of deter ``[B, T, D]`` through the prior's head, and the head's layers."""
+    through = None
+    if grad_stoch is not None:
+        through = core.sample_backward(grad_stoch, prior.stats, noise, latent, noise is not None)
+    total = add(grad_stats, through)
+    if total is None:
+        return None, {}
+    dtype, wide = params.img_out_weight.dtype, total.dtype
+    dstats = flat(total.to(dtype))
+    dhidden = core.elu_backward(core.product(dstats, params.img_dist_weight), flat(prior.hidden))
+    ddeter = core.product(dhidden, params.img_out_weight).to(wide).view_as(trace.deter)
+    return ddeter, {
+        "img_out": (dhidden.view_as(prior.hidden), [trace.deter]),
+        "img_dist": (dstats.view_as(prior.stats), [prior.hidden]),
+    }
+
+
+def core_grads(
+    core: Core,
+    params: RSSMParams,
+    arguments: ObserveArguments,
+    trace: Trace,
+    prior: PriorTrace,
+    post_grads: TraceGrads,
+    prior_grads: TraceGrads,
+) -> tuple[TraceGrads, Layers]:
+    """What the backward core starts from, the prior's head included, and the head's layers.
+
+    ``prior_grads.deter`` is not read: posterior and prior share deter.
+    """
+    latent = arguments.latent
+    through, head = prior_backward(
+        core, params, trace, prior, latent, arguments.prior_noise, prior_grads.stoch, prior_grads.stats
+    )
+    if latent.discrete and arguments.post_noise is None:
+        post_grads = post_grads._replace(stoch=None)  # modes have no gradient
+    return post_grads._replace(deter=add(post_grads.deter, through)), head
+
+
+class InputGrads(NamedTuple):
+    """Gradients of an op's arguments, in their dtypes."""
+
+    params: RSSMParams
+    embed: Tensor
+    deter: Tensor
+    stoch: Tensor
+    action: Tensor | None
+
+
+def products_after(
+    core: Core,
+    params: RSSMParams,
+    arguments: ObserveArguments,
+    trace: Trace,
+    grads: ScanGrads,
+    head: Layers,
+    lower: tuple[Tensor, ...] = (),
+) -> InputGrads:
+    """One product over B·T for every weight; ``lower`` is what obs_out saw beyond the embedding, ``[B, T, ...]``.
+
+    Empties ``head``. The gradients of the weights are most of the memory of a backward pass: what packs weights comes
+    before them, and of what they are made each is dropped behind its product; callers should not keep ``grads``.
+    """
+    latent, dtype = arguments.latent, params.gru_weight.dtype
+    dembed = core.product(flat(grads.y), embed_columns(params, arguments)).view_as(arguments.embed)
+    of_first = core.product(grads.x[:, 0], scan_weights(params, latent).stoch)
+    dstoch = torch.where(arguments.is_first[:, :1], 0, of_first).to(arguments.stoch.dtype).view_as(arguments.stoch)
+    daction = None
+    if arguments.action is not None:
+        daction = core.product(flat(grads.x), action_columns(params, arguments.action, latent))
+        daction = torch.where(arguments.is_first[..., None], 0, daction.view_as(arguments.action))
+        daction = daction.to(arguments.action.dtype)
+    first = arguments.is_first
+    stoch = Before(arguments.stoch, trace.stoch, first, one_hot=latent.discrete > 0)
+    action = [] if arguments.action is None else [masked_actions(arguments.action, ~first, dtype)]
+    layers: Layers = {
+        "gru": (grads.parts, [trace.x, Before(arguments.deter, trace.deter, first)]),
+        "obs_out": (grads.y, [trace.deter, arguments.embed, *lower]),
+        "img_in": (grads.x, [stoch, *action]),
+        "obs_dist": (grads.stats, [trace.y]),
+    }
+    weights = {"gru_norm_weight": grads.norm_weight.to(dtype), "gru_norm_bias": grads.norm_bias.to(dtype)}
+    ddeter = grads.deter
+    del grads, trace, stoch, action
+    for waiting in (layers, head):
+        for name in list(waiting):
+            columns = getattr(params, f"{name}_weight").shape[1]
+            weights[f"{name}_weight"], weights[f"{name}_bias"] = core.weight_gradient(*waiting.pop(name), columns)
+    made = (weights[name] if name in weights else torch.zeros_like(w) for name, w in params._asdict().items())
+    return InputGrads(RSSMParams(*made), dembed.to(arguments.embed.dtype), ddeter, dstoch, daction)
+
+
+def fake_traces(params: RSSMParams, arguments: ObserveArguments) -> tuple[Tensor, ...]:
+    """Empty tensors of the traces' shapes and dtypes."""
+    (batch, length), latent, like = arguments.is_first.shape, arguments.latent, arguments.deter
+    hidden, deter, mixed = len(params.img_in_bias), like.shape[1], latent.stoch * (latent.discrete or 1)
+    stats, narrow = len(params.obs_dist_bias), params.gru_weight
+    widths = {"deter": deter, "stoch": mixed, "stats": stats, "x": hidden, "parts": 3 * deter, "norm": 2, "y": hidden}
+    trace = {
+        name: (narrow if name in ("x", "y") else like).new_empty(batch, length, width) for name, width in widths.items()
+    }
+    prior = (like.new_empty(batch, length, mixed), like.new_empty(batch, length, stats))
+    return *Trace(**trace), *prior, narrow.new_empty(batch, length, hidden)
+
+
+def states(trace: Trace, prior: PriorTrace, latent: Latent) -> tuple[State, State]:
+    """Posterior and prior with DreamerV2's keys."""
+    post = state_of(trace.deter, trace.stoch, trace.stats, latent)
+    return post, state_of(trace.deter, prior.stoch, prior.stats, latent)
