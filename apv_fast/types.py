@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+NoisePair = tuple[Tensor | None, Tensor | None]  # of the posterior and the prior: numbers, a seed, or None for modes
 State = dict[str, Tensor]  # deter [..., D]; stoch [..., S, C] with logit, or stoch [..., S] with mean and std
 
 

@@ -34,6 +34,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from apv_fast.ops.image_loss import ImageLoss, NormalizeImage, like_normalized
+from apv_fast.ops.op import Gradients, Kernel
+
 from .parts.pointwise import divide
 
 BLOCK = 2048  # numbers a program holds at a time: 16 a thread, so 16 bytes of each image and 16 or more of the mean
@@ -149,8 +152,8 @@ def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-@torch.library.custom_op("apv_fast::image_loss_triton", mutates_args=())
-def _forward(mean: Tensor, image: Tensor) -> Tensor:
+def _forward(call: ImageLoss, keep: bool) -> list[Tensor]:
+    mean, image = call
     acc, count = _acc(mean), mean.numel()
     programs = triton.cdiv(count, BLOCK * STEPS)
     partial = mean.new_empty(programs, dtype=acc)
@@ -164,11 +167,11 @@ def _forward(mean: Tensor, image: Tensor) -> Tensor:
             )  # fmt: skip
         constant = 0.5 * math.log(2 * math.pi) * math.prod(mean.shape[1:])
         finish_kernel[(1,)](partial, loss, programs, len(mean), CONSTANT=constant, ACC=constants["ACC"], BLOCK=FINISH)
-    return loss
+    return [loss]
 
 
-@torch.library.custom_op("apv_fast::image_loss_triton_backward", mutates_args=())
-def _backward(grad: Tensor, mean: Tensor, image: Tensor) -> Tensor:
+def _backward(call: ImageLoss, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]) -> Gradients:
+    (grad,), (mean, image) = grads, call
     gradient = torch.empty_like(mean)  # strides and all, if the mean's memory has neither gaps nor overlaps
     if count := mean.numel():
         with _on(mean):
@@ -176,44 +179,29 @@ def _backward(grad: Tensor, mean: Tensor, image: Tensor) -> Tensor:
                 grad, mean, image, gradient, count, len(mean), *mean.stride(), *image.stride(), *gradient.stride(),
                 MEAN_FLAT=mean.is_contiguous(), GRAD_FLAT=gradient.is_contiguous(), **_constants(image, _acc(mean)),
             )  # fmt: skip
-    return gradient
+    return {"mean": gradient}
 
 
-@torch.library.custom_op("apv_fast::normalize_image_triton", mutates_args=())
-def _normalize(image: Tensor, dtype: torch.dtype) -> Tensor:
-    out = image.new_empty(image.shape, dtype=dtype)
+def _normalize(call: NormalizeImage, keep: bool) -> list[Tensor]:
+    image, out = call.image, call.image.new_empty(call.image.shape, dtype=call.dtype)
     if count := image.numel():
         with _on(image):
             normalize_kernel[(triton.cdiv(count, BLOCK),)](
                 image, out, count, *image.stride(), **_constants(image, _acc(out))
             )
-    return out
+    return [out]
 
 
-@_forward.register_fake
-def _(mean: Tensor, image: Tensor) -> Tensor:
-    return mean.new_empty((), dtype=_acc(mean))
-
-
-@_backward.register_fake
-def _(grad: Tensor, mean: Tensor, image: Tensor) -> Tensor:
-    return torch.empty_like(mean)
-
-
-@_normalize.register_fake
-def _(image: Tensor, dtype: torch.dtype) -> Tensor:
-    return image.new_empty(image.shape, dtype=dtype)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return _backward(grad, *ctx.saved_tensors), None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+_loss = Kernel(
+    "image_loss_triton",
+    ImageLoss,
+    outputs=1,
+    forward=_forward,
+    backward=_backward,
+    fake=lambda call, _: [call.mean.new_empty((), dtype=_acc(call.mean))],
+    like=torch.empty_like,
+)
+_normalized = Kernel("normalize_image_triton", NormalizeImage, outputs=1, forward=_normalize, fake=like_normalized)
 
 
 def _flatten(tensor: Tensor) -> Tensor:
@@ -228,10 +216,9 @@ def image_loss(mean: Tensor, image: Tensor) -> Tensor:
         mean: [..., H, W, C], floating; any strides, read in place.
         image: the same shape, uint8.
     """
-    loss: Tensor = _forward(_flatten(mean), _flatten(image))
-    return loss
+    return _loss(_flatten(mean), _flatten(image))[0]
 
 
 def normalize_image(image: Tensor, dtype: torch.dtype) -> Tensor:
     """u/255 - ½ in ``dtype``, contiguous [..., H, W, C]: permuted, what a convolution calls channels-last."""
-    return _normalize(_flatten(image), dtype).reshape(image.shape)
+    return _normalized(_flatten(image), dtype)[0].reshape(image.shape)

@@ -38,8 +38,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from apv_fast.ops.kl_engine import Settings, define_kl
-from apv_fast.types import state_dtype
+from apv_fast.ops.kl_balance import Divergence, balanced, like_divergence
+from apv_fast.ops.op import Gradients, Kernel
 
 from .parts.pointwise import divide, exp
 
@@ -213,37 +213,45 @@ def _strides(statistics: list[Tensor]) -> list[int]:
     return [stride for tensor in statistics for stride in tensor.stride()]
 
 
-class _Kernels:
-    """:class:`apv_fast.ops.kl_engine.Engine`; settings are compile-time constants of the kernels, strides are free."""
+# Settings are compile-time constants of the kernels, strides are free.
 
-    def forward(self, statistics: list[Tensor], settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-        first = statistics[0]
-        value = first.new_empty(first.shape[:2], dtype=state_dtype(first.dtype))
-        loss, mean = value.new_empty(()), value.new_empty(())
-        if not first.numel():
-            value.zero_()
-        constants, limit = _constants(first), {"FREE": settings.free, "PER_STEP": settings.per_step}
-        with _on(first):
-            if first.numel():
-                kernel = categorical_forward_kernel if first.dim() == 4 else normal_forward_kernel
-                kernel[(value.numel(),)](*statistics, value, *_strides(statistics), **constants)
-            finish_kernel[(1,)](value, loss, mean, value.numel(), **limit, ACC=constants["ACC"], BLOCK=FINISH)
-        return loss, value, mean
 
-    def backward(
-        self, grad: Tensor, statistics: list[Tensor], value: Tensor, mean: Tensor, settings: Settings
-    ) -> list[Tensor]:
-        first = statistics[0]
-        gradients = [tensor.new_empty(tensor.shape) for tensor in statistics]
+def _forward(call: Divergence, keep: bool) -> list[Tensor]:
+    statistics, first = call.statistics, call.statistics[0]
+    loss, value, mean = like_divergence(call, True)
+    if not first.numel():
+        value.zero_()
+    constants, limit = _constants(first), {"FREE": call.free, "PER_STEP": call.per_step}
+    with _on(first):
         if first.numel():
-            kernel = categorical_backward_kernel if first.dim() == 4 else normal_backward_kernel
-            with _on(first):
-                kernel[(value.numel(),)](
-                    grad, *statistics, value, mean, *gradients, *_strides(statistics), **_constants(first),
-                    P_WEIGHT=settings.p_weight, Q_WEIGHT=settings.q_weight, FREE=settings.free,
-                    PER_STEP=settings.per_step,
-                )  # fmt: skip
-        return gradients
+            kernel = categorical_forward_kernel if first.dim() == 4 else normal_forward_kernel
+            kernel[(value.numel(),)](*statistics, value, *_strides(statistics), **constants)
+        finish_kernel[(1,)](value, loss, mean, value.numel(), **limit, ACC=constants["ACC"], BLOCK=FINISH)
+    return [loss, value, mean] if keep else [loss, value]
 
 
-kl_balance, kl_balance_normal = define_kl("triton", _Kernels())
+def _backward(call: Divergence, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]) -> Gradients:
+    (_, value, mean), grad = results, grads[0]
+    statistics, first = call.statistics, call.statistics[0]
+    gradients = [tensor.new_empty(tensor.shape) for tensor in statistics]
+    if first.numel():
+        kernel = categorical_backward_kernel if first.dim() == 4 else normal_backward_kernel
+        with _on(first):
+            kernel[(value.numel(),)](
+                grad, *statistics, value, mean, *gradients, *_strides(statistics), **_constants(first),
+                P_WEIGHT=call.p_weight, Q_WEIGHT=call.q_weight, FREE=call.free, PER_STEP=call.per_step,
+            )  # fmt: skip
+    return {"statistics": gradients}
+
+
+kl_balance, kl_balance_normal = balanced(
+    Kernel(
+        "kl_balance_triton",
+        Divergence,
+        outputs=2,
+        forward=_forward,
+        backward=_backward,
+        fake=like_divergence,
+        constant=lambda _: [1],
+    )
+)

@@ -22,6 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from apv_fast.ops.knn_bonus import KnnBonus, like_bonus
+from apv_fast.ops.op import Kernel
+
 from . import interpreting
 from .parts.knn_select import POSITION_BITS, filter_kernel, scan_kernel, verify_kernel
 
@@ -131,17 +134,15 @@ def nearest(
     return result
 
 
-@torch.library.custom_op("apv_fast::knn_bonus_triton", mutates_args=())
-def _knn_bonus(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
-    return nearest(query, keys, None, k, reduce).to(query.dtype)
-
-
-@_knn_bonus.register_fake
-def _(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
-    return query.new_empty(len(query))
+_bonus = Kernel(
+    "knn_bonus_triton",
+    KnnBonus,
+    outputs=1,
+    forward=lambda call, _: [nearest(call.query, call.keys, None, call.k, call.reduce).to(call.query.dtype)],
+    fake=like_bonus,
+)
 
 
 def knn_bonus(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
     """Mean, or last, of the k smallest ``‖query - key‖₂``; ``[Q]``. ``apv_fast.ops`` has checked the arguments."""
-    # No gradient flows through the op, so it needs none of autograd.
-    return _knn_bonus(query.detach(), keys.detach(), k, reduce)
+    return _bonus(query, keys, k, reduce)[0]

@@ -36,6 +36,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from apv_fast.ops.lambda_return import LambdaReturn, like_rewards
+from apv_fast.ops.op import Gradients, Kernel
+
 BLOCK = 64  # columns a program: 2500 columns spread over 40 SMs
 WARPS = BLOCK // 32  # one column a thread
 ROWS = 16  # rows loaded before the first of them is used, so that their latencies overlap
@@ -131,8 +134,8 @@ def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-@torch.library.custom_op("apv_fast::lambda_return_triton", mutates_args=())
-def _forward(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
+def _forward(call: LambdaReturn, keep: bool) -> list[Tensor]:
+    reward, value, discount, bootstrap, lambda_ = call
     horizon, n = reward.shape
     returns = reward.new_empty(horizon, n)
     if returns.numel():
@@ -142,13 +145,15 @@ def _forward(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor,
                 *reward.stride(), *value.stride(), *discount.stride(), *bootstrap.stride(),
                 **_constants(reward, lambda_),
             )  # fmt: skip
-    return returns
+    return [returns]
 
 
-@torch.library.custom_op("apv_fast::lambda_return_triton_backward", mutates_args=())
 def _backward(
-    grad: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, returns: Tensor, lambda_: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call: LambdaReturn, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]
+) -> Gradients:
+    (returns,), (grad,) = results, grads
+    assert grad is not None
+    _, value, discount, bootstrap, lambda_ = call
     horizon, n = grad.shape
     grad_reward, grad_value, grad_discount = (returns.new_empty(horizon, n) for _ in range(3))
     grad_bootstrap = returns.new_empty(n)
@@ -159,32 +164,12 @@ def _backward(
                 *grad.stride(), *value.stride(), *discount.stride(), *bootstrap.stride(),
                 **_constants(returns, lambda_),
             )  # fmt: skip
-    return grad_reward, grad_value, grad_discount, grad_bootstrap
+    return {"reward": grad_reward, "value": grad_value, "discount": grad_discount, "bootstrap": grad_bootstrap}
 
 
-@_forward.register_fake
-def _(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
-    return reward.new_empty(reward.shape)
-
-
-@_backward.register_fake
-def _(
-    grad: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, returns: Tensor, lambda_: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = [returns.new_empty(returns.shape) for _ in range(3)]
-    return rows[0], rows[1], rows[2], returns.new_empty(returns.shape[1])
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, value, discount, bootstrap, ctx.lambda_ = inputs
-    ctx.save_for_backward(value, discount, bootstrap, output)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(grad, *ctx.saved_tensors, ctx.lambda_), None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+_returns = Kernel(
+    "lambda_return_triton", LambdaReturn, outputs=1, forward=_forward, backward=_backward, fake=like_rewards
+)
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
@@ -195,5 +180,5 @@ def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Te
         bootstrap: [N], the value after the last row.
         lambda_: the mix of n-step returns, a compile-time constant of the kernel.
     """
-    returns: Tensor = _forward(reward, value, discount, bootstrap, lambda_)
+    (returns,) = _returns(reward, value, discount, bootstrap, lambda_)
     return returns

@@ -20,6 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from apv_fast.ops.op import Kernel
+from apv_fast.ops.video_bonus import Bonus, like_bonus
+
 from . import interpreting
 from .knn_bonus import nearest
 from .parts.knn_select import quotient
@@ -66,56 +69,16 @@ def _push(projected: Tensor, queue: Tensor, filled: Tensor, window: int) -> tupl
     return pushed, new_filled
 
 
-def launch(
-    af_feat: Tensor,
-    projection: Tensor,
-    queue: Tensor,
-    filled: Tensor,
-    window: int,
-    k: int,
-    reduce: str,
-    exclude_self: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Bonus, new queue and how much of it is filled. No host sync, so it can be captured in a graph."""
-    batch, steps, _ = af_feat.shape
-    size, windows = len(queue), steps - window + 1
+def _forward(call: Bonus, keep: bool) -> list[Tensor]:
+    """No host sync, so it can be captured in a graph."""
+    batch, steps, _ = call.af_feat.shape
+    queue, projection = call.queue, call.projection
+    size, windows = len(queue), steps - call.window + 1
     with torch.cuda.device(queue.device) if queue.is_cuda else contextlib.nullcontext():
-        projected = torch.mm(af_feat.to(projection.dtype).flatten(0, 1), projection)
-        pushed, new_filled = _push(projected.unflatten(0, (batch, steps)), queue, filled, window)
-        bonus = nearest(pushed[: batch * windows], pushed[:size], new_filled, k, reduce, exclude_self)
-    return bonus.to(queue.dtype).view(batch, windows), pushed[:size], new_filled
+        projected = torch.mm(call.af_feat.to(projection.dtype).flatten(0, 1), projection)
+        pushed, filled = _push(projected.unflatten(0, (batch, steps)), queue, call.filled, call.window)
+        bonus = nearest(pushed[: batch * windows], pushed[:size], filled, call.k, call.reduce, call.exclude_self)
+    return [bonus.to(queue.dtype).view(batch, windows), pushed[:size], filled]
 
 
-_video_bonus = torch.library.custom_op("apv_fast::video_bonus_triton", launch, mutates_args=())
-
-
-@_video_bonus.register_fake
-def _(
-    af_feat: Tensor,
-    projection: Tensor,
-    queue: Tensor,
-    filled: Tensor,
-    window: int,
-    k: int,
-    reduce: str,
-    exclude_self: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    bonus = queue.new_empty(af_feat.shape[0], af_feat.shape[1] - window + 1)
-    return bonus, torch.empty_like(queue, memory_format=torch.contiguous_format), torch.empty_like(filled)
-
-
-def video_bonus(
-    af_feat: Tensor,
-    projection: Tensor,
-    queue: Tensor,
-    filled: Tensor,
-    window: int,
-    k: int,
-    reduce: str,
-    exclude_self: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Bonus, new queue and how much of it is filled. ``apv_fast.ops`` has checked the arguments."""
-    # No gradient flows through the op, so it needs none of autograd.
-    tensors = (af_feat.detach(), projection.detach(), queue.detach(), filled)
-    bonus, queue, filled = _video_bonus(*tensors, window, k, reduce, exclude_self)
-    return bonus, queue, filled
+video_bonus = Kernel("video_bonus_triton", Bonus, outputs=3, forward=_forward, fake=like_bonus)

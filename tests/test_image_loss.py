@@ -187,15 +187,15 @@ def test_opcheck_and_compilation(backend: str) -> None:
     torch.library.opcheck(torch.ops.apv_fast.image_loss.default, (mean, image, backend))
     torch.library.opcheck(torch.ops.apv_fast.normalize_image.default, (image, torch.bfloat16, backend))
     if backend == "triton":
-        torch.library.opcheck(torch.ops.apv_fast.image_loss_triton.default, (mean, image))
+        torch.library.opcheck(torch.ops.apv_fast.image_loss_triton.default, (mean, image, True))
         strided = LAYOUTS["channels first"](mean.detach()).requires_grad_()
-        torch.library.opcheck(torch.ops.apv_fast.image_loss_triton.default, (strided, image))
-        torch.library.opcheck(torch.ops.apv_fast.normalize_image_triton.default, (image, torch.bfloat16))
+        torch.library.opcheck(torch.ops.apv_fast.image_loss_triton.default, (strided, image, True))
+        torch.library.opcheck(torch.ops.apv_fast.normalize_image_triton.default, (image, torch.bfloat16, False))
     if backend == "cpu":
         strided = LAYOUTS["channels first"](mean.detach()).requires_grad_()
         for leaf in (mean, strided):
             torch.library.opcheck(torch.ops.apv_fast.image_loss_cpu.default, (leaf, image, True))
-        torch.library.opcheck(torch.ops.apv_fast.normalize_image_cpu.default, (image, torch.bfloat16))
+        torch.library.opcheck(torch.ops.apv_fast.normalize_image_cpu.default, (image, torch.bfloat16, False))
     compiled = torch.compile(image_loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(mean, image, backend=backend), image_loss(mean, image, backend=backend))
     torch.compiler.reset()

@@ -210,9 +210,8 @@ def test_opcheck() -> None:
     importlib.import_module("apv_fast.cpu.image_model")  # registers them
     for kind in ("bytes", "images", "decoder"):
         x, layers, _ = case(kind, (2, 1, 3, 3), torch.float32)
-        rest: tuple[Any, ...] = (layers, True) if kind == "decoder" else (layers, torch.float32, True)
         name = "image_decoder_cpu" if kind == "decoder" else "image_encoder_cpu"
-        torch.library.opcheck(getattr(torch.ops.apv_fast, name).default, (x, *rest))
+        torch.library.opcheck(getattr(torch.ops.apv_fast, name).default, (x, layers, torch.float32, True))
         op = torch.ops.apv_fast.image_decoder if kind == "decoder" else torch.ops.apv_fast.image_encoder
         torch.library.opcheck(op.default, (x, layers, torch.float32, "cpu"))
 

@@ -289,8 +289,8 @@ def test_opcheck_and_compilation(kind: str, backend: str) -> None:
     overload = getattr(torch.ops.apv_fast, KINDS[kind]).default
     torch.library.opcheck(overload, (*leaves, 0.8, 1.0, False, False, backend))
     if backend != "reference":
-        own = getattr(torch.ops.apv_fast, f"kl_{backend}")
-        torch.library.opcheck(own.default, (list(leaves), 0.2, 0.8, 1.0, False))
+        own = getattr(torch.ops.apv_fast, f"kl_balance_{backend}")
+        torch.library.opcheck(own.default, (list(leaves), 0.2, 0.8, 1.0, False, True))
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     for got, want in zip(compiled(kind, leaves, backend), call(kind, leaves, backend), strict=True):
         torch.testing.assert_close(got, want)

@@ -265,7 +265,9 @@ def test_registration(backend: str) -> None:
     for reduce in REDUCE:
         torch.library.opcheck(torch.ops.apv_fast.knn_bonus.default, (query, keys, 4, reduce, backend))
     if backend != "reference":
-        torch.library.opcheck(getattr(torch.ops.apv_fast, f"knn_bonus_{backend}").default, (query, keys, 4, "mean"))
+        torch.library.opcheck(
+            getattr(torch.ops.apv_fast, f"knn_bonus_{backend}").default, (query, keys, 4, "mean", False)
+        )
     leaf = query.clone().requires_grad_()
     assert not knn_bonus(leaf, keys, backend=backend).requires_grad
 

@@ -188,7 +188,7 @@ def test_opcheck(backend: str) -> None:
     torch.library.opcheck(torch.ops.apv_fast.lambda_return.default, (*leaves, 0.95, backend))
     if backend != "reference":
         own = getattr(torch.ops.apv_fast, f"lambda_return_{backend}")
-        torch.library.opcheck(own.default, (*leaves, 0.95))
+        torch.library.opcheck(own.default, (*leaves, 0.95, True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -132,7 +132,7 @@ def test_no_rows(backend: str) -> None:
 def test_opcheck() -> None:
     importlib.import_module("apv_fast.cpu.mlp")  # registers it
     x, layers, _ = inputs(7, [5, 3, 2], torch.float32)
-    torch.library.opcheck(torch.ops.apv_fast.mlp_cpu, (x, [w for layer in layers for w in layer]))
+    torch.library.opcheck(torch.ops.apv_fast.mlp_cpu, (x, [w for layer in layers for w in layer], True))
 
 
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512bf16"])

@@ -177,7 +177,7 @@ def test_no_host_sync(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if backend == "triton":
         from apv_fast.kernels import video_bonus as module
 
-        monkeypatch.setattr(module, "_video_bonus", module.launch)
+        monkeypatch.setattr(module.video_bonus, "op", module.video_bonus._forward)
     with NoSync():  # type: ignore[no-untyped-call]
         results = [bonus(feat) for _ in range(2)]
     assert all(torch.equal(x, y) for x, y in zip(results, expected, strict=True))
@@ -189,7 +189,7 @@ def test_registration(backend: str) -> None:
     arguments = (feat, *state.values(), 3, 4, "mean", False)
     torch.library.opcheck(torch.ops.apv_fast.video_bonus.default, (*arguments, backend))
     if backend != "reference":
-        torch.library.opcheck(getattr(torch.ops.apv_fast, f"video_bonus_{backend}").default, arguments)
+        torch.library.opcheck(getattr(torch.ops.apv_fast, f"video_bonus_{backend}").default, (*arguments, False))
     leaf = feat.clone().requires_grad_()
     outputs = video_bonus(leaf, *state.values(), window=3, backend=backend)
     assert not any(output.requires_grad for output in outputs)

@@ -8,13 +8,14 @@ once. Numbers are taken in the order of the mean's memory, whatever its strides.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from apv_fast import _C
 from apv_fast.cpu.parts.call import address, computed, how
+from apv_fast.ops.image_loss import ImageLoss, NormalizeImage, like_normalized
+from apv_fast.ops.op import Gradients, Kernel
 from apv_fast.types import state_dtype
 
 
@@ -44,26 +45,35 @@ def _run(mean: Tensor, image: Tensor, loss: Tensor | None, gradient: Tensor | No
     )
 
 
-@torch.library.custom_op("apv_fast::image_loss_cpu", mutates_args=())
-def _forward(mean: Tensor, image: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient, which is empty if not wanted."""
-    loss = mean.new_empty((), dtype=state_dtype(mean.dtype))
-    gradient = torch.empty_like(mean) if with_gradient else mean.new_empty(0)
-    _run(mean, image, loss, gradient if with_gradient else None, 1.0)
-    return loss, gradient
+def _forward(call: ImageLoss, keep: bool) -> list[Tensor]:
+    """The loss and, with ``keep``, its gradient."""
+    loss, *gradient = _like(call, keep)
+    _run(*call, loss, gradient[0] if keep else None, 1.0)
+    return [loss, *gradient]
 
 
-@torch.library.custom_op("apv_fast::image_loss_cpu_backward", mutates_args=())
-def _backward(grad: Tensor, mean: Tensor, image: Tensor) -> Tensor:
-    gradient = torch.empty_like(mean)
-    _run(mean, image, None, gradient, grad.item())
-    return gradient
+def _like(call: ImageLoss, keep: bool) -> list[Tensor]:
+    loss = call.mean.new_empty((), dtype=state_dtype(call.mean.dtype))
+    return [loss, torch.empty_like(call.mean)] if keep else [loss]
 
 
-@torch.library.custom_op("apv_fast::normalize_image_cpu", mutates_args=())
-def _normalize(image: Tensor, dtype: torch.dtype) -> Tensor:
-    out = torch.empty(image.shape, dtype=dtype)
-    image = image.contiguous()
+def _backward(call: ImageLoss, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]) -> Gradients:
+    (grad,) = grads
+    assert grad is not None
+    gradient = torch.empty_like(call.mean)
+    _run(*call, None, gradient, grad.item())
+    return {"mean": gradient}
+
+
+def _ready(results: list[Tensor], grads: list[Tensor | None]) -> Gradients | None:
+    (grad,) = grads
+    # A subclass (of a tracer) has no number to look at.
+    return {"mean": results[1]} if type(grad) is Tensor and grad.item() == 1 else None
+
+
+def _normalize(call: NormalizeImage, keep: bool) -> list[Tensor]:
+    out = torch.empty(call.image.shape, dtype=call.dtype)
+    image = call.image.contiguous()
     _C.image(
         of_loss=False,
         count=image.numel(),
@@ -74,52 +84,30 @@ def _normalize(image: Tensor, dtype: torch.dtype) -> Tensor:
         mean=0,
         loss=0,
         out=address(out),
-        **how(dtype),
+        **how(call.dtype),
     )
-    return out
+    return [out]
 
 
-@_forward.register_fake
-def _(mean: Tensor, image: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    gradient = torch.empty_like(mean) if with_gradient else mean.new_empty(0)
-    return mean.new_empty((), dtype=state_dtype(mean.dtype)), gradient
-
-
-@_backward.register_fake
-def _(grad: Tensor, mean: Tensor, image: Tensor) -> Tensor:
-    return torch.empty_like(mean)
-
-
-@_normalize.register_fake
-def _(image: Tensor, dtype: torch.dtype) -> Tensor:
-    return image.new_empty(image.shape, dtype=dtype)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
-    mean, image, ctx.with_gradient = inputs
-    ctx.save_for_backward(mean, image, output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None]:
-    mean, image, gradient = ctx.saved_tensors
-    if grad is None:
-        return None, None, None
-    # A subclass (of a tracer) has no number to look at.
-    if ctx.with_gradient and type(grad) is Tensor and grad.item() == 1:
-        return gradient, None, None
-    return _backward(grad, mean, image), None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+_loss = Kernel(
+    "image_loss_cpu",
+    ImageLoss,
+    outputs=1,
+    forward=_forward,
+    backward=_backward,
+    fake=_like,
+    ready=_ready,
+    like=torch.empty_like,
+)
+_normalized = Kernel("normalize_image_cpu", NormalizeImage, outputs=1, forward=_normalize, fake=like_normalized)
 
 
 def image_loss(mean: Tensor, image: Tensor) -> Tensor:
     """The loss, a scalar that is differentiable once, of arguments that ``apv_fast.ops.image_loss`` has checked."""
-    loss, _ = _forward(computed(mean), image, torch.is_grad_enabled() and mean.requires_grad)
-    return loss
+    return _loss(computed(mean), image)[0]
 
 
 def normalize_image(image: Tensor, dtype: torch.dtype) -> Tensor:
     """u/255 - ½ in ``dtype``, contiguous ``[..., H, W, C]``."""
-    return _normalize(image, state_dtype(dtype)).to(dtype) if dtype == torch.float16 else _normalize(image, dtype)
+    made = _normalized(image, state_dtype(dtype) if dtype == torch.float16 else dtype)[0]
+    return made.to(dtype)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from apv_fast import _C
 from apv_fast.cpu.parts.call import address, computed, how
-from apv_fast.ops.kl_engine import Settings, define_kl
-from apv_fast.types import state_dtype
+from apv_fast.ops.kl_balance import Divergence, balanced, like_divergence
+from apv_fast.ops.op import Gradients, Kernel
 
 
 def _sizes(tensor: Tensor) -> tuple[int, int, int]:
@@ -26,13 +26,13 @@ def _pairs(tensors: list[Tensor]) -> tuple[list[int], list[int]]:
     return p, q
 
 
-def _run(statistics: list[Tensor], settings: Settings, results: list[Tensor], **way: Any) -> None:
+def _run(statistics: list[Tensor], call: Divergence, results: list[Tensor], **way: Any) -> None:
     p, q = _pairs(statistics)
     _C.kl_loss(
         sizes=_sizes(statistics[0]),
-        weights=(settings.p_weight, settings.q_weight),
-        free=settings.free,
-        per_step=settings.per_step,
+        weights=(call.p_weight, call.q_weight),
+        free=call.free,
+        per_step=call.per_step,
         p=p,
         q=q,
         results=[address(x) for x in results],
@@ -46,24 +46,30 @@ def _dense(statistics: list[Tensor]) -> list[Tensor]:
     return [computed(x).contiguous() for x in statistics]
 
 
-class _Kernel:
-    """:class:`apv_fast.ops.kl_engine.Engine`."""
-
-    def forward(self, statistics: list[Tensor], settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-        first, nothing = statistics[0], (0, 0)
-        value = first.new_empty(first.shape[:2], dtype=state_dtype(first.dtype))
-        loss, mean = value.new_empty(()), value.new_empty(())
-        _run(_dense(statistics), settings, [value, mean, loss], grad=0, grad_p=nothing, grad_q=nothing)
-        return loss, value, mean
-
-    def backward(
-        self, grad: Tensor, statistics: list[Tensor], value: Tensor, mean: Tensor, settings: Settings
-    ) -> list[Tensor]:
-        dense = _dense(statistics)
-        gradients = [torch.empty_like(x) for x in dense]
-        of_p, of_q = _pairs(gradients)
-        _run(dense, settings, [value, mean, mean], grad=address(grad), grad_p=of_p, grad_q=of_q)
-        return [g.to(x.dtype) for g, x in zip(gradients, statistics, strict=True)]
+def _forward(call: Divergence, keep: bool) -> list[Tensor]:
+    loss, value, mean = like_divergence(call, True)
+    _run(_dense(call.statistics), call, [value, mean, loss], grad=0, grad_p=(0, 0), grad_q=(0, 0))
+    return [loss, value, mean] if keep else [loss, value]
 
 
-kl_balance, kl_balance_normal = define_kl("cpu", _Kernel())
+def _backward(call: Divergence, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]) -> Gradients:
+    (_, value, mean), grad = results, grads[0]
+    assert grad is not None
+    dense = _dense(call.statistics)
+    gradients = [torch.empty_like(x) for x in dense]
+    of_p, of_q = _pairs(gradients)
+    _run(dense, call, [value, mean, mean], grad=address(grad), grad_p=of_p, grad_q=of_q)
+    return {"statistics": [g.to(x.dtype) for g, x in zip(gradients, call.statistics, strict=True)]}
+
+
+kl_balance, kl_balance_normal = balanced(
+    Kernel(
+        "kl_balance_cpu",
+        Divergence,
+        outputs=2,
+        forward=_forward,
+        backward=_backward,
+        fake=like_divergence,
+        constant=lambda _: [1],
+    )
+)

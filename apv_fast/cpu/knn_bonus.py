@@ -7,22 +7,8 @@ from torch import Tensor
 
 from apv_fast import _C
 from apv_fast.cpu.parts.call import how
-
-
-def knn_bonus(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
-    """Mean, or last, of the k smallest ``‖query − key‖₂``; ``[Q]``. ``apv_fast.ops`` has checked the arguments."""
-    # No gradient flows through the op, so it needs none of autograd.
-    return _knn_bonus(query.detach(), keys.detach(), k, reduce)
-
-
-@torch.library.custom_op("apv_fast::knn_bonus_cpu", mutates_args=())
-def _knn_bonus(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
-    return knn_bonus_and_memory(query, keys, k, reduce)[0]
-
-
-@_knn_bonus.register_fake
-def _(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
-    return query.new_empty(len(query))
+from apv_fast.ops.knn_bonus import KnnBonus, like_bonus
+from apv_fast.ops.op import Kernel
 
 
 def knn_bonus_and_memory(query: Tensor, keys: Tensor, k: int, reduce: str) -> tuple[Tensor, int]:
@@ -41,3 +27,17 @@ def knn_bonus_and_memory(query: Tensor, keys: Tensor, k: int, reduce: str) -> tu
         **how(query.dtype),
     )
     return result.to(query.dtype), memory
+
+
+_bonus = Kernel(
+    "knn_bonus_cpu",
+    KnnBonus,
+    outputs=1,
+    forward=lambda call, _: [knn_bonus_and_memory(*call)[0]],
+    fake=like_bonus,
+)
+
+
+def knn_bonus(query: Tensor, keys: Tensor, k: int, reduce: str) -> Tensor:
+    """Mean, or last, of the k smallest ``‖query − key‖₂``; ``[Q]``. ``apv_fast.ops`` has checked the arguments."""
+    return _bonus(query, keys, k, reduce)[0]

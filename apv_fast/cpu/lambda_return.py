@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from apv_fast import _C
 from apv_fast.cpu.parts.call import address, computed, how
+from apv_fast.ops.lambda_return import LambdaReturn, like_rewards
+from apv_fast.ops.op import Gradients, Kernel
 
 
 def _run(
@@ -33,49 +33,27 @@ def _run(
     )
 
 
-@torch.library.custom_op("apv_fast::lambda_return_cpu", mutates_args=())
-def _forward(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
-    returns = reward.new_empty(reward.shape)
-    _run((reward, value, discount, bootstrap), lambda_, reward.shape, returns, None, ())
-    return returns
+def _forward(call: LambdaReturn, keep: bool) -> list[Tensor]:
+    returns = call.reward.new_empty(call.reward.shape)
+    _run(call[:4], call.lambda_, call.reward.shape, returns, None, ())
+    return [returns]
 
 
-@torch.library.custom_op("apv_fast::lambda_return_cpu_backward", mutates_args=())
 def _backward(
-    grad: Tensor, reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = [grad.new_empty(grad.shape) for _ in range(3)]
-    gradients = rows[0], rows[1], rows[2], grad.new_empty(grad.shape[1])
-    _run((reward, value, discount, bootstrap), lambda_, grad.shape, None, grad, gradients)
-    return gradients
+    call: LambdaReturn, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]
+) -> Gradients:
+    (grad,) = grads
+    assert grad is not None
+    reward, value, discount = (grad.new_empty(grad.shape) for _ in range(3))
+    bootstrap = grad.new_empty(grad.shape[1])
+    _run(call[:4], call.lambda_, grad.shape, None, grad, (reward, value, discount, bootstrap))
+    return {"reward": reward, "value": value, "discount": discount, "bootstrap": bootstrap}
 
 
-@_forward.register_fake
-def _(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
-    return reward.new_empty(reward.shape)
-
-
-@_backward.register_fake
-def _(
-    grad: Tensor, reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = [grad.new_empty(grad.shape) for _ in range(3)]
-    return rows[0], rows[1], rows[2], grad.new_empty(grad.shape[1])
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.lambda_ = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(grad, *ctx.saved_tensors, ctx.lambda_), None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+_returns = Kernel("lambda_return_cpu", LambdaReturn, outputs=1, forward=_forward, backward=_backward, fake=like_rewards)
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float) -> Tensor:
     """λ-returns [H, N], differentiable once, of arguments that ``apv_fast.ops.lambda_return`` has checked."""
-    returns: Tensor = _forward(*(computed(x) for x in (reward, value, discount, bootstrap)), lambda_)
+    (returns,) = _returns(*(computed(x) for x in (reward, value, discount, bootstrap)), lambda_)
     return returns.to(reward.dtype)

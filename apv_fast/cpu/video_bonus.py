@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from apv_fast.cpu.knn_bonus import knn_bonus
+from apv_fast.ops.op import Kernel
+from apv_fast.ops.video_bonus import Bonus, like_bonus
 from apv_fast.reference.video_bonus import project_windows, push
 
 
@@ -26,51 +28,12 @@ def _distance(query: Tensor, keys: Tensor, k: int, reduce: str, exclude_self: bo
     return torch.cat([distance, knn_bonus(beyond, keys, k, reduce)]) if len(beyond) else distance
 
 
-@torch.library.custom_op("apv_fast::video_bonus_cpu", mutates_args=())
-def _video_bonus(
-    af_feat: Tensor,
-    projection: Tensor,
-    queue: Tensor,
-    filled: Tensor,
-    window: int,
-    k: int,
-    reduce: str,
-    exclude_self: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    windows = project_windows(af_feat, projection, window)  # [B, T', d]
+def _forward(call: Bonus, keep: bool) -> list[Tensor]:
+    windows = project_windows(call.af_feat, call.projection, call.window)  # [B, T', d]
     query = windows.flatten(0, 1)
-    queue, filled = push(query, queue, filled)
-    bonus = _distance(query, queue[: int(filled)], k, reduce, exclude_self)
-    return bonus.view(windows.shape[:2]), queue, filled
+    queue, filled = push(query, call.queue, call.filled)
+    bonus = _distance(query, queue[: int(filled)], call.k, call.reduce, call.exclude_self)
+    return [bonus.view(windows.shape[:2]), queue, filled]
 
 
-@_video_bonus.register_fake
-def _(
-    af_feat: Tensor,
-    projection: Tensor,
-    queue: Tensor,
-    filled: Tensor,
-    window: int,
-    k: int,
-    reduce: str,
-    exclude_self: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    bonus = queue.new_empty(af_feat.shape[0], af_feat.shape[1] - window + 1)
-    return bonus, torch.empty_like(queue, memory_format=torch.contiguous_format), torch.empty_like(filled)
-
-
-def video_bonus(
-    af_feat: Tensor,
-    projection: Tensor,
-    queue: Tensor,
-    filled: Tensor,
-    window: int,
-    k: int,
-    reduce: str,
-    exclude_self: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Bonus, new queue and how much of it is filled. ``apv_fast.ops`` has checked the arguments."""
-    # No gradient flows through the op, so it needs none of autograd.
-    tensors = (af_feat.detach(), projection.detach(), queue.detach(), filled)
-    bonus, queue, filled = _video_bonus(*tensors, window, k, reduce, exclude_self)
-    return bonus, queue, filled
+video_bonus = Kernel("video_bonus_cpu", Bonus, outputs=3, forward=_forward, fake=like_bonus)

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from apv_fast.backend import resolve
 from apv_fast.ops.check import Arguments
-from apv_fast.ops.library import define
+from apv_fast.ops.op import Op
 
 
-@define("image_loss(Tensor mean, Tensor image, str backend) -> Tensor")
-def _image_loss(mean: Tensor, image: Tensor, backend: str) -> Tensor:
-    result: Tensor = resolve("image_loss", mean, backend)(mean, image)
-    return result
+class ImageLoss(NamedTuple):
+    """Checked arguments of :func:`image_loss`."""
+
+    mean: Tensor  # [..., H, W, C]
+    image: Tensor  # [..., H, W, C] uint8
 
 
-@define("normalize_image(Tensor image, ScalarType dtype, str backend) -> Tensor")
-def _normalize_image(image: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
-    # Backends are asked about floating dtypes: uint8 is not what they compute in.
-    function = resolve("normalize_image", torch.empty(0, dtype=dtype, device=image.device), backend)
-    result: Tensor = function(image, dtype)
-    return result
+class NormalizeImage(NamedTuple):
+    """Checked arguments of :func:`normalize_image`."""
+
+    image: Tensor  # [..., H, W, C] uint8
+    dtype: torch.dtype
+
+
+def _in_dtype(call: NormalizeImage) -> Tensor:
+    """Backends are asked about floating dtypes: uint8 is not what they compute in."""
+    return torch.empty(0, dtype=call.dtype, device=call.image.device)
+
+
+LOSS: Op[ImageLoss, Tensor] = Op("image_loss", ImageLoss, decides=lambda call: call.mean)
+NORMALIZE: Op[NormalizeImage, Tensor] = Op("normalize_image", NormalizeImage, decides=_in_dtype)
+
+
+def like_normalized(call: NormalizeImage, _: bool) -> list[Tensor]:
+    """Empty normalised images, contiguous."""
+    return [call.image.new_empty(call.image.shape, dtype=call.dtype)]
 
 
 def _dims(tensor: Tensor) -> str:
@@ -50,8 +65,7 @@ def image_loss(mean: Tensor, image: Tensor, *, backend: str | None = None) -> Te
     arguments = Arguments("image_loss")
     arguments.tensor("mean", mean, _dims(mean))
     arguments.tensor("image", image, _dims(mean), torch.uint8)
-    result: Tensor = torch.ops.apv_fast.image_loss(mean, image, backend or "")
-    return result
+    return LOSS(ImageLoss(mean, image), backend)
 
 
 def normalize_image(image: Tensor, dtype: torch.dtype = torch.float32, *, backend: str | None = None) -> Tensor:
@@ -68,5 +82,4 @@ def normalize_image(image: Tensor, dtype: torch.dtype = torch.float32, *, backen
     arguments.tensor("image", image, _dims(image), torch.uint8)
     if not dtype.is_floating_point:
         raise TypeError(f"normalize_image: dtype is {dtype}; it must be a floating-point dtype")
-    result: Tensor = torch.ops.apv_fast.normalize_image(image, dtype, backend or "")
-    return result
+    return NORMALIZE(NormalizeImage(image, dtype), backend)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from apv_fast.backend import resolve
 from apv_fast.ops.check import Arguments
-from apv_fast.ops.library import define
+from apv_fast.ops.op import Op
 
 SIZE = 64  # of images
 ENCODER_KERNELS = (4, 4, 4, 4)
@@ -18,18 +18,33 @@ DECODER_KERNELS = (5, 5, 6, 6)
 Layers = Sequence[tuple[Tensor, Tensor]]  # (weight, bias) of every layer, first to last
 
 
-@define("image_encoder(Tensor image, Tensor[] layers, ScalarType dtype, str backend) -> Tensor")
-def _image_encoder(image: Tensor, layers: list[Tensor], dtype: torch.dtype, backend: str) -> Tensor:
-    like = torch.empty(0, dtype=dtype, device=image.device)  # backends are asked about what they compute in
-    result: Tensor = resolve("image_encoder", like, backend, channels=image.shape[-1])(image, layers, dtype)
-    return result
+class ImageEncoder(NamedTuple):
+    """Checked arguments of :func:`image_encoder`."""
+
+    image: Tensor  # [..., 64, 64, C]
+    layers: list[Tensor]  # weight and bias in turn
+    dtype: torch.dtype
 
 
-@define("image_decoder(Tensor feat, Tensor[] layers, ScalarType dtype, str backend) -> Tensor")
-def _image_decoder(feat: Tensor, layers: list[Tensor], dtype: torch.dtype, backend: str) -> Tensor:
-    like = torch.empty(0, dtype=dtype, device=feat.device)
-    result: Tensor = resolve("image_decoder", like, backend, channels=layers[-1].shape[0])(feat, layers, dtype)
-    return result
+class ImageDecoder(NamedTuple):
+    """Checked arguments of :func:`image_decoder`."""
+
+    feat: Tensor  # [..., F]
+    layers: list[Tensor]  # weight and bias in turn
+    dtype: torch.dtype
+
+
+def _in_dtype(call: ImageEncoder | ImageDecoder) -> Tensor:
+    """Backends are asked about what they compute in."""
+    return torch.empty(0, dtype=call.dtype, device=call[0].device)
+
+
+ENCODER: Op[ImageEncoder, Tensor] = Op(
+    "image_encoder", ImageEncoder, decides=_in_dtype, sizes=lambda call: {"channels": call.image.shape[-1]}
+)
+DECODER: Op[ImageDecoder, Tensor] = Op(
+    "image_decoder", ImageDecoder, decides=_in_dtype, sizes=lambda call: {"channels": len(call.layers[-1])}
+)
 
 
 def _leading(x: Tensor, own: int) -> list[str]:
@@ -73,8 +88,7 @@ def image_encoder(
         before = f"D{i}"
         arguments.sizes.setdefault(f"D{i + 1}", 2 * weight.shape[0])
     flat = [tensor for layer in layers for tensor in layer]
-    result: Tensor = torch.ops.apv_fast.image_encoder(image, flat, dtype, backend or "")
-    return result
+    return ENCODER(ImageEncoder(image, flat, dtype), backend)
 
 
 def image_decoder(
@@ -113,5 +127,4 @@ def image_decoder(
         arguments.tensor(f"layers[{i + 1}] bias", bias, f"C{i}")
         before = f"C{i}"
     flat = [tensor for layer in layers for tensor in layer]
-    result: Tensor = torch.ops.apv_fast.image_decoder(feat, flat, dtype, backend or "")
-    return result
+    return DECODER(ImageDecoder(feat, flat, dtype), backend)

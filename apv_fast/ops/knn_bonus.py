@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from apv_fast.backend import resolve
 from apv_fast.ops.check import Arguments
-from apv_fast.ops.library import define
+from apv_fast.ops.op import Op
 
 
-@define("knn_bonus(Tensor query, Tensor keys, int k, str reduce, str backend) -> Tensor")
-def _knn_bonus(query: Tensor, keys: Tensor, k: int, reduce: str, backend: str) -> Tensor:
-    result: Tensor = resolve("knn_bonus", query, backend)(query, keys, k, reduce)
-    return result
+class KnnBonus(NamedTuple):
+    """Checked arguments."""
+
+    query: Tensor  # [Q, d]
+    keys: Tensor  # [N, d]
+    k: int
+    reduce: str
+
+
+def like_bonus(call: KnnBonus, _: bool) -> list[Tensor]:
+    """An empty bonus."""
+    return [call.query.new_empty(call.query.shape[0])]
+
+
+OP: Op[KnnBonus, Tensor] = Op("knn_bonus", KnnBonus, decides=lambda call: call.query)
 
 
 def knn_bonus(
@@ -52,5 +61,4 @@ def knn_bonus(
     arguments.require(len(keys) > 0, "keys has no rows; there must be at least one (push the queries first)")
     arguments.require(k >= 1, f"k is {k}; it must be at least 1")
     arguments.require(reduce in ("mean", "kth"), f"reduce is {reduce!r}; it must be 'mean' or 'kth'")
-    result: Tensor = torch.ops.apv_fast.knn_bonus(query, keys, k, reduce, backend or "")
-    return result
+    return OP(KnnBonus(query, keys, k, reduce), backend)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor
 
-from apv_fast.backend import resolve
 from apv_fast.ops.check import Arguments
-from apv_fast.ops.library import define
+from apv_fast.ops.op import Op
 
 
-@define(
-    "lambda_return(Tensor reward, Tensor value, Tensor discount, Tensor bootstrap, float lambda_, "
-    "str backend) -> Tensor"
-)
-def _lambda_return(
-    reward: Tensor, value: Tensor, discount: Tensor, bootstrap: Tensor, lambda_: float, backend: str
-) -> Tensor:
-    result: Tensor = resolve("lambda_return", reward, backend)(reward, value, discount, bootstrap, lambda_)
-    return result
+class LambdaReturn(NamedTuple):
+    """Checked arguments."""
+
+    reward: Tensor  # [H, N]
+    value: Tensor  # [H, N]
+    discount: Tensor  # [H, N]
+    bootstrap: Tensor  # [N]
+    lambda_: float
+
+
+def like_rewards(call: LambdaReturn, _: bool) -> list[Tensor]:
+    """Empty returns."""
+    return [call.reward.new_empty(call.reward.shape)]
+
+
+OP: Op[LambdaReturn, Tensor] = Op("lambda_return", LambdaReturn, decides=lambda call: call.reward)
 
 
 def lambda_return(
@@ -58,5 +65,4 @@ def lambda_return(
     arguments.tensor("bootstrap", bootstrap, "N", reward.dtype)
     arguments.require(len(reward) > 0, "reward has no steps; H must be at least 1")
     arguments.require(0 <= lambda_ <= 1, f"lambda_ is {lambda_}; it must be in [0, 1]")
-    result: Tensor = torch.ops.apv_fast.lambda_return(reward, value, discount, bootstrap, lambda_, backend or "")
-    return result
+    return OP(LambdaReturn(reward, value, discount, bootstrap, lambda_), backend)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from apv_fast.backend import resolve
 from apv_fast.ops.check import Arguments
-from apv_fast.ops.library import define
+from apv_fast.ops.op import Op
 
 
-@define("mlp(Tensor x, Tensor[] layers, str backend) -> Tensor")
-def _mlp(x: Tensor, layers: list[Tensor], backend: str) -> Tensor:
-    result: Tensor = resolve("mlp", layers[0], backend)(x, layers)
-    return result
+class Mlp(NamedTuple):
+    """Checked arguments."""
+
+    x: Tensor  # [N, F]
+    layers: list[Tensor]  # weight and bias in turn
+
+
+OP: Op[Mlp, Tensor] = Op("mlp", Mlp, decides=lambda call: call.layers[0])
 
 
 def mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], *, backend: str | None = None) -> Tensor:
@@ -46,5 +49,5 @@ def mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], *, backend: str | No
         arguments.tensor(f"layers[{i}] bias", bias, f"U{i}", dtype)
         before = f"U{i}"
     rows = x.reshape(-1, x.shape[-1])
-    result: Tensor = torch.ops.apv_fast.mlp(rows, [w for layer in layers for w in layer], backend or "")
+    result = OP(Mlp(rows, [w for layer in layers for w in layer]), backend)
     return result.view(*x.shape[:-1], result.shape[-1])

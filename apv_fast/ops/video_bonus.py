@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from apv_fast.backend import resolve
 from apv_fast.ops.check import Arguments
-from apv_fast.ops.library import define
+from apv_fast.ops.op import Op
 
 
-@define(
-    "video_bonus(Tensor af_feat, Tensor projection, Tensor queue, Tensor filled, int window, int k, str reduce, "
-    "bool exclude_self, str backend) -> (Tensor, Tensor, Tensor)"
+class Bonus(NamedTuple):
+    """Checked arguments."""
+
+    af_feat: Tensor  # [B, T, F]
+    projection: Tensor  # [F, d]
+    queue: Tensor  # [N, d]
+    filled: Tensor  # [] int64
+    window: int
+    k: int
+    reduce: str
+    exclude_self: bool
+
+
+def like_bonus(call: Bonus, _: bool) -> list[Tensor]:
+    """Empty bonus, queue and count."""
+    bonus = call.queue.new_empty(call.af_feat.shape[0], call.af_feat.shape[1] - call.window + 1)
+    queue = torch.empty_like(call.queue, memory_format=torch.contiguous_format)
+    return [bonus, queue, torch.empty_like(call.filled)]
+
+
+OP: Op[Bonus, Sequence[Tensor]] = Op(
+    "video_bonus", Bonus, decides=lambda call: call.projection, returns="(Tensor, Tensor, Tensor)"
 )
-def _video_bonus(
-    af_feat: Tensor,
-    projection: Tensor,
-    queue: Tensor,
-    filled: Tensor,
-    window: int,
-    k: int,
-    reduce: str,
-    exclude_self: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    function = resolve("video_bonus", projection, backend)
-    result: tuple[Tensor, Tensor, Tensor] = function(
-        af_feat, projection, queue, filled, window, k, reduce, exclude_self
-    )
-    return result
 
 
 def video_bonus(
@@ -86,7 +89,6 @@ def video_bonus(
     )
     arguments.require(k >= 1, f"k is {k}; it must be at least 1")
     arguments.require(reduce in ("mean", "kth"), f"reduce is {reduce!r}; it must be 'mean' or 'kth'")
-    bonus, new_queue, new_filled = torch.ops.apv_fast.video_bonus(
-        af_feat, projection, queue, filled, window, k, reduce, exclude_self, backend or ""
-    )
+    call = Bonus(af_feat, projection, queue, filled, window, k, reduce, exclude_self)
+    bonus, new_queue, new_filled = OP(call, backend)
     return bonus, new_queue, new_filled
