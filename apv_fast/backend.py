@@ -76,24 +76,24 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "apv_fast.kernels.kl_balance:kl_balance_normal",
     },
     "rssm_observe": {
-        "reference": "apv_fast.reference.rssm:rssm_observe",
-        "cpu": "apv_fast.cpu.rssm_observe:observe",
+        "reference": "apv_fast.reference.rssm_observe:rssm_observe",
+        "cpu": "apv_fast.cpu.rssm_observe:rssm_observe",
         "triton": "apv_fast.kernels.rssm_observe:rssm_observe",
-        "cuda": "apv_fast.cuda.rssm_observe:observe",
+        "cuda": "apv_fast.cuda.rssm_observe:rssm_observe",
     },
     "rssm_imagine": {
-        "reference": "apv_fast.reference.rssm:rssm_imagine",
+        "reference": "apv_fast.reference.rssm_imagine:rssm_imagine",
         "cpu": "apv_fast.cpu.rssm_imagine:rssm_imagine",
         "triton": "apv_fast.kernels.rssm_imagine:rssm_imagine",
     },
     "rssm_step": {
-        "reference": "apv_fast.reference.rssm:rssm_step",
+        "reference": "apv_fast.reference.rssm_step:rssm_step",
         "cpu": "apv_fast.cpu.rssm_step:rssm_step",
         "triton": "apv_fast.kernels.rssm_step:rssm_step",
     },
     "rssm_rollout": {
         "reference": "apv_fast.reference.rssm_rollout:rssm_rollout",
-        "cpu": "apv_fast.cpu.rssm_imagine:rssm_rollout",
+        "cpu": "apv_fast.cpu.rssm_rollout:rssm_rollout",
         "triton": "apv_fast.kernels.rssm_rollout:rssm_rollout",
     },
     "policy": {  # classes: of apv_fast.agent.policy.Policy
@@ -102,10 +102,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
         "triton": "apv_fast.agent.policy:ModulePolicy",
     },
     "stacked_observe": {
-        "reference": "apv_fast.reference.rssm:stacked_observe",
-        "cpu": "apv_fast.cpu.rssm_observe:stacked_observe",
+        "reference": "apv_fast.reference.stacked_observe:stacked_observe",
+        "cpu": "apv_fast.cpu.stacked_observe:stacked_observe",
         "triton": "apv_fast.kernels.stacked_observe:stacked_observe",
-        "cuda": "apv_fast.cuda.rssm_observe:stacked_observe",
+        "cuda": "apv_fast.cuda.stacked_observe:stacked_observe",
     },
 }
 
@@ -120,7 +120,7 @@ OBSTACLES: dict[tuple[str, str], str] = {
     ("rssm_observe", "cpu"): "apv_fast.cpu.rssm_observe:obstacle",
     ("stacked_observe", "cpu"): "apv_fast.cpu.rssm_observe:obstacle",
     ("rssm_observe", "cuda"): "apv_fast.cuda.rssm_observe:obstacle",
-    ("stacked_observe", "cuda"): "apv_fast.cuda.rssm_observe:stacked_obstacle",
+    ("stacked_observe", "cuda"): "apv_fast.cuda.stacked_observe:obstacle",
 }
 
 # backend -> "module:function" that reports whether it can run here; imported on first use, must never raise.

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Of posterior and prior alike, of each, or to be drawn. A tensor is the noise itself or, as an int64 scalar, a seed.
+Noise = Tensor | tuple[Tensor, Tensor] | None
 NoisePair = tuple[Tensor | None, Tensor | None]  # of the posterior and the prior: numbers, a seed, or None for modes
 State = dict[str, Tensor]  # deter [..., D]; stoch [..., S, C] with logit, or stoch [..., S] with mean and std
 

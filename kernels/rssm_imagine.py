@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
-from apv_fast.recurrence.imagination import OUTPUTS, ImagineCall, define_imagine
+from apv_fast.ops.op import Gradients
+from apv_fast.recurrence.imagination import OUTPUTS, ImagineCall, imagine_on
 
 from .parts.imagine import (
     Operands,
@@ -25,62 +23,51 @@ from .parts.imagine import (
 
 
 def _steps(call: ImagineCall) -> Steps:
-    return Steps(call.horizon, len(call.deter), batch_first=True)
+    return Steps(call.horizon, len(call.state["deter"]), batch_first=True)
 
 
-def _actions(call: ImagineCall, dtype: torch.dtype) -> Tensor | None:
+def _start(call: ImagineCall) -> Start:
+    return Start.of(call.state["deter"], call.state["stoch"])
+
+
+def _actions(call: ImagineCall) -> Tensor | None:
     """``[T, N, A]`` in the dtype of the products, rows contiguous."""
-    return None if call.action is None else call.action.to(dtype).contiguous().transpose(0, 1)
+    return None if call.action is None else call.action.to(call.weights[0].dtype).contiguous().transpose(0, 1)
 
 
-class _Imagination:
-    """:class:`apv_fast.recurrence.imagination.Imagination`."""
+def _forward(call: ImagineCall, keep: bool) -> list[Tensor]:
+    steps, action = _steps(call), _actions(call)
+    width = 0 if action is None else action.shape[-1]
 
-    def forward(self, weights: list[Tensor], call: ImagineCall, keep: bool) -> list[Tensor]:
-        own, steps = Weights.of(weights), _steps(call)
-        action = _actions(call, own.gru_weight.dtype)
-        width = 0 if action is None else action.shape[-1]
+    def act(t: int, room: Operands) -> None:
+        if action is not None:
+            room.action.copy_(action[t])
 
-        def act(t: int, room: Operands) -> None:
-            if action is not None:
-                room.action.copy_(action[t])
-
-        start = Start.of(call.deter, call.stoch)
-        trace = roll_out(own, start, act, width, steps, call.latent, call.noise, keep)
-        return [steps.outside(x) for x in (trace if keep else trace[:OUTPUTS])]
-
-    def backward(
-        self,
-        weights: list[Tensor],
-        call: ImagineCall,
-        trace: list[Tensor],
-        grads: list[Tensor | None],
-        of_stoch: bool,
-        of_action: bool,
-        of_weights: bool,
-    ) -> list[Tensor]:
-        own, steps, start = Weights.of(weights), _steps(call), Start.of(call.deter, call.stoch)
-        walked = Trace(*(steps.outside(x) for x in trace))
-        given = OutputGrads.of(grads, steps)
-        made = walk_back(own, start, walked, given, steps, call.latent, call.noise, of_weights)
-
-        def nothing() -> Tensor:
-            return call.deter.new_empty(0)
-
-        d_stoch = start_stoch_grad(own, made.x[0], call.width).view_as(call.stoch) if of_stoch else nothing()
-        d_action = nothing()
-        if call.action is not None and of_action:
-            of = action_grad(own, made.x, call.width, call.action.shape[-1], steps)
-            d_action = steps.outside(of).to(call.action.dtype)
-        d_weights = [nothing() for _ in weights]
-        if of_weights:
-            d_weights = weight_grads(own, start, walked, _actions(call, own.gru_weight.dtype), made, steps)
-        return [made.deter, d_stoch, d_action, *d_weights]
-
-    def kept(self, weights: Sequence[Tensor], call: ImagineCall) -> list[Tensor]:
-        own, leading = Weights(*weights), (call.deter.shape[0], call.horizon)
-        x, parts, y = (own.gru_weight.new_empty(*leading, w) for w in (own.hidden, 3 * own.deter, own.hidden))
-        return [x, parts, call.deter.new_empty(*leading, 2), y]
+    trace = roll_out(Weights.of(call.weights), _start(call), act, width, steps, call.latent, call.noise, keep)
+    return [steps.outside(x) for x in (trace if keep else trace[:OUTPUTS])]
 
 
-rssm_imagine = define_imagine("triton", _Imagination())
+def _backward(call: ImagineCall, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]) -> Gradients:
+    own, steps, start = Weights.of(call.weights), _steps(call), _start(call)
+    trace = Trace(*(steps.outside(x) for x in results))
+    given, of_weights = OutputGrads.of(grads, steps), "weights" in needs
+    inner = walk_back(own, start, trace, given, steps, call.latent, call.noise, of_weights)
+    out: Gradients = {"state_deter": inner.deter}
+    if "state_stoch" in needs:
+        out["state_stoch"] = start_stoch_grad(own, inner.x[0], call.width).view_as(call.state["stoch"])
+    if call.action is not None and "action" in needs:
+        of_action = action_grad(own, inner.x, call.width, call.action.shape[-1], steps)
+        out["action"] = steps.outside(of_action).to(call.action.dtype)
+    if of_weights:
+        out["weights"] = weight_grads(own, start, trace, _actions(call), inner, steps)
+    return out
+
+
+def _kept(call: ImagineCall) -> list[Tensor]:
+    own, wide = Weights(*call.weights), call.state["deter"]
+    leading = (wide.shape[0], call.horizon)
+    x, parts, y = (own.gru_weight.new_empty(*leading, w) for w in (own.hidden, 3 * own.deter, own.hidden))
+    return [x, parts, wide.new_empty(*leading, 2), y]
+
+
+rssm_imagine = imagine_on("triton", _forward, _backward, _kept)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from apv_fast.recurrence.observe import define_observe
+from apv_fast.recurrence.observe import observe_on
 from apv_fast.recurrence.phases import ScanGrads, ScanInputs, ScanStart, ScanWeights, TorchProducts, Trace, TraceGrads
 from apv_fast.types import Latent
 
@@ -228,4 +228,4 @@ class TritonCore(TorchProducts):
         return scan_grads(g)
 
 
-rssm_observe = define_observe("triton", TritonCore())
+rssm_observe = observe_on("triton", TritonCore())

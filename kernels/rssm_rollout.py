@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from apv_fast.recurrence.imagination import OUTPUTS, RolloutCall, define_rollout
-from apv_fast.types import ActorParams
+from apv_fast.ops.op import Gradients
+from apv_fast.recurrence.imagination import OUTPUTS, RolloutCall, rollout_on
 
 from .parts.actor import Actor, ActorTrace
 from .parts.imagine import (
@@ -31,12 +31,15 @@ from .parts.imagine import (
 
 
 def _steps(call: RolloutCall) -> Steps:
-    return Steps(call.horizon, len(call.deter), batch_first=False)
+    return Steps(call.horizon, len(call.state["deter"]), batch_first=False)
 
 
-def _actor(call: RolloutCall, tensors: list[Tensor]) -> Actor:
-    params = ActorParams.of(tensors, call.discrete)
-    return Actor(params, call.width, _steps(call), call.deter.shape[1], call.min_std, call.action_noise)
+def _start(call: RolloutCall) -> Start:
+    return Start.of(call.state["deter"], call.state["stoch"])
+
+
+def _actor(call: RolloutCall) -> Actor:
+    return Actor(call.actor, call.width, _steps(call), call.state["deter"].shape[1], call.min_std, call.action_noise)
 
 
 def _unpack(tensors: Sequence[Tensor]) -> tuple[Trace, ActorTrace]:
@@ -46,55 +49,43 @@ def _unpack(tensors: Sequence[Tensor]) -> tuple[Trace, ActorTrace]:
     return trace, ActorTrace(tensors[OUTPUTS], tensors[split], list(tensors[split + 1 :]))
 
 
-class _Rollout:
-    """:class:`apv_fast.recurrence.imagination.Rollout`."""
+def _forward(call: RolloutCall, keep: bool) -> list[Tensor]:
+    actor, weights = _actor(call), Weights.of(call.weights)
+    traced = actor.room(call.state["deter"], keep)
 
-    def forward(self, weights: list[Tensor], actor: list[Tensor], call: RolloutCall, keep: bool) -> list[Tensor]:
-        own = _actor(call, actor)
-        traced = own.room(call.deter, keep)
+    def act(t: int, room: Operands) -> None:
+        actor.act(t, room, traced, keep)
 
-        def act(t: int, room: Operands) -> None:
-            own.act(t, room, traced, keep)
+    trace = roll_out(weights, _start(call), act, actor.actions, _steps(call), call.latent, call.noise, keep)
+    outputs = [*trace[:OUTPUTS], traced.action]
+    return [*outputs, *trace[OUTPUTS:], traced.head, *traced.hidden] if keep else outputs
 
-        start = Start.of(call.deter, call.stoch)
-        trace = roll_out(Weights.of(weights), start, act, own.actions, _steps(call), call.latent, call.noise, keep)
-        outputs = [*trace[:OUTPUTS], traced.action]
-        return [*outputs, *trace[OUTPUTS:], traced.head, *traced.hidden] if keep else outputs
 
-    def backward(
-        self,
-        weights: list[Tensor],
-        actor: list[Tensor],
-        call: RolloutCall,
-        trace: list[Tensor],
-        grads: list[Tensor | None],
-        of_stoch: bool,
-        of_actor: bool,
-    ) -> list[Tensor]:
-        *of_states, of_action = grads
-        own, start, steps = Weights.of(weights), Start.of(call.deter, call.stoch), _steps(call)
-        walked, traced = _unpack(trace)
-        given = OutputGrads.of(of_states, steps)
-        made = walk_back(own, start, walked, given, steps, call.latent, call.noise, False)
-        stoch = call.deter.new_empty(0)
-        if of_stoch:
-            stoch = start_stoch_grad(own, made.x[0], call.width).view_as(call.stoch)
-        if not of_actor:
-            return [made.deter, stoch, *(call.deter.new_empty(0) for _ in actor)]
-        model = _actor(call, actor)
-        grad = action_grad(own, made.x, call.width, model.actions, steps)
+def _backward(call: RolloutCall, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]) -> Gradients:
+    *of_states, of_action = grads
+    own, start, steps = Weights.of(call.weights), _start(call), _steps(call)
+    trace, traced = _unpack(results)
+    given = OutputGrads.of(of_states, steps)
+    inner = walk_back(own, start, trace, given, steps, call.latent, call.noise, False)
+    out: Gradients = {"state_deter": inner.deter}
+    if "state_stoch" in needs:
+        out["state_stoch"] = start_stoch_grad(own, inner.x[0], call.width).view_as(call.state["stoch"])
+    if "actor" in needs:
+        actor = _actor(call)
+        grad = action_grad(own, inner.x, call.width, actor.actions, steps)
         grad = grad if of_action is None else grad.add_(of_action)
-        return [made.deter, stoch, *model.backward(grad, traced, start, walked.deter, walked.stoch)]
-
-    def kept(self, weights: Sequence[Tensor], actor: Sequence[Tensor], call: RolloutCall) -> list[Tensor]:
-        own, wide = Weights(*weights), call.deter
-        narrow, leading = own.gru_weight, (call.horizon, wide.shape[0])
-        params = ActorParams.of(list(actor), call.discrete)
-        actions = params.out_bias.shape[0]
-        x, parts, y = (narrow.new_empty(*leading, w) for w in (own.hidden, 3 * own.deter, own.hidden))
-        head = wide.new_empty(*leading, actions if call.discrete else 2 * actions)
-        hidden = [narrow.new_empty(*leading, bias.shape[0]) for bias in params.trunk[1::2]]
-        return [x, parts, wide.new_empty(*leading, 2), y, head, *hidden]
+        out["actor"] = actor.backward(grad, traced, start, trace.deter, trace.stoch)
+    return out
 
 
-rssm_rollout = define_rollout("triton", _Rollout())
+def _kept(call: RolloutCall) -> list[Tensor]:
+    own, wide = Weights(*call.weights), call.state["deter"]
+    narrow, leading = own.gru_weight, (call.horizon, wide.shape[0])
+    actions = call.actor.out_bias.shape[0]
+    x, parts, y = (narrow.new_empty(*leading, w) for w in (own.hidden, 3 * own.deter, own.hidden))
+    head = wide.new_empty(*leading, actions if call.actor.discrete else 2 * actions)
+    hidden = [narrow.new_empty(*leading, bias.shape[0]) for bias in call.actor.trunk[1::2]]
+    return [x, parts, wide.new_empty(*leading, 2), y, head, *hidden]
+
+
+rssm_rollout = rollout_on("triton", _forward, _backward, _kept)

@@ -13,12 +13,13 @@ at full size with E = 1536, 8 µs of an H100's 3.35 TB/s; the eight launches are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apv_fast.ops.op import Gradients, Kernel
 from apv_fast.types import Latent, RSSMParams, State, state_of
 
 from .parts.dense import dense, dense_sample, fits
@@ -26,8 +27,17 @@ from .parts.imagine import packed
 from .parts.latent import sample_backward_into, sample_into, whole
 from .rssm_imagine import rssm_imagine
 
-_SCHEMA = "Tensor[] weights, Tensor deter, Tensor embed, int S, int C, float min_std, Tensor? noise"
 _FIRST = RSSMParams._fields.index("obs_out_weight")  # of the head's four weights
+
+
+class Posterior(NamedTuple):
+    """What the posterior's head is called with."""
+
+    weights: list[Tensor]  # of Head
+    deter: Tensor  # [N, D]
+    embed: Tensor  # [N, E]
+    latent: Latent
+    noise: Tensor | None  # [N, S, C] or [N, S], a seed, or None: modes
 
 
 class Head(NamedTuple):
@@ -49,90 +59,62 @@ def _seen(head: Head, deter: Tensor, embed: Tensor) -> Tensor:
     return torch.cat([x.to(head.out_weight.dtype) for x in (deter, embed)], 1)
 
 
-@torch.library.custom_op("apv_fast::posterior_triton", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor[]")
-def _forward(weights: list[Tensor], *rest: Any) -> list[Tensor]:
-    """Flat latents ``[N, L]``, statistics ``[N, M]`` and the hidden layer ``[N, H]`` before its activation."""
-    deter, embed, *numbers, noise = rest
-    head, latent = Head.of(weights), Latent(*numbers)
+def _forward(call: Posterior, keep: bool) -> list[Tensor]:
+    """Flat latents ``[N, L]``, statistics ``[N, M]`` and, with ``keep``, the hidden layer ``[N, H]``, not activated."""
+    head, latent, deter = Head.of(call.weights), call.latent, call.deter
     width = latent.stoch * (latent.discrete or 1)
     stoch, stats = (deter.new_empty(len(deter), w) for w in (width, len(head.dist_bias)))
     y, hidden = (head.out_weight.new_empty(len(deter), len(head.out_bias)) for _ in range(2))
-    dense(hidden, _seen(head, deter, embed), head.out_weight, head.out_bias, elu=True, keep=y)
+    dense(hidden, _seen(head, deter, call.embed), head.out_weight, head.out_bias, elu=True, keep=y)
     if fits(latent, len(y), y):
-        dense_sample(hidden, head.dist_weight, head.dist_bias, whole(noise, width), latent, stats, stoch, None)
+        dense_sample(hidden, head.dist_weight, head.dist_bias, whole(call.noise, width), latent, stats, stoch, None)
     else:
         dense(stats, hidden, head.dist_weight, head.dist_bias)
-        sample_into(stats, whole(noise, width), latent, stoch, None)
-    return [stoch, stats, y]
+        sample_into(stats, whole(call.noise, width), latent, stoch, None)
+    return [stoch, stats, y] if keep else [stoch, stats]
 
 
-@torch.library.custom_op(
-    "apv_fast::posterior_triton_backward",
-    mutates_args=(),
-    schema=f"({_SCHEMA}, Tensor stats, Tensor y, Tensor? grad_stoch, Tensor? grad_stats, bool of_weights) -> Tensor[]",
-)
-def _backward(weights: list[Tensor], *rest: Any) -> list[Tensor]:
-    """Gradients of deter, embed and, if asked for, the weights (else empty)."""
-    deter, embed, *numbers, noise, stats, y, grad_stoch, grad_stats, of_weights = rest
-    head, latent, dtype = Head.of(weights), Latent(*numbers), y.dtype
-    dstats = torch.empty_like(stats, dtype=dtype)
-    if grad_stoch is None or (latent.discrete and noise is None):  # a mode has no gradient
+def _backward(call: Posterior, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]) -> Gradients:
+    (_, stats, y), (grad_stoch, grad_stats) = results, grads
+    head, latent = Head.of(call.weights), call.latent
+    dstats = torch.empty_like(stats, dtype=y.dtype)
+    if grad_stoch is None or (latent.discrete and call.noise is None):  # a mode has no gradient
         dstats.zero_() if grad_stats is None else dstats.copy_(grad_stats)
     else:
         own = None if grad_stats is None else grad_stats.contiguous()
-        at = whole(noise, grad_stoch.shape[1])
+        at = whole(call.noise, grad_stoch.shape[1])
         sample_backward_into(grad_stoch.contiguous(), own, stats, at, latent, dstats)
     dy = torch.empty_like(y)
     dense(dy, dstats, packed(head.dist_weight).t(), gate=y)
-    made = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (deter, embed)]
-    for out, w in zip(made, head.out_weight.split([deter.shape[1], embed.shape[1]], 1), strict=True):
-        dense(out, dy, packed(w).t())
-    if not of_weights:
-        return made + [deter.new_empty(0) for _ in weights]
-    return [*made, dy.T @ _seen(head, deter, embed), dy.sum(0), dstats.T @ F.elu(y), dstats.sum(0)]
+    inputs = {"deter": call.deter, "embed": call.embed}
+    out: Gradients = {k: torch.empty_like(x, memory_format=torch.contiguous_format) for k, x in inputs.items()}
+    widths = [call.deter.shape[1], call.embed.shape[1]]
+    for grad, w in zip(list(out.values()), head.out_weight.split(widths, 1), strict=True):
+        dense(grad, dy, packed(w).t())
+    if "weights" in needs:
+        seen = _seen(head, call.deter, call.embed)
+        out["weights"] = [dy.T @ seen, dy.sum(0), dstats.T @ F.elu(y), dstats.sum(0)]
+    return out
 
 
-@_forward.register_fake
-def _(weights: Sequence[Tensor], *rest: Any) -> list[Tensor]:
-    deter, _, S, C, *_ = rest
-    n = len(deter)
-    return [
-        deter.new_empty(n, S * (C or 1)),
-        deter.new_empty(n, weights[3].shape[0]),
-        weights[0].new_empty(n, weights[1].shape[0]),
+def _fake(call: Posterior, keep: bool) -> list[Tensor]:
+    deter, weights, latent = call.deter, call.weights, call.latent
+    outputs = [
+        deter.new_empty(deter.shape[0], latent.stoch * (latent.discrete or 1)),
+        deter.new_empty(deter.shape[0], weights[3].shape[0]),
     ]
+    return [*outputs, weights[0].new_empty(deter.shape[0], weights[1].shape[0])] if keep else outputs
 
 
-@_backward.register_fake
-def _(weights: Sequence[Tensor], *rest: Any) -> list[Tensor]:
-    deter, embed, *_, of_weights = rest
-    made = [x.new_empty(x.shape) for x in (deter, embed)]
-    return made + [w.new_empty(w.shape) if of_weights else deter.new_empty(0) for w in weights]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    weights, deter, embed, *numbers, noise = inputs
-    ctx.set_materialize_grads(False)
-    ctx.numbers, ctx.count = numbers, len(weights)
-    stoch, stats, y = output
-    if numbers[1] and noise is None:
-        ctx.mark_non_differentiable(stoch, y)
-    else:
-        ctx.mark_non_differentiable(y)
-    ctx.save_for_backward(*weights, deter, embed, noise, stats, y)
-
-
-def _differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    *weights, deter, embed, noise, stats, y = ctx.saved_tensors
-    of_weights = any(ctx.needs_input_grad[0])
-    d_deter, d_embed, *d_weights = _backward(
-        list(weights), deter, embed, *ctx.numbers, noise, stats, y, grads[0], grads[1], of_weights
-    )
-    given = d_weights if of_weights else [None] * len(weights)
-    return given, d_deter, d_embed, *(None for _ in (*ctx.numbers, "noise"))
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+_posterior = Kernel(
+    "posterior_triton",
+    Posterior,
+    outputs=2,
+    forward=_forward,
+    backward=_backward,
+    fake=_fake,
+    constant=lambda call: [0] if call.latent.discrete and call.noise is None else [],
+)
 
 
 def _where(keep: Tensor, x: Tensor) -> Tensor:
@@ -154,7 +136,7 @@ def rssm_step(
     post_noise: Tensor | None,
     prior_noise: Tensor | None,
 ) -> tuple[State, State]:
-    """One step; arguments and result as :func:`apv_fast.reference.rssm.rssm_step`, which see."""
+    """One step; arguments and result as :func:`apv_fast.reference.rssm_step.rssm_step`, which see."""
     if is_first is not None:
         keep = ~is_first
         state = {key: _where(keep, x) for key, x in state.items()}
@@ -163,5 +145,5 @@ def rssm_step(
     prior = {key: x[:, 0] for key, x in sequence.items()}
     if embed is None:
         return prior, prior
-    stoch, stats, _ = _forward(list(params[_FIRST:]), prior["deter"], embed, *latent, post_noise)
+    stoch, stats = _posterior(list(params[_FIRST:]), prior["deter"], embed, latent, post_noise)
     return state_of(prior["deter"], stoch, stats, latent), prior

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from apv_fast.recurrence.phases import Core, ScanGrads, ScanInputs, Trace, TraceGrads
-from apv_fast.recurrence.stacked import Link, Model, define_stacked
+from apv_fast.recurrence.stacked import Link, Model, stacked_on
 
 from . import rssm_observe
 from .parts.grid import grid_barrier
@@ -132,4 +132,4 @@ class Wavefront:
         return scan_grads(gl), scan_grads(gu)
 
 
-stacked_observe = define_stacked("triton", Wavefront())
+stacked_observe = stacked_on("triton", Wavefront())

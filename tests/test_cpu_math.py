@@ -16,7 +16,7 @@ if not probe("cpu").available:
 
 from apv_fast import _C
 from apv_fast.cpu.parts.latent import function
-from apv_fast.ops.rssm_arguments import sample_noise
+from apv_fast.ops.noise import sample_noise
 from apv_fast.reference.noise import gumbel_noise, normal_noise, uniform_noise
 from apv_fast.types import Latent
 

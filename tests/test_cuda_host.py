@@ -23,9 +23,9 @@ from apv_fast.backend import BackendError, Status
 from apv_fast.cuda import rssm_observe as cuda_observe
 from apv_fast.cuda.parts.library import Library, Scan
 from apv_fast.cuda.parts.recurrence import CudaCore
-from apv_fast.recurrence.observe import define_observe
+from apv_fast.cuda.stacked_observe import obstacle as stacked_obstacle
+from apv_fast.recurrence.observe import observe_on
 from apv_fast.recurrence.phases import (
-    PlainCore,
     ScanInputs,
     ScanStart,
     ScanWeights,
@@ -33,7 +33,8 @@ from apv_fast.recurrence.phases import (
     sample_latent,
     sample_latent_backward,
 )
-from apv_fast.recurrence.stacked import TwoScans, define_stacked
+from apv_fast.recurrence.plain import PlainCore
+from apv_fast.recurrence.stacked import TwoScans, stacked_on
 from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
 from apv_fast.types import Latent
 from tests import test_rssm
@@ -90,8 +91,8 @@ def not_yet() -> Library:
 
 
 current = CudaCore(not_yet)
-observe = define_observe("emulated", current)
-stacked_observe = define_stacked("emulated", TwoScans(current))
+observe = observe_on("emulated", current)
+stacked_observe = stacked_on("emulated", TwoScans(current))
 
 
 def obstacle(tensor: Tensor, batch: int, deter: int, hidden: int, stoch: int, discrete: int) -> str:
@@ -442,5 +443,5 @@ def test_a_stack_fits_if_both_models_do(monkeypatch: pytest.MonkeyPatch) -> None
     for af_deter, deter, expected in ((9, 9, [9, 9]), (10, 9, [10]), (9, 10, [9, 10])):
         asked.clear()
         sizes = FITS | {"deter": deter, "af_deter": af_deter, "af_hidden": 5, "af_stoch": 3, "af_discrete": 7}
-        assert cuda_observe.stacked_obstacle(torch.empty(0), **sizes) == ("" if deter == af_deter else "too wide")
+        assert stacked_obstacle(torch.empty(0), **sizes) == ("" if deter == af_deter else "too wide")
         assert asked == expected

@@ -20,7 +20,7 @@ from apv_fast import backend
 from apv_fast.agent import Agent, Pretrainer
 from apv_fast.agent.graph import CudaRecorder, GraphedUpdate, Recorder, optimizer_tensors
 from apv_fast.config import ConfigError
-from apv_fast.ops import rssm_arguments
+from apv_fast.ops import noise
 from apv_fast.run import restore_rng, rng_state
 from tests.recording_graph import CaptureError, RecordingGraph
 from tests.test_agent import CPU, FILE, FINETUNE, PRETRAIN, VARIANTS, differing, make_batch
@@ -61,7 +61,7 @@ def train(one: Any, seeds: range, **shape: int) -> list[dict[str, Tensor]]:
 @pytest.fixture(autouse=True)
 def _noise_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """By torch's operations: what C++ writes into memory cannot be recorded."""
-    monkeypatch.setattr(rssm_arguments, "seeded", lambda *_: False)
+    monkeypatch.setattr(noise, "seeded", lambda *_: False)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from apv_fast import ops
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.nn import RSSM, Actor
 from apv_fast.ops import ActorParams, Latent, RSSMParams
+from apv_fast.ops.op import Op
 from apv_fast.reference.noise import gumbel_noise, normal_noise
 from tests.rssm_cases import Sizes, Tensors, backends_of, flat, imagine, make_params, make_problem, params_of, step
 from tests.test_rssm import REFERENCE_ERROR, relative_errors
@@ -281,15 +282,15 @@ def test_opcheck(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace(CASES["odd"], sizes=replace(CASES["odd"].sizes, length=1, batch=2), layers=1)
     tensors = make(case, torch.float32, device=probe(backend).devices[-1])
     leaves = {n: x.requires_grad_() if n.startswith(("actor", "deter")) else x for n, x in tensors.items()}
-    overload, calls = torch.ops.apv_fast.rssm_rollout.default, []
+    overload, run = torch.ops.apv_fast.rssm_rollout.default, Op.__call__
+    calls: list[tuple[object, ...]] = []
 
-    class Recorder:
-        def rssm_rollout(self, *arguments: object) -> object:
-            calls.append(arguments)
-            return overload(*arguments)
+    def record(self: Op[Any, Any], call: Any, backend: str | None) -> object:
+        calls.append((*self.signature.flatten(call), backend or ""))
+        return run(self, call, backend)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.ops, "apv_fast", Recorder())
+        patch.setattr(Op, "__call__", record)
         rollout(leaves, case, backend)
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(overload, calls[0], test_utils=utilities)

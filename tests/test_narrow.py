@@ -17,7 +17,7 @@ from apv_fast.agent import Agent, Pretrainer
 from apv_fast.agent.graph import GraphedUpdate
 from apv_fast.backend import probe
 from apv_fast.narrow import _copies, keep, narrow, refresh, written
-from apv_fast.ops import rssm_arguments
+from apv_fast.ops import noise
 from apv_fast.optim import KerasAdam
 from tests.recording_graph import RecordingGraph
 from tests.test_agent import CPU, FINETUNE, MODEL, PRETRAIN, differing, make_batch
@@ -171,7 +171,7 @@ class Casts(TorchDispatchMode):
 def step_of_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything by the reference, whose bfloat16 Triton's interpreter lacks, but the optimiser."""
     monkeypatch.setitem(backend.IMPLEMENTATIONS["keras_adam"], "reference", "apv_fast.kernels.keras_adam:Step")
-    monkeypatch.setattr(rssm_arguments, "seeded", lambda *_: False)  # what C++ writes into memory cannot be recorded
+    monkeypatch.setattr(noise, "seeded", lambda *_: False)  # what C++ writes into memory cannot be recorded
     backend._implementation.cache_clear()
     yield
     backend._implementation.cache_clear()

@@ -25,7 +25,7 @@ from apv_fast.cli import main, parse
 from apv_fast.commands.finetune import finetune
 from apv_fast.config import FinetuneConfig, WorldConfig
 from apv_fast.data import Replay
-from apv_fast.ops import rssm_arguments
+from apv_fast.ops import noise
 from apv_fast.run import latest_checkpoint, load_checkpoint, read_metrics
 from tests.corridor import Corridor
 from tests.recording_graph import RecordingGraph
@@ -167,7 +167,7 @@ class Recording(RecordingGraph):
 @pytest.mark.parametrize("kind", ["stacked", "plain", "gaussian", "bf16"])
 def test_a_step_is_one_graph(kind: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same actions and memory as without, through new weights, a memory from elsewhere, and another start."""
-    monkeypatch.setattr(rssm_arguments, "seeded", lambda *_: False)  # by operations that can be recorded
+    monkeypatch.setattr(noise, "seeded", lambda *_: False)  # by operations that can be recorded
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = []
     for graphed in (False, True):

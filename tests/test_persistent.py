@@ -23,7 +23,8 @@ from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
 from apv_fast.backend import BackendError
-from apv_fast.recurrence.phases import PlainCore, ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
+from apv_fast.recurrence.phases import ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
+from apv_fast.recurrence.plain import PlainCore
 from apv_fast.recurrence.stacked import Link, Model, TwoScans
 from apv_fast.types import Latent
 from tests import cooperative

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.backend import probe
 from apv_fast.nn import RSSM
+from apv_fast.ops.op import Op
 from tests.rssm_cases import (
     CASES,
     SIZES,
@@ -404,18 +405,14 @@ def test_opcheck(case: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> No
     op, call = CASES[case]
     overload = getattr(torch.ops.apv_fast, op).default
     calls: list[tuple[object, ...]] = []
-    call(leaves, sizes, backend, True)  # an engine registers ops of its own when it is first used
+    run = Op.__call__
 
-    class Recorder:
-        def __getattr__(self, attribute: str) -> Callable[..., object]:
-            def record(*arguments: object) -> object:
-                calls.append(arguments)
-                return overload(*arguments)
-
-            return record
+    def record(self: Op[Any, Any], own: Any, backend: str | None) -> object:
+        calls.append((*self.signature.flatten(own), backend or ""))
+        return run(self, own, backend)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.ops, "apv_fast", Recorder())
+        patch.setattr(Op, "__call__", record)
         call(leaves, sizes, backend, True)
     assert len(calls) == (2 if case == "step" else 1)
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")

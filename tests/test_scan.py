@@ -10,15 +10,15 @@ import torch
 from apv_fast import backend as backends
 from apv_fast import ops
 from apv_fast.backend import Status
-from apv_fast.recurrence.observe import define_observe
-from apv_fast.recurrence.phases import PlainCore
-from apv_fast.recurrence.stacked import TwoScans, define_stacked
+from apv_fast.recurrence.observe import observe_on
+from apv_fast.recurrence.plain import PlainCore
+from apv_fast.recurrence.stacked import TwoScans, stacked_on
 from apv_fast.reference.noise import gumbel_noise, normal_noise
 from tests.rssm_cases import CASES, SIZES, Sizes, make_case, make_problem, observe, params_of
 from tests.test_rssm import relative_errors, run
 
-plain_observe = define_observe("plain", PlainCore())
-plain_stacked = define_stacked("plain", TwoScans(PlainCore()))
+plain_observe = observe_on("plain", PlainCore())
+plain_stacked = stacked_on("plain", TwoScans(PlainCore()))
 
 
 def plain_probe() -> Status:

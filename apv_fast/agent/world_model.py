@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from apv_fast import ops
 from apv_fast.config import FinetuneConfig, KLConfig, ModelConfig, PretrainConfig
 from apv_fast.nn import RSSM, Decoder, Encoder, MLPHead, StackedRSSM, StreamNorm, VideoBonus
-from apv_fast.ops.rssm_arguments import Noise
-from apv_fast.types import State
+from apv_fast.types import Noise, State
 
 Batch = dict[str, Tensor]  # image [B,T,64,64,3] uint8, is_first [B,T] bool, ...; see apv_fast.data
 Metrics = dict[str, Tensor]
@@ -30,7 +29,7 @@ class Loss(NamedTuple):
 
 @dataclass
 class StackNoise:
-    """Noise that fixes the samples of both RSSMs, see apv_fast.ops.rssm."""
+    """Noise that fixes the samples of both RSSMs, see apv_fast.ops.rssm_observe."""
 
     af: Noise = None
     ac: Noise = None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from apv_fast.cpu.rssm_step import Filter, Inputs, Model, Outputs, joined_heads
 from apv_fast.nn import RSSM, Actor
-from apv_fast.ops.rssm_arguments import sample_noise, sample_seeds, seeded
+from apv_fast.ops.noise import sample_noise, sample_seeds, seeded
 from apv_fast.types import Latent, RSSMParams, State, state_dtype, state_of
 
 _CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""``rssm_observe`` and ``stacked_observe`` in C++: ``csrc/cpu/rssm_scan.h``, whole recurrences in one call each way."""
+"""``rssm_observe`` in C++: ``csrc/cpu/rssm_scan.h``, whole recurrences in one call each way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from apv_fast import _C
 from apv_fast.cpu.parts.call import how
 from apv_fast.cpu.parts.latent import sample, sample_backward
 from apv_fast.cpu.parts.product import dense, elu_backward, product, weight_gradient
-from apv_fast.recurrence.observe import define_observe
+from apv_fast.recurrence.observe import observe_on
 from apv_fast.recurrence.phases import (
     Before,
     ScanGrads,
@@ -21,7 +21,6 @@ from apv_fast.recurrence.phases import (
     Trace,
     TraceGrads,
 )
-from apv_fast.recurrence.stacked import TwoScans, define_stacked
 from apv_fast.types import Latent
 
 
@@ -108,8 +107,7 @@ def _run(
 
 
 core = CpuCore()
-observe = define_observe("cpu", core)
-stacked_observe = define_stacked("cpu", TwoScans(core))
+rssm_observe = observe_on("cpu", core)
 
 
 def obstacle(tensor: Tensor, **_: int) -> str:

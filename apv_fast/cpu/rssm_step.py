@@ -16,9 +16,10 @@ from apv_fast import _C
 from apv_fast.cpu import isa
 from apv_fast.cpu.parts.call import address, name_of
 from apv_fast.cpu.rssm_imagine import rssm_imagine
-from apv_fast.cpu.rssm_observe import observe as rssm_observe
-from apv_fast.recurrence.imagination import wants_gradients
-from apv_fast.reference import rssm as reference
+from apv_fast.cpu.rssm_observe import rssm_observe
+from apv_fast.ops.op import Kernel, wants_gradients
+from apv_fast.ops.rssm_step import RssmStep
+from apv_fast.reference import rssm_step as reference
 from apv_fast.types import ActorParams, Latent, RSSMParams, State, state_of
 
 FEW = 64  # rows up to which nothing is packed: there the time is that of reading the weights
@@ -173,64 +174,40 @@ def joined_heads(actor: ActorParams) -> tuple[tuple[Tensor, ...], Tensor, Tensor
     return tuple(x.contiguous() for x in actor.trunk), weight.contiguous(), bias.contiguous()
 
 
-@torch.library.custom_op(
-    "apv_fast::rssm_step_cpu",
-    mutates_args=(),
-    schema=(
-        "(Tensor[] params, Tensor deter, Tensor stoch, Tensor? action, Tensor? embed, Tensor? is_first, int S, int C, "
-        "float min_std, Tensor? post_noise, Tensor? prior_noise) -> Tensor[]"
-    ),
-)
-def _step(
-    params: list[Tensor],
-    deter: Tensor,
-    stoch: Tensor,
-    action: Tensor | None,
-    embed: Tensor | None,
-    is_first: Tensor | None,
-    S: int,
-    C: int,
-    min_std: float,
-    post_noise: Tensor | None,
-    prior_noise: Tensor | None,
-) -> list[Tensor]:
-    """deter, the prior's flat stoch and stats, and with ``embed`` the posterior's."""
-    weights = RSSMParams(*(w.contiguous() for w in params))
-    wide, narrow = deter.dtype, weights.gru_weight.dtype
-    actions = 0 if action is None else action.shape[1]
-    model = Model(weights, Latent(S, C, min_std), actions, 0 if embed is None else embed.shape[1])
+def _forward(call: RssmStep, keep: bool) -> list[Tensor]:
+    """deter, the prior's flat stoch and stats, and with an embedding the posterior's."""
+    weights = RSSMParams(*(w.contiguous() for w in call.params))
+    wide, narrow = call.state["deter"].dtype, weights.gru_weight.dtype
+    actions = 0 if call.action is None else call.action.shape[1]
+    model = Model(weights, call.latent, actions, 0 if call.embed is None else call.embed.shape[1])
 
     def laid_out(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return None if x is None else x.contiguous() if not x.is_floating_point() else x.to(dtype).contiguous()
 
     inputs = Inputs(
-        deter.contiguous(),
-        stoch.contiguous(),
-        laid_out(action, wide),
-        laid_out(embed, narrow),
-        laid_out(post_noise, wide),
-        laid_out(prior_noise, wide),
+        call.state["deter"].contiguous(),
+        call.state["stoch"].contiguous(),
+        laid_out(call.action, wide),
+        laid_out(call.embed, narrow),
+        laid_out(call.post_noise, wide),
+        laid_out(call.prior_noise, wide),
     )
-    step = Filter([model], post=embed is not None, prior=True)
-    ((made,), _) = step(laid_out(is_first, wide), [inputs])
-    found = (made.deter, made.prior_stoch, made.prior_stats, made.post_stoch, made.post_stats)
-    return [x.flatten(1) for x in found if x is not None]
+    step = Filter([model], post=call.embed is not None, prior=True)
+    ((out,), _) = step(laid_out(call.is_first, wide), [inputs])
+    tensors = (out.deter, out.prior_stoch, out.prior_stats, out.post_stoch, out.post_stats)
+    return [x.flatten(1) for x in tensors if x is not None]
 
 
-@_step.register_fake
-def _(
-    params: Sequence[Tensor],
-    deter: Tensor,
-    stoch: Tensor,
-    action: Tensor | None,
-    embed: Tensor | None,
-    is_first: Tensor | None,
-    S: int,
-    C: int,
-    *_: object,
-) -> list[Tensor]:
-    widths = (S * (C or 1), S * (C or 2)) * (1 if embed is None else 2)
-    return [deter.new_empty(deter.shape), *(deter.new_empty(deter.shape[0], w) for w in widths)]
+def _fake(call: RssmStep, keep: bool) -> list[Tensor]:
+    deter, latent = call.state["deter"], call.latent
+    widths = (latent.stoch * (latent.discrete or 1), latent.stoch * (latent.discrete or 2))
+    return [
+        deter.new_empty(deter.shape),
+        *(deter.new_empty(deter.shape[0], w) for w in widths * (1 if call.embed is None else 2)),
+    ]
+
+
+_step = Kernel("rssm_step_cpu", RssmStep, outputs=5, forward=_forward, fake=_fake)
 
 
 def _first(x: Tensor | None) -> Tensor | None:
@@ -275,12 +252,13 @@ def rssm_step(
     post_noise: Tensor | None,
     prior_noise: Tensor | None,
 ) -> tuple[State, State]:
-    """One step; arguments and result as :func:`apv_fast.reference.rssm.rssm_step`, which see."""
-    deter, stoch = state["deter"], state["stoch"]
+    """One step; arguments and result as :func:`apv_fast.reference.rssm_step.rssm_step`, which see."""
+    call = RssmStep(params, state, action, embed, is_first, latent, post_noise, prior_noise)
     if params.gru_weight.dtype == torch.float16:
-        return reference.rssm_step(params, state, action, embed, is_first, latent, post_noise, prior_noise)
+        return reference.rssm_step(*call)
+    deter, stoch = state["deter"], state["stoch"]
     if wants_gradients(*params, deter, stoch, action, embed) or deter.shape[0] > FEW:
-        return _as_sequence(params, state, action, embed, is_first, latent, post_noise, prior_noise)
-    made = _step(list(params), deter, stoch, action, embed, is_first, *latent, post_noise, prior_noise)
-    prior = state_of(made[0], made[1], made[2], latent)
-    return (prior if embed is None else state_of(made[0], made[3], made[4], latent)), prior
+        return _as_sequence(*call)
+    out = _step(*call)
+    prior = state_of(out[0], out[1], out[2], latent)
+    return (prior if embed is None else state_of(out[0], out[3], out[4], latent)), prior

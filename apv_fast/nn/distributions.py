@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apv_fast.reference.rssm import onehot_straight_through
+from apv_fast.reference.rssm_step import onehot_straight_through
 
 CLIP = 1e-6  # samples stay this far inside the bounds, where log-probabilities are finite
 

@@ -9,9 +9,8 @@ from apv_fast import ops
 from apv_fast.narrow import narrow
 from apv_fast.nn.init import keras_init
 from apv_fast.nn.saving import Savable
-from apv_fast.ops.rssm_arguments import Noise
-from apv_fast.reference.rssm import LAYER_NORM_EPS, feat
-from apv_fast.types import Latent, RSSMParams, State
+from apv_fast.reference.rssm_step import LAYER_NORM_EPS, feat
+from apv_fast.types import Latent, Noise, RSSMParams, State
 
 
 class RSSM(Savable):

@@ -10,9 +10,13 @@ from apv_fast.ops.kl_balance import kl_balance, kl_balance_normal
 from apv_fast.ops.knn_bonus import knn_bonus
 from apv_fast.ops.lambda_return import lambda_return
 from apv_fast.ops.mlp import mlp
-from apv_fast.ops.rssm import rssm_imagine, rssm_observe, rssm_step, stacked_observe
-from apv_fast.ops.rssm_arguments import initial_state, sample_noise
+from apv_fast.ops.noise import sample_noise
+from apv_fast.ops.rssm_checks import initial_state
+from apv_fast.ops.rssm_imagine import rssm_imagine
+from apv_fast.ops.rssm_observe import rssm_observe
 from apv_fast.ops.rssm_rollout import rssm_rollout
+from apv_fast.ops.rssm_step import rssm_step
+from apv_fast.ops.stacked_observe import stacked_observe
 from apv_fast.ops.video_bonus import video_bonus
 from apv_fast.types import ActorParams, Latent, RSSMParams, State
 

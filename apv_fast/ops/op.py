@@ -23,11 +23,12 @@ from apv_fast.backend import resolve
 from apv_fast.profile import annotated
 from apv_fast.types import ActorParams, Latent, NoisePair, RSSMParams, State
 
+OPS: dict[str, Op[Any, Any]] = {}  # by name
 C = TypeVar("C", bound=tuple[Any, ...])
 R = TypeVar("R")
 Gradients = dict[str, Any]  # by the name of an argument of the schema: a tensor, or a list of them
 
-_LIBRARY = torch.library.Library("apv_fast", "FRAGMENT")
+_LIBRARY = torch.library.Library("apv_fast", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _PLAIN: dict[Any, str] = {
     **{Tensor: "Tensor", Tensor | None: "Tensor?", list[Tensor]: "Tensor[]"},
@@ -120,6 +121,7 @@ class Op(Generic[C, R]):
         _LIBRARY.define(f"{name}({self.signature.schema}, str backend) -> {returns}", tags=_TAGS)
         _LIBRARY.impl(name, self._composite, "CompositeImplicitAutograd")
         self._traced = getattr(torch.ops.apv_fast, name)
+        OPS[name] = self
 
     def __call__(self, call: C, backend: str | None) -> R:
         """What the backend's function makes of the fields."""

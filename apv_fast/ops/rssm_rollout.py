@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from apv_fast.backend import choose, resolve
+from apv_fast.backend import choose
 from apv_fast.ops.check import Arguments
-from apv_fast.ops.library import define
-from apv_fast.ops.rssm_arguments import check_params, check_state, sample_noise, stoch_dims
+from apv_fast.ops.noise import sample_noise
+from apv_fast.ops.op import Op
+from apv_fast.ops.rssm_checks import check_params, check_state, stoch_dims
 from apv_fast.types import ActorParams, Latent, RSSMParams, State, state_dtype
 
 
-@define(
-    "rssm_rollout(Tensor[] params, Tensor[] actor, Tensor deter, Tensor stoch, int horizon, int S, int C, "
-    "float latent_min_std, float min_std, bool discrete, Tensor noise, Tensor action_noise, str backend) -> Tensor[]"
+class RssmRollout(NamedTuple):
+    """Checked arguments."""
+
+    params: RSSMParams
+    actor: ActorParams
+    state: State  # deter [N, D], stoch [N, S, C] or [N, S]
+    horizon: int
+    latent: Latent
+    min_std: float
+    noise: Tensor  # [H, N, S, C] or [H, N, S], or a seed
+    action_noise: Tensor  # [H, N, A], or a seed
+
+
+def _pack(call: RssmRollout, result: tuple[State, Tensor]) -> list[Tensor]:
+    states, action = result
+    return [states["deter"], states["stoch"], *(states[name] for name in call.latent.statistics), action]
+
+
+def _unpack(call: RssmRollout, flat: Sequence[Tensor]) -> tuple[State, Tensor]:
+    return dict(zip(("deter", "stoch", *call.latent.statistics), flat[:-1], strict=True)), flat[-1]
+
+
+OP: Op[RssmRollout, tuple[State, Tensor]] = Op(
+    "rssm_rollout",
+    RssmRollout,
+    decides=lambda call: call.params[0],
+    returns="Tensor[]",
+    pack=_pack,
+    unpack=_unpack,
 )
-def _rssm_rollout(
-    params: list[Tensor],
-    actor: list[Tensor],
-    deter: Tensor,
-    stoch: Tensor,
-    horizon: int,
-    S: int,
-    C: int,
-    latent_min_std: float,
-    min_std: float,
-    discrete: bool,
-    noise: Tensor,
-    action_noise: Tensor,
-    backend: str,
-) -> list[Tensor]:
-    latent = Latent(S, C, latent_min_std)
-    states, action = resolve("rssm_rollout", params[0], backend)(
-        RSSMParams(*params),
-        ActorParams.of(actor, discrete),
-        {"deter": deter, "stoch": stoch},
-        horizon,
-        latent,
-        min_std,
-        noise,
-        action_noise,
-    )
-    return [states["deter"], states["stoch"], *(states[name] for name in latent.statistics), action]
 
 
 def rssm_rollout(
@@ -92,21 +95,9 @@ def rssm_rollout(
     _check_actor(arguments, params, actor, latent)
     arguments.sizes |= {"T": horizon, "N": len(state["deter"])}
     noises = _noises(arguments, params, actor, latent, (action_noise, noise), generator, backend)
-    frozen = [weight.detach() for weight in params]
-    flat = torch.ops.apv_fast.rssm_rollout(
-        frozen,
-        actor.flat(),
-        state["deter"],
-        state["stoch"],
-        horizon,
-        *latent,
-        min_std,
-        actor.discrete,
-        noises[1],
-        noises[0],
-        backend or "",
-    )
-    return dict(zip(("deter", "stoch", *latent.statistics), flat[:-1], strict=True)), flat[-1]
+    frozen = RSSMParams(*(weight.detach() for weight in params))
+    call = RssmRollout(frozen, actor, state, horizon, latent, min_std, noises[1], noises[0])
+    return OP(call, backend)
 
 
 def _check_actor(arguments: Arguments, params: RSSMParams, actor: ActorParams, latent: Latent) -> None:

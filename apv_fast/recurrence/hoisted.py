@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from apv_fast.ops.rssm_observe import RssmObserve
 from apv_fast.recurrence.phases import (
     Before,
     Core,
@@ -26,29 +27,9 @@ from apv_fast.recurrence.phases import (
 from apv_fast.types import Latent, RSSMParams, State, state_of
 
 
-class ObserveArguments(NamedTuple):
-    """The checked arguments of ``rssm_observe`` without the weights; the order of the opaque op's schema."""
-
-    embed: Tensor  # [B, T, E]
-    is_first: Tensor  # [B, T] bool
-    action: Tensor | None  # [B, T, A]
-    deter: Tensor  # [B, D]
-    stoch: Tensor  # [B, S, C] or [B, S]
-    S: int
-    C: int
-    min_std: float
-    post_noise: Tensor | None
-    prior_noise: Tensor | None
-
-    @property
-    def latent(self) -> Latent:
-        """The kind of latent."""
-        return Latent(self.S, self.C, self.min_std)
-
-    @property
-    def start(self) -> ScanStart:
-        """Where the recurrence starts."""
-        return ScanStart(~self.is_first, self.deter.contiguous(), self.post_noise)
+def start_of(call: RssmObserve) -> ScanStart:
+    """Where the recurrence starts."""
+    return ScanStart(~call.is_first, call.state["deter"].contiguous(), call.post_noise)
 
 
 class PriorTrace(NamedTuple):
@@ -70,26 +51,26 @@ def action_columns(params: RSSMParams, action: Tensor, latent: Latent) -> Tensor
     return params.img_in_weight[:, width : width + action.shape[-1]]
 
 
-def embed_columns(params: RSSMParams, arguments: ObserveArguments) -> Tensor:
+def embed_columns(call: RssmObserve) -> Tensor:
     """obs_out's columns ``[H, E]`` that see the embedding; in a stack, those behind them see the lower model."""
-    deter = arguments.deter.shape[1]
-    return params.obs_out_weight[:, deter : deter + arguments.embed.shape[-1]]
+    deter = call.params.img_out_weight.shape[1]
+    return call.params.obs_out_weight[:, deter : deter + call.embed.shape[-1]]
 
 
-def scan_inputs(core: Core, params: RSSMParams, arguments: ObserveArguments) -> ScanInputs:
+def scan_inputs(core: Core, call: RssmObserve) -> ScanInputs:
     """Everything that is known before the recurrence."""
-    dtype, latent = params.gru_weight.dtype, arguments.latent
-    keep = ~arguments.is_first
+    params, latent, keep = call.params, call.latent, ~call.is_first
+    dtype = params.gru_weight.dtype
     shape = (*keep.shape, len(params.img_in_bias))
-    if arguments.action is None:
+    if call.action is None:
         x = params.img_in_bias.repeat(*keep.shape, 1)
     else:
-        columns = action_columns(params, arguments.action, latent)
-        masked = flat(masked_actions(arguments.action, keep, dtype))
+        columns = action_columns(params, call.action, latent)
+        masked = flat(masked_actions(call.action, keep, dtype))
         x = core.dense(masked, columns, params.img_in_bias, elu=False).view(shape)
-    first = core.product(arguments.stoch.flatten(1).to(dtype), scan_weights(params, latent).stoch.T)
+    first = core.product(call.state["stoch"].flatten(1).to(dtype), scan_weights(params, latent).stoch.T)
     x[:, 0] += torch.where(keep[:, :1], first, 0)
-    obs = core.dense(flat(arguments.embed.to(dtype)), embed_columns(params, arguments), params.obs_out_bias, elu=False)
+    obs = core.dense(flat(call.embed.to(dtype)), embed_columns(call), params.obs_out_bias, elu=False)
     return ScanInputs(x, obs.view(shape))
 
 
@@ -113,19 +94,12 @@ Layers = dict[str, tuple[Tensor, Seen]]
 
 
 def prior_backward(
-    core: Core,
-    params: RSSMParams,
-    trace: Trace,
-    prior: PriorTrace,
-    latent: Latent,
-    noise: Tensor | None,
-    grad_stoch: Tensor | None,
-    grad_stats: Tensor | None,
+    core: Core, call: RssmObserve, trace: Trace, prior: PriorTrace, grad_stoch: Tensor | None, grad_stats: Tensor | None
 ) -> tuple[Tensor | None, Layers]:
     """Gradient of deter ``[B, T, D]`` through the prior's head, and the head's layers."""
-    through = None
+    params, noise, through = call.params, call.prior_noise, None
     if grad_stoch is not None:
-        through = core.sample_backward(grad_stoch, prior.stats, noise, latent, noise is not None)
+        through = core.sample_backward(grad_stoch, prior.stats, noise, call.latent, noise is not None)
     total = add(grad_stats, through)
     if total is None:
         return None, {}
@@ -140,23 +114,14 @@ def prior_backward(
 
 
 def core_grads(
-    core: Core,
-    params: RSSMParams,
-    arguments: ObserveArguments,
-    trace: Trace,
-    prior: PriorTrace,
-    post_grads: TraceGrads,
-    prior_grads: TraceGrads,
+    core: Core, call: RssmObserve, trace: Trace, prior: PriorTrace, post_grads: TraceGrads, prior_grads: TraceGrads
 ) -> tuple[TraceGrads, Layers]:
     """What the backward core starts from, the prior's head included, and the head's layers.
 
     ``prior_grads.deter`` is not read: posterior and prior share deter.
     """
-    latent = arguments.latent
-    through, head = prior_backward(
-        core, params, trace, prior, latent, arguments.prior_noise, prior_grads.stoch, prior_grads.stats
-    )
-    if latent.discrete and arguments.post_noise is None:
+    through, head = prior_backward(core, call, trace, prior, prior_grads.stoch, prior_grads.stats)
+    if call.latent.discrete and call.post_noise is None:
         post_grads = post_grads._replace(stoch=None)  # modes have no gradient
     return post_grads._replace(deter=add(post_grads.deter, through)), head
 
@@ -166,40 +131,34 @@ class InputGrads(NamedTuple):
 
     params: RSSMParams
     embed: Tensor
-    deter: Tensor
-    stoch: Tensor
+    state_deter: Tensor
+    state_stoch: Tensor
     action: Tensor | None
 
 
 def products_after(
-    core: Core,
-    params: RSSMParams,
-    arguments: ObserveArguments,
-    trace: Trace,
-    grads: ScanGrads,
-    head: Layers,
-    lower: tuple[Tensor, ...] = (),
+    core: Core, call: RssmObserve, trace: Trace, grads: ScanGrads, head: Layers, lower: tuple[Tensor, ...] = ()
 ) -> InputGrads:
     """One product over B·T for every weight; ``lower`` is what obs_out saw beyond the embedding, ``[B, T, ...]``.
 
     Empties ``head``. The gradients of the weights are most of the memory of a backward pass: what packs weights comes
     before them, and of what they are made each is dropped behind its product; callers should not keep ``grads``.
     """
-    latent, dtype = arguments.latent, params.gru_weight.dtype
-    dembed = core.product(flat(grads.y), embed_columns(params, arguments)).view_as(arguments.embed)
+    params, latent, start, first = call.params, call.latent, call.state, call.is_first
+    dtype = params.gru_weight.dtype
+    dembed = core.product(flat(grads.y), embed_columns(call)).view_as(call.embed)
     of_first = core.product(grads.x[:, 0], scan_weights(params, latent).stoch)
-    dstoch = torch.where(arguments.is_first[:, :1], 0, of_first).to(arguments.stoch.dtype).view_as(arguments.stoch)
+    dstoch = torch.where(first[:, :1], 0, of_first).to(start["stoch"].dtype).view_as(start["stoch"])
     daction = None
-    if arguments.action is not None:
-        daction = core.product(flat(grads.x), action_columns(params, arguments.action, latent))
-        daction = torch.where(arguments.is_first[..., None], 0, daction.view_as(arguments.action))
-        daction = daction.to(arguments.action.dtype)
-    first = arguments.is_first
-    stoch = Before(arguments.stoch, trace.stoch, first, one_hot=latent.discrete > 0)
-    action = [] if arguments.action is None else [masked_actions(arguments.action, ~first, dtype)]
+    if call.action is not None:
+        daction = core.product(flat(grads.x), action_columns(params, call.action, latent))
+        daction = torch.where(first[..., None], 0, daction.view_as(call.action))
+        daction = daction.to(call.action.dtype)
+    stoch = Before(start["stoch"], trace.stoch, first, one_hot=latent.discrete > 0)
+    action = [] if call.action is None else [masked_actions(call.action, ~first, dtype)]
     layers: Layers = {
-        "gru": (grads.parts, [trace.x, Before(arguments.deter, trace.deter, first)]),
-        "obs_out": (grads.y, [trace.deter, arguments.embed, *lower]),
+        "gru": (grads.parts, [trace.x, Before(start["deter"], trace.deter, first)]),
+        "obs_out": (grads.y, [trace.deter, call.embed, *lower]),
         "img_in": (grads.x, [stoch, *action]),
         "obs_dist": (grads.stats, [trace.y]),
     }
@@ -211,23 +170,60 @@ def products_after(
             columns = getattr(params, f"{name}_weight").shape[1]
             weights[f"{name}_weight"], weights[f"{name}_bias"] = core.weight_gradient(*waiting.pop(name), columns)
     made = (weights[name] if name in weights else torch.zeros_like(w) for name, w in params._asdict().items())
-    return InputGrads(RSSMParams(*made), dembed.to(arguments.embed.dtype), ddeter, dstoch, daction)
+    return InputGrads(RSSMParams(*made), dembed.to(call.embed.dtype), ddeter, dstoch, daction)
 
 
-def fake_traces(params: RSSMParams, arguments: ObserveArguments) -> tuple[Tensor, ...]:
-    """Empty tensors of the traces' shapes and dtypes."""
-    (batch, length), latent, like = arguments.is_first.shape, arguments.latent, arguments.deter
-    hidden, deter, mixed = len(params.img_in_bias), like.shape[1], latent.stoch * (latent.discrete or 1)
-    stats, narrow = len(params.obs_dist_bias), params.gru_weight
+def like_traces(call: RssmObserve) -> tuple[Trace, PriorTrace]:
+    """Empty traces."""
+    params, latent, like = call.params, call.latent, call.state["deter"]
+    (batch, length), deter, narrow = call.is_first.shape, like.shape[1], params.gru_weight
+    hidden, stats, mixed = (
+        params.img_in_bias.shape[0],
+        params.obs_dist_bias.shape[0],
+        latent.stoch * (latent.discrete or 1),
+    )
     widths = {"deter": deter, "stoch": mixed, "stats": stats, "x": hidden, "parts": 3 * deter, "norm": 2, "y": hidden}
     trace = {
         name: (narrow if name in ("x", "y") else like).new_empty(batch, length, width) for name, width in widths.items()
     }
     prior = (like.new_empty(batch, length, mixed), like.new_empty(batch, length, stats))
-    return *Trace(**trace), *prior, narrow.new_empty(batch, length, hidden)
+    return Trace(**trace), PriorTrace(*prior, narrow.new_empty(batch, length, hidden))
 
 
-def states(trace: Trace, prior: PriorTrace, latent: Latent) -> tuple[State, State]:
+OUTPUTS = ("deter", "stoch", "stats", "prior_stoch", "prior_stats")  # of one model, as an op gives them
+COUNT = len(OUTPUTS)
+
+
+def outputs_of(trace: Trace, prior: PriorTrace) -> list[Tensor]:
+    """What callers see of the traces."""
+    return [trace.deter, trace.stoch, trace.stats, prior.stoch, prior.stats]
+
+
+def kept_of(trace: Trace, prior: PriorTrace) -> list[Tensor]:
+    """The rest, which the backward pass needs."""
+    return [trace.x, trace.parts, trace.norm, trace.y, prior.hidden]
+
+
+def traces_of(outputs: list[Tensor], kept: list[Tensor]) -> tuple[Trace, PriorTrace]:
+    """The traces, put together again."""
+    deter, stoch, stats, prior_stoch, prior_stats = outputs
+    *rest, hidden = kept
+    return Trace(deter, stoch, stats, *rest), PriorTrace(prior_stoch, prior_stats, hidden)
+
+
+def trace_grads(grads: list[Tensor | None]) -> tuple[TraceGrads, TraceGrads]:
+    """Those of the outputs, of posterior and prior."""
+    deter, stoch, stats, prior_stoch, prior_stats = grads
+    return TraceGrads(deter, stoch, stats), TraceGrads(None, prior_stoch, prior_stats)
+
+
+def constants_of(call: RssmObserve) -> list[int]:
+    """Which outputs have no gradient: modes of one-hots."""
+    noises = {1: call.post_noise, 3: call.prior_noise}
+    return [i for i, noise in noises.items() if noise is None] if call.latent.discrete else []
+
+
+def states_of(outputs: list[Tensor], latent: Latent) -> tuple[State, State]:
     """Posterior and prior with DreamerV2's keys."""
-    post = state_of(trace.deter, trace.stoch, trace.stats, latent)
-    return post, state_of(trace.deter, prior.stoch, prior.stats, latent)
+    deter, stoch, stats, prior_stoch, prior_stats = outputs
+    return state_of(deter, stoch, stats, latent), state_of(deter, prior_stoch, prior_stats, latent)

@@ -16,24 +16,16 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
-from apv_fast.recurrence.hoisted import (
-    ObserveArguments,
-    PriorTrace,
-    core_grads,
-    fake_traces,
-    flat,
-    prior_head,
-    products_after,
-    scan_inputs,
-    states,
-)
-from apv_fast.recurrence.observe import output_grads, save, saved, split_trace, trace_grads
+from apv_fast.ops.op import Gradients, Kernel
+from apv_fast.ops.rssm_observe import RssmObserve
+from apv_fast.ops.stacked_observe import StackedObserve
+from apv_fast.recurrence import hoisted
+from apv_fast.recurrence.hoisted import PriorTrace, flat
 from apv_fast.recurrence.phases import (
     Core,
     ScanGrads,
@@ -45,7 +37,7 @@ from apv_fast.recurrence.phases import (
     add,
     scan_weights,
 )
-from apv_fast.types import Latent, RSSMParams, State
+from apv_fast.types import Latent, State
 
 
 class Link(NamedTuple):
@@ -110,173 +102,85 @@ class TwoScans:
         return self.core.backward(lower.weights, lower.start, traces[0], given, lower.latent), above
 
 
-class StackArguments(NamedTuple):
-    """The checked arguments of ``stacked_observe`` without the weights; the order of the opaque op's schema."""
-
-    embed: Tensor  # [B, T, E]
-    is_first: Tensor  # [B, T] bool
-    action: Tensor  # [B, T, A]
-    af_deter: Tensor
-    af_stoch: Tensor
-    deter: Tensor
-    stoch: Tensor
-    af_S: int
-    af_C: int
-    af_min_std: float
-    S: int
-    C: int
-    min_std: float
-    af_post_noise: Tensor | None
-    af_prior_noise: Tensor | None
-    post_noise: Tensor | None
-    prior_noise: Tensor | None
-    concat_embed: bool
-
-    @property
-    def lower(self) -> ObserveArguments:
-        """Of the action-free model."""
-        latent, noise = (self.af_S, self.af_C, self.af_min_std), (self.af_post_noise, self.af_prior_noise)
-        return ObserveArguments(self.embed, self.is_first, None, self.af_deter, self.af_stoch, *latent, *noise)
-
-    @property
-    def upper(self) -> ObserveArguments:
-        """Of the action-conditional model, whose embedding is only what the lower one does not give it."""
-        embed = self.embed if self.concat_embed else self.embed[..., :0]
-        latent, noise = (self.S, self.C, self.min_std), (self.post_noise, self.prior_noise)
-        return ObserveArguments(embed, self.is_first, self.action, self.deter, self.stoch, *latent, *noise)
+def _model(call: RssmObserve) -> Model:
+    return Model(scan_weights(call.params, call.latent), hoisted.start_of(call), call.latent)
 
 
-def _model(params: RSSMParams, arguments: ObserveArguments) -> Model:
-    return Model(scan_weights(params, arguments.latent), arguments.start, arguments.latent)
-
-
-def _link(params: RSSMParams, arguments: StackArguments) -> Link:
-    upper = arguments.upper
-    begin = upper.deter.shape[1] + upper.embed.shape[-1]
-    middle = begin + arguments.af_S * (arguments.af_C or 1)
-    return Link(params.obs_out_weight[:, begin:middle], params.obs_out_weight[:, middle:])
-
-
-def _forward(core: StackedCore, params: tuple[RSSMParams, RSSMParams], arguments: StackArguments) -> list[Tensor]:
-    both = arguments.lower, arguments.upper
-    models = _model(params[0], both[0]), _model(params[1], both[1])
-    inputs = scan_inputs(core.core, params[0], both[0]), scan_inputs(core.core, params[1], both[1])
-    traces = core.forward(*models, _link(params[1], arguments), inputs)
-    made: list[Tensor] = []
-    for own, mine, trace in zip(params, both, traces, strict=True):
-        made += [*trace, *prior_head(core.core, own, trace.deter, mine.latent, mine.prior_noise)]
-    return made
-
-
-def _backward(
-    core: StackedCore,
-    params: tuple[RSSMParams, RSSMParams],
-    arguments: StackArguments,
-    traces: Sequence[tuple[Trace, PriorTrace]],
-    grads: Sequence[tuple[TraceGrads, TraceGrads]],
-) -> list[Tensor]:
-    """Gradients of both models' weights, then of the tensors among the arguments that have one, in their order."""
-    both = arguments.lower, arguments.upper
-    models = _model(params[0], both[0]), _model(params[1], both[1])
-    (below, _), (above, _) = traces
-    af_given, af_head = core_grads(core.core, params[0], both[0], *traces[0], *grads[0])
-    given, head = core_grads(core.core, params[1], both[1], *traces[1], *grads[1])
-    made = list(core.backward(*models, _link(params[1], arguments), (below, above), (af_given, given)))
-    del af_given, given
-    seen = below.stoch, below.deter
-    upper = products_after(core.core, params[1], both[1], above, made.pop(), head, seen)
-    lower = products_after(core.core, params[0], both[0], below, made.pop(), af_head)
-    embed = lower.embed
-    if arguments.concat_embed:
-        embed = embed + upper.embed
-    assert upper.action is not None
-    states_ = (lower.deter, lower.stoch, upper.deter, upper.stoch)
-    return [*lower.params, *upper.params, embed, upper.action, *states_]
+def _link(call: StackedObserve) -> Link:
+    weight, upper, latent = call.params.obs_out_weight, call.upper, call.af_latent
+    begin = call.params.img_out_weight.shape[1] + upper.embed.shape[-1]
+    middle = begin + latent.stoch * (latent.discrete or 1)
+    return Link(weight[:, begin:middle], weight[:, middle:])
 
 
 Observe = Callable[..., tuple[State, State, State, State]]
-_SCHEMA = (  # of StackArguments
-    "Tensor embed, Tensor is_first, Tensor action, Tensor af_deter, Tensor af_stoch, Tensor deter, Tensor stoch, "
-    "int af_S, int af_C, float af_min_std, int S, int C, float min_std, Tensor? af_post_noise, Tensor? af_prior_noise, "
-    "Tensor? post_noise, Tensor? prior_noise, bool concat_embed"
-)
-_GRADS = 5  # of one model's outputs, see output_grads
-_WITH_GRADIENT = ("embed", "action", "af_deter", "af_stoch", "deter", "stoch")  # what _backward gives after the weights
 
 
-def _split(traces: Sequence[Tensor]) -> list[tuple[Trace, PriorTrace]]:
-    half = len(traces) // 2
-    return [split_trace(traces[:half]), split_trace(traces[half:])]
+def stacked_on(name: str, core: StackedCore) -> Observe:
+    """``stacked_observe`` of the backend ``name``, which has these recurrences.
 
+    Outputs and what is kept are those of the lower model, then of the upper one.
+    """
+    count = hoisted.COUNT
 
-def define_stacked(name: str, core: StackedCore) -> Observe:
-    """``stacked_observe`` on ``core``, behind the opaque op ``apv_fast::stacked_observe_NAME``."""
+    def forward(call: StackedObserve, keep: bool) -> list[Tensor]:
+        both = call.lower, call.upper
+        lower, upper = (hoisted.scan_inputs(core.core, own) for own in both)
+        traces = core.forward(_model(both[0]), _model(both[1]), _link(call), (lower, upper))
+        priors = [
+            hoisted.prior_head(core.core, own.params, trace.deter, own.latent, own.prior_noise)
+            for own, trace in zip(both, traces, strict=True)
+        ]
+        return _results(list(zip(traces, priors, strict=True)), keep)
 
-    @torch.library.custom_op(
-        f"apv_fast::stacked_observe_{name}",
-        mutates_args=(),
-        schema=f"(Tensor[] af_params, Tensor[] params, {_SCHEMA}) -> Tensor[]",
+    def backward(
+        call: StackedObserve, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]
+    ) -> Gradients:
+        both, kept = (call.lower, call.upper), results[2 * count :]
+        half = len(kept) // 2
+        below, af_prior = hoisted.traces_of(results[:count], kept[:half])
+        above, prior = hoisted.traces_of(results[count : 2 * count], kept[half:])
+        af_given, af_head = hoisted.core_grads(core.core, both[0], below, af_prior, *hoisted.trace_grads(grads[:count]))
+        given, head = hoisted.core_grads(core.core, both[1], above, prior, *hoisted.trace_grads(grads[count:]))
+        inner = list(core.backward(_model(both[0]), _model(both[1]), _link(call), (below, above), (af_given, given)))
+        del af_given, given
+        upper = hoisted.products_after(core.core, both[1], above, inner.pop(), head, (below.stoch, below.deter))
+        lower = hoisted.products_after(core.core, both[0], below, inner.pop(), af_head)
+        return {
+            "af_params": lower.params,
+            "params": upper.params,
+            "embed": lower.embed + upper.embed if call.concat_embed else lower.embed,
+            "action": upper.action,
+            "af_state_deter": lower.state_deter,
+            "af_state_stoch": lower.state_stoch,
+            "state_deter": upper.state_deter,
+            "state_stoch": upper.state_stoch,
+        }
+
+    def fake(call: StackedObserve, keep: bool) -> list[Tensor]:
+        return _results([hoisted.like_traces(call.lower), hoisted.like_traces(call.upper)], keep)
+
+    def constant(call: StackedObserve) -> list[int]:
+        return [*hoisted.constants_of(call.lower), *(count + i for i in hoisted.constants_of(call.upper))]
+
+    kernel = Kernel(
+        f"stacked_observe_{name}",
+        StackedObserve,
+        outputs=2 * count,
+        forward=forward,
+        backward=backward,
+        fake=fake,
+        constant=constant,
     )
-    def forward(af_params: list[Tensor], params: list[Tensor], *rest: Any) -> list[Tensor]:
-        return _forward(core, (RSSMParams(*af_params), RSSMParams(*params)), StackArguments(*rest))
 
-    @torch.library.custom_op(
-        f"apv_fast::stacked_observe_{name}_backward",
-        mutates_args=(),
-        schema=f"(Tensor[] af_params, Tensor[] params, {_SCHEMA}, Tensor[] traces, Tensor?[] grads) -> Tensor[]",
-    )
-    def backward(af_params: list[Tensor], params: list[Tensor], *rest: Any) -> list[Tensor]:
-        *values, traces, grads = rest
-        weights = RSSMParams(*af_params), RSSMParams(*params)
-        both = trace_grads(grads[:_GRADS]), trace_grads(grads[_GRADS:])
-        return _backward(core, weights, StackArguments(*values), _split(traces), both)
+    def stacked_observe(*fields: Any) -> tuple[State, State, State, State]:
+        call, out = StackedObserve(*fields), kernel(*fields)
+        lower, upper = hoisted.states_of(out[:count], call.af_latent), hoisted.states_of(out[count:], call.latent)
+        return *lower, *upper
 
-    @forward.register_fake
-    def _(af_params: Sequence[Tensor], params: Sequence[Tensor], *rest: Any) -> list[Tensor]:
-        arguments = StackArguments(*rest)
-        lower = fake_traces(RSSMParams(*af_params), arguments.lower)
-        return [*lower, *fake_traces(RSSMParams(*params), arguments.upper)]
+    return stacked_observe
 
-    @backward.register_fake
-    def _(af_params: Sequence[Tensor], params: Sequence[Tensor], *rest: Any) -> list[Tensor]:
-        arguments = StackArguments(*rest[: len(StackArguments._fields)])._asdict()
-        like = [*af_params, *params, *(arguments[name] for name in _WITH_GRADIENT)]
-        return [x.new_empty(x.shape) for x in like]
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-        af_params, params, *rest = inputs
-        save(ctx, [af_params, params], StackArguments(*rest), output)
-
-    def differentiate(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
-        (af_params, params), arguments, traces = saved(ctx, StackArguments)
-        half = len(grads) // 2
-        given = [*output_grads(grads[:half]), *output_grads(grads[half:])]
-        made = backward(list(af_params), list(params), *arguments, traces, given)
-        middle, end = len(af_params), len(af_params) + len(params)
-        of = dict(zip(_WITH_GRADIENT, made[end:], strict=True))
-        return made[:middle], made[middle:end], *(of.get(field) for field in StackArguments._fields)
-
-    forward.register_autograd(differentiate, setup_context=setup)
-
-    def observe(
-        af_params: RSSMParams,
-        params: RSSMParams,
-        embed: Tensor,
-        is_first: Tensor,
-        action: Tensor,
-        af_state: State,
-        state: State,
-        af_latent: Latent,
-        latent: Latent,
-        af_noise: tuple[Tensor | None, Tensor | None],
-        noise: tuple[Tensor | None, Tensor | None],
-        concat_embed: bool,
-    ) -> tuple[State, State, State, State]:
-        made = forward(
-            *(list(af_params), list(params), embed, is_first, action, af_state["deter"], af_state["stoch"]),
-            *(state["deter"], state["stoch"], *af_latent, *latent, *af_noise, *noise, concat_embed),
-        )
-        lower, upper = _split(made)
-        return *states(*lower, af_latent), *states(*upper, latent)
-
-    return observe
+def _results(traces: list[tuple[Trace, PriorTrace]], keep: bool) -> list[Tensor]:
+    outputs = [x for pair in traces for x in hoisted.outputs_of(*pair)]
+    return outputs + ([x for pair in traces for x in hoisted.kept_of(*pair)] if keep else [])

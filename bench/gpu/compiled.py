@@ -22,7 +22,7 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.agent import behavior
 from apv_fast.agent.agent import Agent, Pretrainer
-from apv_fast.reference.rssm import feat
+from apv_fast.reference.rssm_step import feat
 from apv_fast.types import ActorParams, Latent, RSSMParams, State, state_dtype
 from bench.gpu import scanned
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apv_fast.reference.rssm import dense, gru, onehot_straight_through
+from apv_fast.reference.rssm_step import dense, gru, onehot_straight_through
 from apv_fast.types import Latent, RSSMParams, state_dtype
 
 # (params, x_t, obs_t, keep_t, deter, stoch, noise_t) -> deter, stoch, logit

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from apv_fast.nn.rssm import RSSM
-from apv_fast.reference.rssm import feat, img_step
 from apv_fast.reference.rssm_rollout import act
+from apv_fast.reference.rssm_step import feat, img_step
 from apv_fast.types import ActorParams, Latent, RSSMParams, State
 from bench.gpu import hoisted
 

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from apv_fast.reference.rssm import LAYER_NORM_EPS, UPDATE_BIAS
+from apv_fast.reference.rssm_step import LAYER_NORM_EPS, UPDATE_BIAS
 
 from .pointwise import exp, sigmoid, tanh
 from .tiles import accumulator, on, store

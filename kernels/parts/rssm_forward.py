@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from apv_fast.reference.rssm import LAYER_NORM_EPS, UPDATE_BIAS
+from apv_fast.reference.rssm_step import LAYER_NORM_EPS, UPDATE_BIAS
 
 from .pointwise import elu, gumbel, normal, sigmoid, tanh
 from .rssm_products import by_class, gathered, latent_columns, product, rows_of, spread, tile_sums

@@ -94,48 +94,14 @@ def obs_step(
     return {"deter": prior["deter"], **latent_state(out, latent, post_noise)}, prior
 
 
-def _at(x: Tensor | None, t: int) -> Tensor | None:
+def at(x: Tensor | None, t: int) -> Tensor | None:
+    """Of a sequence ``[B, T, ...]``, step t."""
     return None if x is None else x[:, t]
 
 
-def _stack(steps: list[State]) -> State:
+def stack(steps: list[State]) -> State:
+    """Steps ``[B, ...]`` as a sequence ``[B, T, ...]``."""
     return {key: torch.stack([step[key] for step in steps], 1) for key in steps[0]}
-
-
-def rssm_observe(
-    params: RSSMParams,
-    embed: Tensor,  # [B, T, E]
-    is_first: Tensor,  # [B, T] bool
-    action: Tensor | None,  # [B, T, A]
-    state: State,  # deter [B, D], stoch [B, S, C] or [B, S]
-    latent: Latent,
-    post_noise: Tensor | None,  # [B, T, S, C] or [B, T, S]; None: modes
-    prior_noise: Tensor | None,
-) -> tuple[State, State]:
-    """Filter a sequence: posterior and prior states, ``[B, T, ...]``."""
-    leading, dtype = (embed.shape[0], embed.shape[1]), state["deter"].dtype
-    post_noise, prior_noise = (whole_noise(noise, leading, latent, dtype) for noise in (post_noise, prior_noise))
-    posts, priors = [], []
-    for t in range(embed.shape[1]):
-        post, prior = obs_step(
-            params, state, _at(action, t), embed[:, t], is_first[:, t], latent, _at(post_noise, t), _at(prior_noise, t)
-        )
-        posts.append(post)
-        priors.append(prior)
-        state = {"deter": post["deter"], "stoch": post["stoch"]}
-    return _stack(posts), _stack(priors)
-
-
-def rssm_imagine(
-    params: RSSMParams, state: State, action: Tensor | None, horizon: int, latent: Latent, noise: Tensor | None
-) -> State:
-    """Roll the prior out ``horizon`` steps from ``state``; ``[B, horizon, ...]``."""
-    noise = whole_noise(noise, (len(state["deter"]), horizon), latent, state["deter"].dtype)
-    priors = []
-    for t in range(horizon):
-        state = img_step(params, state, _at(action, t), latent, _at(noise, t))
-        priors.append(state)
-    return _stack(priors)
 
 
 def rssm_step(
@@ -155,26 +121,3 @@ def rssm_step(
         prior = img_step(params, state, action, latent, prior_noise)
         return prior, prior
     return obs_step(params, state, action, embed, is_first, latent, post_noise, prior_noise)
-
-
-def stacked_observe(
-    af_params: RSSMParams,
-    params: RSSMParams,
-    embed: Tensor,
-    is_first: Tensor,
-    action: Tensor,
-    af_state: State,
-    state: State,
-    af_latent: Latent,
-    latent: Latent,
-    af_noise: tuple[Tensor | None, Tensor | None],  # of the posterior and the prior
-    noise: tuple[Tensor | None, Tensor | None],
-    concat_embed: bool,
-) -> tuple[State, State, State, State]:
-    """Filter with the action-free model, then with the action-conditional one on top of its posterior's features."""
-    af_post, af_prior = rssm_observe(af_params, embed, is_first, None, af_state, af_latent, *af_noise)
-    upper = feat(af_post)
-    if concat_embed:
-        upper = torch.cat([embed.to(upper.dtype), upper], -1)
-    post, prior = rssm_observe(params, upper, is_first, action, state, latent, *noise)
-    return af_post, af_prior, post, prior
