@@ -12,6 +12,7 @@ backend gives a forward pass and a backward pass, and says what the first leaves
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
@@ -72,7 +73,9 @@ class Signature(Generic[C]):
         self.fields = [_field(name, hints[name]) for name in call._fields]  # type: ignore[attr-defined]
         arguments = [argument for field in self.fields for argument in field.arguments]
         self.schema = ", ".join(arguments)
-        self.kinds, self.names = ([part[i] for part in map(str.split, arguments)] for i in (0, 1))
+        kinds, self.names = ([part[i] for part in map(str.split, arguments)] for i in (0, 1))
+        # Where tensors are among the arguments, and where lists of them.
+        self.tensors = [(i, kind == "Tensor[]") for i, kind in enumerate(kinds) if kind.startswith("Tensor")]
         self._plain = all(len(field.arguments) == 1 and kind in _PLAIN for field, kind in self._pairs(hints))
 
     def _pairs(self, hints: dict[str, Any]) -> Iterator[tuple[_Field, Any]]:
@@ -83,6 +86,16 @@ class Signature(Generic[C]):
         if self._plain:
             return call
         return [value for field, x in zip(self.fields, call, strict=True) for value in field.pack(x)]
+
+    def slots(self, values: Sequence[Any]) -> list[Tensor | None]:
+        """All tensors among the arguments in a row; None where an optional one is absent."""
+        slots: list[Tensor | None] = []
+        for i, listed in self.tensors:
+            if listed:
+                slots += values[i]
+            else:
+                slots.append(values[i])
+        return slots
 
     def restore(self, values: Sequence[Any]) -> C:
         """The call."""
@@ -166,7 +179,7 @@ class Kernel(Generic[C]):
         forward: Callable[[C, bool], list[Tensor]],
         fake: Callable[[C, bool], list[Tensor]],
         backward: Callable[[C, list[Tensor], list[Tensor | None], frozenset[str]], Gradients] | None = None,
-        constant: Callable[[C], Sequence[int]] = lambda _: (),
+        constant: Callable[[C], Sequence[int]] | None = None,
         ready: Callable[[list[Tensor], list[Tensor | None]], Gradients | None] = lambda *_: None,
         like: Callable[[Tensor], Tensor] = lambda x: x.new_empty(x.shape),
     ) -> None:
@@ -182,16 +195,14 @@ class Kernel(Generic[C]):
     @staticmethod
     def _register(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
         _LIBRARY.define(f"{name}({schema}) -> Tensor[]", tags=_TAGS)
-        # As torch.library.custom_op does: a compiled caller's frames are no reason to look into the kernel.
-        opaque = torch._disable_dynamo(lambda *values: run(*values))  # type: ignore[attr-defined]
-        _LIBRARY.impl(name, opaque, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, _untraced(run), "CompositeExplicitAutograd")
         torch.library.register_fake(f"apv_fast::{name}", fake, lib=_LIBRARY)
         return getattr(torch.ops.apv_fast, name).default
 
     def __call__(self, *fields: Any) -> list[Tensor]:
         """The outputs."""
         values = self.signature.flatten(self.signature.call(*fields))
-        keep = self._backward_pass is not None and wants_gradients(*_tensors(values))
+        keep = self._backward_pass is not None and wants_gradients(*values)
         results: list[Tensor] = self.op(*values, keep)
         return results[: self.outputs]
 
@@ -218,87 +229,68 @@ class Kernel(Generic[C]):
         return [self._like(x) for value, need in zip(rest, needs, strict=True) if need for x in _listed(value)]
 
     def _autograd(self, keyset: Any, *values: Any) -> Any:
-        *rest, keep = values
-        if keep and wants_gradients(*_tensors(rest)):
-            tensors = [x for value, kind in zip(rest, self.signature.kinds, strict=True) for x in _slots(value, kind)]
-            return list(_Differentiable.apply(self, keyset, rest, *tensors))  # type: ignore[no-untyped-call]
+        if values[-1] and wants_gradients(*values):
+            slots = self.signature.slots(values)
+            return list(_Differentiable.apply(self, keyset, values, *slots))  # type: ignore[no-untyped-call]
         with torch._C._AutoDispatchBelowAutograd():
             return self.op.redispatch(keyset & _BELOW_AUTOGRAD, *values)
 
 
-def wants_gradients(*tensors: Tensor | None) -> bool:
-    """Whether anything will ask for the way back from these tensors."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, into whose frames torch.compile does not look; free where nothing has been compiled."""
+    hidden = torch._disable_dynamo(lambda *values: run(*values))  # type: ignore[attr-defined]
+    return lambda *values: (hidden if "torch._dynamo" in sys.modules else run)(*values)
+
+
+def wants_gradients(*arguments: Any) -> bool:
+    """Whether anything will ask for the way back from the tensors among these arguments."""
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
 
 
 def _listed(x: Any) -> list[Tensor]:
     return [x] if isinstance(x, Tensor) else list(x)
 
 
-def _slots(value: Any, kind: str) -> Sequence[Tensor | None]:
-    """The tensors of an argument; None where an optional one is absent."""
-    if kind == "Tensor[]":
-        return list(value)
-    return [value] if kind.startswith("Tensor") else []
-
-
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from value
-
-
 class _Differentiable(torch.autograd.Function):
-    """A kernel for autograd: all tensors of the call in a row, behind what is none of them."""
+    """A kernel for autograd; behind the arguments of its op, all tensors among them once more, in a row."""
 
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel[Any], keyset: Any, values: list[Any], *tensors: Tensor | None) -> Any:
+    def forward(ctx: Any, kernel: Kernel[Any], keyset: Any, values: Sequence[Any], *slots: Tensor | None) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            results = kernel.op.redispatch(keyset & _BELOW_AUTOGRAD, *values, True)
-        signature = kernel.signature
+            results = kernel.op.redispatch(keyset & _BELOW_AUTOGRAD, *values)
+        signature, plain = kernel.signature, list(values[:-1])
+        for i, listed in signature.tensors:
+            plain[i] = len(plain[i]) if listed else None
+        constant = results[kernel.outputs :]
+        if kernel.constant is not None:
+            constant += [results[i] for i in kernel.constant(signature.restore(values[:-1]))]
         ctx.set_materialize_grads(False)
-        ctx.kernel = kernel
-        # What is no tensor, and how many there are in a list; None stands for one.
-        ctx.plain = [
-            (len(value) if kind == "Tensor[]" else None) if kind.startswith("Tensor") else (value,)
-            for value, kind in zip(values, signature.kinds, strict=True)
-        ]
-        constant = {*kernel.constant(signature.restore(values)), *range(kernel.outputs, len(results))}
-        ctx.mark_non_differentiable(*(results[i] for i in sorted(constant)))
-        ctx.save_for_backward(*tensors, *results)
+        ctx.kernel, ctx.plain = kernel, plain
+        ctx.mark_non_differentiable(*constant)
+        ctx.save_for_backward(*slots, *results)
         return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        kernel, saved, needed = ctx.kernel, iter(ctx.saved_tensors), iter(ctx.needs_input_grad[3:])
-        values: list[Any] = []
-        wanted: list[list[bool]] = []  # of every argument's tensors
-        for plain in ctx.plain:
-            if isinstance(plain, tuple):
-                values.append(plain[0])
-                wanted.append([])
-                continue
-            tensors = [next(saved) for _ in range(1 if plain is None else plain)]
-            values.append(tensors[0] if plain is None else tensors)
-            wanted.append([next(needed) for _ in tensors])
-        made = _gradients(kernel, values, list(saved), list(grads[: kernel.outputs]), [any(own) for own in wanted])
-        out: list[Tensor | None] = []
-        for own, of in zip(wanted, made, strict=True):
-            out += [x if want else None for want, x in zip(own, of, strict=True)] if of else [None] * len(own)
-        return None, None, None, *out
-
-
-def _gradients(
-    kernel: Kernel[Any], values: list[Any], results: list[Tensor], grads: list[Tensor | None], needs: list[bool]
-) -> list[list[Tensor]]:
-    """Of every argument's tensors; empty where they are not needed or zero."""
-    if all(grad is None for grad in grads):
-        return [[] for _ in needs]
-    names = kernel.signature.names
-    if (ready := kernel.ready(results, grads)) is not None:
-        return [_listed(ready[name]) if need else [] for name, need in zip(names, needs, strict=True)]
-    made = iter(kernel.backward_op(*values, results, grads, needs))
-    return [[next(made) for _ in _listed(x)] if need else [] for x, need in zip(values, needs, strict=True)]
+        kernel, saved, needed = ctx.kernel, ctx.saved_tensors, ctx.needs_input_grad[3:]
+        given, results = list(grads[: kernel.outputs]), list(saved[len(needed) :])
+        if all(grad is None for grad in given):
+            return (None,) * (3 + len(needed))
+        values, needs, end = list(ctx.plain), [False] * len(ctx.plain), 0
+        for i, listed in kernel.signature.tensors:
+            begin, end = end, end + (values[i] if listed else 1)
+            values[i] = list(saved[begin:end]) if listed else saved[begin]
+            needs[i] = any(needed[begin:end])
+        ready = kernel.ready(results, given)
+        flat = iter(kernel.backward_op(*values, results, given, needs) if ready is None else ())
+        out: list[Tensor | None] = [None, None, None]
+        for i, listed in kernel.signature.tensors:
+            count = len(values[i]) if listed else 1
+            if not needs[i]:
+                out += [None] * count
+            else:
+                out += (
+                    [next(flat) for _ in range(count)] if ready is None else _listed(ready[kernel.signature.names[i]])
+                )
+        return tuple(out)
