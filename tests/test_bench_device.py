@@ -272,9 +272,9 @@ def test_pytorch_that_does_not_work(no_work: Path, monkeypatch: pytest.MonkeyPat
 
 
 def play(out: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The whole command with the child of :mod:`tests.device_child`."""
+    """The whole command with the child of :mod:`tests.support.device_child`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.device_child", *arguments], cwd=ROOT, env={**os.environ, "OUT": str(out)},
+        [sys.executable, "-m", "tests.support.device_child", *arguments], cwd=ROOT, env={**os.environ, "OUT": str(out)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

@@ -44,8 +44,8 @@ from bench.gpu.checkout import ROOT, environment
 from bench.gpu.contests import Contest, Passes
 from bench.gpu.graphs import CaptureError
 from bench.registry import COMPILED
-from tests import cooperative, peer_trees
-from tests.rssm_cases import Sizes, make_problem, params_of
+from tests.support import cooperative, peer_trees
+from tests.support.rssm_cases import Sizes, make_problem, params_of
 from tests.test_bench_device_jobs import run_python
 
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ for arch in (80, 90):
 LAUNCHES = """
 import sys
 from pathlib import Path
-from tests import fake_gpu
+from tests.support import fake_gpu
 library = fake_gpu.install(Path(sys.argv[1]))
 from bench.gpu import barrier
 from bench.gpu.gather import BLOCK, read_kernel

@@ -69,7 +69,7 @@ def test_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_idle_is_what_nobody_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.corridor import Corridor
+    from tests.support.corridor import Corridor
 
     step = Corridor.step
 

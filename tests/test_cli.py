@@ -22,7 +22,7 @@ from apv_fast.cpu import ISA_VARIABLE
 from apv_fast.cpu import probe as cpu_probe
 from apv_fast.data import DiskError, write_episode
 from apv_fast.run import latest_checkpoint, load_checkpoint
-from tests.samples import make_episode, small_files
+from tests.support.samples import make_episode, small_files
 
 MODEL = "--model.deter 8 --model.hidden 8 --model.stoch 3 --model.discrete 4 --model.cnn-depth 2 --batch 2 --length 8"
 PRETRAIN = f"{MODEL} --device cpu --log-every 4 --checkpoint-every 2 --video-every 1000"

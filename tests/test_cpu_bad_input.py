@@ -1,6 +1,6 @@
 """Bad and empty input to every op that has a CPU kernel: the reference's answer, or an error that names the argument.
 
-Each problem of :mod:`tests.cpu_problems` is spoilt one tensor at a time. Both engines must then raise the same error,
+Each problem of :mod:`tests.support.cpu_problems` is spoilt one tensor at a time. Both engines must then raise the same error,
 one of :mod:`apv_fast.ops` and not of a kernel, or return the same. All of it runs in another process, so that a crash
 is a failure of one test.
 """
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from apv_fast.backend import probe
-from tests.cpu_problems import NAMES, Results, problem
-from tests.rssm_cases import Tensors
+from tests.support.cpu_problems import NAMES, Results, problem
+from tests.support.rssm_cases import Tensors
 
 if not probe("cpu").available:
     pytest.skip(f"cpu: {probe('cpu').reason}", allow_module_level=True)

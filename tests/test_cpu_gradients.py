@@ -13,7 +13,7 @@ if not probe("cpu").available:
 
 from apv_fast.cpu.product import weight_gradient
 from apv_fast.scan.core import Before, TorchProducts
-from tests.yardstick import seed_of, yardsticks
+from tests.support.yardstick import seed_of, yardsticks
 
 # B, T, H, S, C; the last with more than 64 steps in a class, and more columns than a thread takes at once
 SHAPES = [(2, 1, 1, 1, 2), (3, 5, 7, 6, 5), (16, 25, 200, 16, 16), (4, 200, 300, 2, 3)]

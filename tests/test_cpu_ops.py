@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from apv_fast.backend import probe
-from tests.cpu_problems import NAMES, OPS, PROBLEMS, Results, problem
+from tests.support.cpu_problems import NAMES, OPS, PROBLEMS, Results, problem
 
 if not probe("cpu").available:
     pytest.skip(f"cpu: {probe('cpu').reason}", allow_module_level=True)
 
 from apv_fast import _C
-from tests.yardstick import yardsticks
+from tests.support.yardstick import yardsticks
 
 ROOT = Path(__file__).parents[1]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -191,7 +191,7 @@ def test_after_fork() -> None:
     """The threads of the parent's OpenMP are missing in the child, which must not wait for them."""
     code = """
 import os, sys, torch
-from tests.cpu_problems import NAMES, problem
+from tests.support.cpu_problems import NAMES, problem
 torch.set_num_threads(2)
 problems = {name: problem(name, torch.float32, large=True) for name in NAMES}
 wanted = {name: one.run("cpu") for name, one in problems.items()}

@@ -24,7 +24,7 @@ from apv_fast.optim import KerasAdam
 from apv_fast.scan.core import sample_latent, sample_latent_backward
 from apv_fast.structure import Latent
 from tests import test_image_loss, test_kl_balance, test_lambda_return
-from tests.yardstick import seed_of
+from tests.support.yardstick import seed_of
 
 every_isa = pytest.mark.parametrize("isa", _C.supported_isas())
 LATENTS = [Latent(1, 2), Latent(6, 5), Latent(32, 32), Latent(2, 600), Latent(7, 0, 0.1), Latent(33, 0, 0.0)]

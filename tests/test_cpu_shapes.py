@@ -16,7 +16,7 @@ import torch
 
 from apv_fast.backend import probe
 from tests import test_imagination, test_rssm
-from tests.rssm_cases import Sizes
+from tests.support.rssm_cases import Sizes
 
 if not probe("cpu").available:
     pytest.skip(f"cpu: {probe('cpu').reason}", allow_module_level=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from apv_fast.data import EPISODE_KEYS, VIDEO_KEYS, DiskError, EpisodeError, read_episode, write_episode
 from apv_fast.data.episodes import episode_length, stack_transitions
-from tests.samples import make_episode, rows_of, small_disk, small_files
+from tests.support.samples import make_episode, rows_of, small_disk, small_files
 
 OFFICIAL = next((Path(__file__).parent / "golden" / "official_episodes").glob("*.npz"))
 

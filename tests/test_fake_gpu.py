@@ -1,4 +1,4 @@
-"""What surrounds the kernels on a GPU, as far as it goes without one: see ``tests/fake_gpu``."""
+"""What surrounds the kernels on a GPU, as far as it goes without one: see ``tests/support/fake_gpu``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CASES = ["updates", "updates cuda", "observe gaussian", "observe phases", "step"
 def test_everything_launches() -> None:
     """The engines that a GPU would get compile on first use and launch, from single ops to whole updates."""
     env = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "APV_FAST_BACKEND")}
-    command = [sys.executable, "-m", "tests.fake_gpu", *CASES]
+    command = [sys.executable, "-m", "tests.support.fake_gpu", *CASES]
     process = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr + process.stdout
     lines = process.stdout.splitlines()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apv_fast.backend import AUTO_ORDER, IMPLEMENTATIONS, probe
 from tests import test_rssm
-from tests.rssm_cases import CASES, SIZES, EqualSizes, Sizes, make_case
+from tests.support.rssm_cases import CASES, SIZES, EqualSizes, Sizes, make_case
 from tests.test_rssm import LEAVES_NOT, assert_exact
 
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")

@@ -22,7 +22,7 @@ from apv_fast.agent.graph import CudaRecorder, GraphedUpdate, Recorder, optimize
 from apv_fast.config import ConfigError
 from apv_fast.ops import rssm_arguments
 from apv_fast.run import restore_rng, rng_state
-from tests.recording_graph import CaptureError, RecordingGraph
+from tests.support.recording_graph import CaptureError, RecordingGraph
 from tests.test_agent import CPU, FILE, FINETUNE, PRETRAIN, VARIANTS, differing, make_batch
 
 GPU = torch.cuda.is_available()

@@ -20,9 +20,9 @@ from apv_fast import envs
 from apv_fast.cli import main
 from apv_fast.commands.evaluate import load_agent
 from apv_fast.data import EPISODE_KEYS, read_episode
-from tests.corridor import Continuous, Corridor
+from tests.support.corridor import Continuous, Corridor
 
-CORRIDOR = "gym:tests.corridor:apv/Corridor-v0"
+CORRIDOR = "gym:tests.support.corridor:apv/Corridor-v0"
 needs_atari = pytest.mark.skipif(importlib.util.find_spec("ale_py") is None, reason="ale-py is not installed")
 
 
@@ -83,7 +83,7 @@ def test_ends_and_rewards(corridor: Any) -> None:
 
 
 def test_continuous_actions_are_rescaled_where_they_have_bounds() -> None:
-    with closing(envs.make("gym:tests.corridor:apv/Continuous-v0", seed=0)) as env:
+    with closing(envs.make("gym:tests.support.corridor:apv/Continuous-v0", seed=0)) as env:
         env.reset(seed=0)
         for action in ([-1, -1], [1, 1], [0, 3]):
             env.step(np.array(action, np.float32))
@@ -124,11 +124,11 @@ def test_a_closed_environment_leaves_the_next_ones_pictures_alone() -> None:
         ("gym:CartPole-v99", {}, ValueError, "did you mean CartPole-v1"),
         ("gym:xyzzy", {}, ValueError, "one of a package of its own is gym:PACKAGE:NAME"),
         ("gym:no_such_package:A-v0", {}, ImportError, "no package 'no_such_package' here"),
-        ("gym:tests.corridor:apv/Missing-v0", {}, ImportError, 'pip install "right"'),
-        ("gym:tests.corridor:apv/Many-v0", {}, ValueError, r"MultiDiscrete.*must be Discrete or a flat Box"),
-        ("gym:tests.corridor:apv/Blind-v0", {}, ValueError, r"its render modes are \['ansi'\]"),
-        ("gym:tests.corridor:apv/Blank-v0", {}, ValueError, "renders nothing; it must render uint8"),
-        (CORRIDOR, {"camera": "top"}, ValueError, "camera: gym:tests.corridor:apv/Corridor-v0 has none"),
+        ("gym:tests.support.corridor:apv/Missing-v0", {}, ImportError, 'pip install "right"'),
+        ("gym:tests.support.corridor:apv/Many-v0", {}, ValueError, r"MultiDiscrete.*must be Discrete or a flat Box"),
+        ("gym:tests.support.corridor:apv/Blind-v0", {}, ValueError, r"its render modes are \['ansi'\]"),
+        ("gym:tests.support.corridor:apv/Blank-v0", {}, ValueError, "renders nothing; it must render uint8"),
+        (CORRIDOR, {"camera": "top"}, ValueError, "camera: gym:tests.support.corridor:apv/Corridor-v0 has none"),
     ],
 )
 def test_what_cannot_be_used(id: str, options: dict[str, Any], kind: type[Exception], message: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.nn import Decoder, Encoder
 from apv_fast.ops import image_loss, normalize_image
-from tests.yardstick import judge, seed_of
+from tests.support.yardstick import judge, seed_of
 
 BACKENDS = [name for name in IMPLEMENTATIONS["image_loss"] if probe(name).available]
 every = pytest.mark.parametrize("backend", BACKENDS)
@@ -65,7 +65,7 @@ def device_of(backend: str) -> str:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("factor", [1.0, -2.5])
 def test_value_and_gradient(backend: str, dtype: torch.dtype, shape: tuple[int, ...], factor: float) -> None:
-    """See :func:`tests.yardstick.judge`; Triton's interpreter truncates to bfloat16."""
+    """See :func:`tests.support.yardstick.judge`; Triton's interpreter truncates to bfloat16."""
 
     def measure(seed: int) -> dict[str, tuple[float, float]]:
         mean, image = inputs(shape, dtype, device_of(backend), seed)

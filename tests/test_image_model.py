@@ -15,7 +15,7 @@ from torch import Tensor
 from apv_fast.backend import IMPLEMENTATIONS, BackendError, choose, probe
 from apv_fast.nn import Decoder, Encoder
 from apv_fast.ops import image_decoder, image_encoder
-from tests.yardstick import seed_of, yardsticks
+from tests.support.yardstick import seed_of, yardsticks
 
 CPU = "cpu" in IMPLEMENTATIONS["image_encoder"] and probe("cpu").available
 ISAS: list[str] = []
@@ -73,7 +73,7 @@ def run(
 def expected(
     kind: str, size: tuple[int, int, int, int], dtype: torch.dtype, seed: int, backend: str
 ) -> tuple[Case, list[Tensor], list[list[Tensor]]]:
-    """A case, its results in float64, and PyTorch's in ``dtype``, see :func:`tests.yardstick.yardsticks`."""
+    """A case, its results in float64, and PyTorch's in ``dtype``, see :func:`tests.support.yardstick.yardsticks`."""
     x, layers, cotangent = case(kind, size, dtype, seed)
     measured = backend if backend == "cpu" else "reference"  # the convolutions of others are PyTorch's
     plain = yardsticks(lambda: run(kind, x, layers, cotangent, dtype, "reference"), measured)

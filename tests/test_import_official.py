@@ -18,7 +18,7 @@ from apv_fast.config import ConfigError, PretrainConfig, from_dict
 from apv_fast.data import write_episode
 from apv_fast.official import read_settings
 from apv_fast.run import RunDirectory, latest_checkpoint, load_checkpoint
-from tests.samples import make_episode
+from tests.support.samples import make_episode
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = """

@@ -14,7 +14,7 @@ from torch import Tensor, distributions
 
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import kl_balance, kl_balance_normal
-from tests.yardstick import VARIATION, judge, seed_of
+from tests.support.yardstick import VARIATION, judge, seed_of
 
 KINDS = {"categorical": "kl_balance", "normal": "kl_balance_normal"}
 ENGINES = [(kind, name) for kind, op in KINDS.items() for name in IMPLEMENTATIONS[op] if probe(name).available]
@@ -112,7 +112,7 @@ SIZES = [(1, 1, 1, 1), (2, 3, 5, 13), (2, 2, 33, 64), (1, 2, 3, 1024), (1, 2, 40
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda dtype: str(dtype)[6:])
 def test_sizes(kind: str, backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """More than one tile of S, classes that fill a tile and that do not; see :func:`tests.yardstick.judge`."""
+    """More than one tile of S, classes that fill a tile and that do not; see :func:`tests.support.yardstick.judge`."""
 
     def measure(seed: int) -> dict[str, tuple[float, float]]:
         leaves = inputs(kind, shape, dtype, seed, device=probe(backend).devices[-1])

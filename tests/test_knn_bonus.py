@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apv_fast.backend import probe
 from apv_fast.ops import knn_bonus
-from tests.yardstick import VARIATION, seed_of
+from tests.support.yardstick import VARIATION, seed_of
 
 # The interpreter computes with NumPy, which remarks on infinities.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")

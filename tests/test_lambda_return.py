@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import lambda_return
-from tests.yardstick import VARIATION, judge, seed_of
+from tests.support.yardstick import VARIATION, judge, seed_of
 
 NAMES = ("reward", "value", "discount", "bootstrap")
 SHAPES = [(1, 1), (1, 5), (2, 1), (3, 7), (15, 64), (15, 65), (16, 20), (17, 130), (33, 3), (15, 2500)]
@@ -109,7 +109,7 @@ def assert_as_exact_as_reference(tensors: dict[str, Tensor], backend: str) -> No
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_and_gradients(backend: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
-    """See :func:`tests.yardstick.judge`."""
+    """See :func:`tests.support.yardstick.judge`."""
 
     def measure(seed: int) -> dict[str, tuple[float, float]]:
         tensors = inputs(shape, dtype, device_of(backend), seed=seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import mlp
-from tests.yardstick import PlainSums, judge, least, seed_of, yardsticks
+from tests.support.yardstick import PlainSums, judge, least, seed_of, yardsticks
 
 BACKENDS = [name for name in IMPLEMENTATIONS["mlp"] if probe(name).available]
 every = pytest.mark.parametrize("backend", BACKENDS)
@@ -55,7 +55,7 @@ def relative_errors(results: list[Tensor], wanted: list[Tensor]) -> dict[str, fl
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_values_and_gradients(backend: str, size: tuple[int, list[int]], dtype: torch.dtype) -> None:
-    """See :func:`tests.yardstick.judge`."""
+    """See :func:`tests.support.yardstick.judge`."""
     # Float64's truth is a plain sum itself, and no better.
     measured, floor = ("reference", 2.0) if dtype == torch.float64 else (backend, 0.5)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from apv_fast.agent.graph import optimizer_tensors
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.optim import KerasAdam
-from tests.recording_graph import RecordingGraph
+from tests.support.recording_graph import RecordingGraph
 
 BACKENDS = [name for name in IMPLEMENTATIONS["keras_adam"] if probe(name).available]
 every = pytest.mark.parametrize("backend", BACKENDS)

@@ -10,7 +10,7 @@ import pytest
 
 from apv_fast.data import DiskError, EpisodeError, read_episode
 from apv_fast.data.outputs import EpisodeFiles, Journal, Mp4Files, Output, StoreFiles
-from tests.samples import make_episode, small_files
+from tests.support.samples import make_episode, small_files
 
 VIEWS = ("front", "a camera/of a robot")
 OUTPUTS: dict[str, Callable[[Path], Output]] = {

@@ -19,7 +19,7 @@ pytest.importorskip("yaml", reason="the peers' configurations are YAML")
 from bench.gpu.checkout import ROOT, environment
 from bench.peers import remote
 from bench.peers.setup import Peer, PeerError, Setup
-from tests import peer_trees
+from tests.support import peer_trees
 
 SMALL = ("--batch=2", "--length=6", "--deter=8", "--hidden=8", "--cnn-depth=2", "--horizon=3", "--seconds=0")
 SHAPE = {"B": 2, "T": 6, "deter": 8, "hidden": 8, "cnn_depth": 2, "horizon": 3}

@@ -25,7 +25,7 @@ from apv_fast.backend import BackendError
 from apv_fast.scan.core import PlainCore, ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
 from apv_fast.scan.stacked import Link, Model, TwoScans
 from apv_fast.structure import Latent
-from tests import cooperative
+from tests.support import cooperative
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="a GPU runs these kernels as they are, in test_rssm.py")
 PROGRAMS = 3

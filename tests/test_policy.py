@@ -18,7 +18,7 @@ from apv_fast.backend import IMPLEMENTATIONS, _implementation, probe, use_backen
 from apv_fast.nn import RSSM, Actor
 from apv_fast.optim import KerasAdam
 from apv_fast.structure import State
-from tests.yardstick import seed_of, yardsticks
+from tests.support.yardstick import seed_of, yardsticks
 
 ROW = IMPLEMENTATIONS["policy"]
 BACKENDS = [name for name, cell in ROW.items() if cell != ROW["reference"] and probe(name).available]

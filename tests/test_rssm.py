@@ -16,7 +16,7 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.backend import probe
 from apv_fast.nn import RSSM
-from tests.rssm_cases import (
+from tests.support.rssm_cases import (
     CASES,
     SIZES,
     EqualSizes,
@@ -33,7 +33,7 @@ from tests.rssm_cases import (
     step,
     upper_sizes,
 )
-from tests.yardstick import VARIATION, judge, least, yardsticks
+from tests.support.yardstick import VARIATION, judge, least, yardsticks
 
 ENGINES = [(case, backend) for case in CASES for backend in backends_of(case)]
 EXACT = [(case, backend) for case, backend in ENGINES if torch.float64 in probe(backend).dtypes]
@@ -109,7 +109,7 @@ def measure(
 def assert_exact(
     case: str, backend: str, sizes: Sizes, dtype: torch.dtype, sample: bool, seed: int = 0, tiny: bool = False
 ) -> None:
-    """Values and gradients, see :func:`tests.yardstick.judge`."""
+    """Values and gradients, see :func:`tests.support.yardstick.judge`."""
     judge(
         lambda i: measure(case, backend, sizes, dtype, sample, seed + i, tiny),
         dtype,

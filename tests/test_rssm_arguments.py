@@ -14,7 +14,7 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.nn import RSSM, StackedRSSM
 from apv_fast.ops import Latent, RSSMParams
-from tests.rssm_cases import SIZES, Sizes, Tensors, make_case, make_problem, params_of, upper_sizes
+from tests.support.rssm_cases import SIZES, Sizes, Tensors, make_case, make_problem, params_of, upper_sizes
 
 ODD = SIZES["odd"]  # B = 3, T = 5, E = 7, A = 2, P = 3, D = 9, H = 5, S = 3, C = 7
 Change = Callable[[Any], Any]

@@ -43,7 +43,7 @@ from apv_fast.run import (
 )
 from apv_fast.run.curves import published_curves
 from apv_fast.run.plot import plot_runs
-from tests.samples import small_disk, small_files
+from tests.support.samples import small_disk, small_files
 
 # The run directory
 

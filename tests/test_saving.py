@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from apv_fast.data import DiskError
 from apv_fast.nn import RSSM, Actor, Critic, Decoder, Encoder, MLPHead, SavedModuleError, StackedRSSM, VideoBonus
 from apv_fast.nn.saving import Savable
-from tests.samples import small_files
+from tests.support.samples import small_files
 
 SIZES: dict[str, Any] = {"deter": 5, "hidden": 4, "stoch": 3}
 MODULES: dict[str, Callable[[], Savable]] = {

@@ -14,9 +14,9 @@ from PIL import Image
 
 from apv_fast.data import EpisodeError, write_episode
 from apv_fast.data.sources import ClipOptions, SourceError, open_source
-from tests.samples import make_episode
-from tests.source_files import first_clip, first_clip_of, read
-from tests.video_files import numbers, plain, write_video
+from tests.support.samples import make_episode
+from tests.support.source_files import first_clip, first_clip_of, read
+from tests.support.video_files import numbers, plain, write_video
 
 # npz
 

@@ -13,9 +13,9 @@ from PIL import Image
 from apv_fast.data import write_episode
 from apv_fast.data.sources import ClipOptions, SourceError, open_source
 from apv_fast.data.sources.clip import resample
-from tests.samples import make_episode
-from tests.source_files import first_clip_of, quarters, read, write_frames
-from tests.video_files import corners, numbers, plain, write_video
+from tests.support.samples import make_episode
+from tests.support.source_files import first_clip_of, quarters, read, write_frames
+from tests.support.video_files import corners, numbers, plain, write_video
 
 # Folders of frames
 

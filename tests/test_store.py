@@ -22,7 +22,7 @@ import pytest
 from apv_fast.data.atomic import DiskError
 from apv_fast.data.store import StoredEpisode, StoreError, StoreWriter, VideoStore, is_store
 from apv_fast.data.store_format import INDEX_FILE, STORE_FILE, shard_file
-from tests.samples import small_files
+from tests.support.samples import small_files
 
 SHAPE = (8, 6, 3)
 FRAME = 8 * 6 * 3

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.nn import VideoBonus
 from apv_fast.ops import knn_bonus, video_bonus
-from tests.yardstick import judge, least, seed_of, yardsticks
+from tests.support.yardstick import judge, least, seed_of, yardsticks
 
 BACKENDS = [name for name in IMPLEMENTATIONS["video_bonus"] if probe(name).available]
 needs_triton = pytest.mark.skipif("triton" not in BACKENDS, reason=f"triton: {probe('triton').reason}")
@@ -94,7 +94,7 @@ def truth(size: str, feats: list[Tensor], projection: Tensor, reduce: str, exclu
 def test_successive_calls(
     backend: str, dtype: torch.dtype, size: str, reduce: Literal["mean", "kth"], exclude_self: bool
 ) -> None:
-    """Errors of bonus and queue, three calls together; see :func:`tests.yardstick.judge`."""
+    """Errors of bonus and queue, three calls together; see :func:`tests.support.yardstick.judge`."""
     options: dict[str, Any] = {"reduce": reduce, "exclude_self": exclude_self}
 
     def measure(seed: int) -> dict[str, tuple[float, float]]:

@@ -21,7 +21,7 @@ from apv_fast.data.draws import held_out
 from apv_fast.data.mixture import Entry, parse_entries
 from apv_fast.data.outputs import EpisodeFiles, Output, StoreFiles
 from apv_fast.data.store_format import INDEX_FILE, StoredEpisode, shard_file
-from tests.samples import make_episode, through_a_file
+from tests.support.samples import make_episode, through_a_file
 
 LENGTH = 5
 

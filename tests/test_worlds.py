@@ -28,7 +28,7 @@ class Deadly(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Ends its process at every step, or raises."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__(envs.make("gym:tests.corridor:apv/Corridor-v0", seed=1))
+        super().__init__(envs.make("gym:tests.support.corridor:apv/Corridor-v0", seed=1))
         self._kind = kind
 
     def step(self, action: Any) -> Any:

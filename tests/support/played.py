@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apv_fast.data.sources import Clip, ClipOptions, Source
-from tests.video_files import plain
+from tests.support.video_files import plain
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
     build.look = lambda seconds=0.0: build.Found(GPU, library=True)
     build.build = lambda found, log, seconds: {"library": "none", "nvcc": "", "seconds": 0.0}
     cache.pack = lambda target: "nothing was compiled"
-    stages.WORK = __spec__.name if __spec__ else "tests.device_child"
+    stages.WORK = __spec__.name if __spec__ else "tests.support.device_child"
     line: dict[str, Any] = {"test": "f::a", "outcome": "passed", "seconds": 1.0, "why": ""}
     lines: list[dict[str, Any]] = [{"part": []}, {"collected": 2}, line]
 

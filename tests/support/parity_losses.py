@@ -20,8 +20,8 @@ from apv_fast.config import (
     VideoBonusConfig,
 )
 from apv_fast.structure import State
-from tests.official_weights import gradients, load, under
-from tests.parity_cases import Comparison, Golden, tensor
+from tests.support.official_weights import gradients, load, under
+from tests.support.parity_cases import Comparison, Golden, tensor
 
 _BATCH_KEYS = ("image", "action", "reward", "is_first", "is_terminal", "is_last")
 

@@ -21,8 +21,8 @@ from tests import (
     test_mlp,
     test_rssm,
 )
-from tests.rssm_cases import SIZES, Sizes, Tensors, make_case
-from tests.yardstick import seed_of
+from tests.support.rssm_cases import SIZES, Sizes, Tensors, make_case
+from tests.support.yardstick import seed_of
 
 Results = dict[str, Tensor]
 

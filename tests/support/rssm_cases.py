@@ -13,7 +13,7 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import Latent, RSSMParams, State
-from tests.yardstick import seed_of
+from tests.support.yardstick import seed_of
 
 
 @dataclass(frozen=True)

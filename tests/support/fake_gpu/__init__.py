@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from tests.support import ROOT
+
 CAPABILITY = (9, 0)
 PROPERTIES = SimpleNamespace(
     name="no GPU", major=9, minor=0, multi_processor_count=132, total_memory=80 * 2**30, L2_cache_size=50 * 2**20,
@@ -67,7 +69,7 @@ def emulate_cuda(folder: Path) -> list[str]:
     from apv_fast.cuda import observe
     from apv_fast.cuda.library import Library
 
-    source = Path(__file__).parents[2] / "csrc" / "cuda" / "host" / "emulate.cpp"
+    source = ROOT / "csrc" / "cuda" / "host" / "emulate.cpp"
     path = folder / "emulated.so"
     flags = ["-O1", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden"]
     subprocess.run([os.environ.get("CXX", "c++"), *flags, str(source), "-o", str(path)], check=True)

@@ -1,4 +1,4 @@
-"""``python -m tests.fake_gpu.stages [TEXT]``: what each contest compiles on first use; the figures of a forecast.
+"""``python -m tests.support.fake_gpu.stages [TEXT]``: what each contest compiles on first use; the figures of a forecast.
 
 Prepares our contestants of every contest whose name contains TEXT on the GPU that is not there, at full size but with
 few steps, and prints a line of JSON each: kernels, and seconds of CPU time that Triton spent on them (its compiler,
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from tests import fake_gpu
-from tests.fake_gpu.__main__ import pretend
+from tests.support import fake_gpu
+from tests.support.fake_gpu.__main__ import pretend
 
 STEPS = 6  # of a sequence: kernels are compiled for the number of sequences, not of steps
 

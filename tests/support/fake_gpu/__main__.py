@@ -1,4 +1,4 @@
-"""``python -m tests.fake_gpu [NAME ...]``: launch everything as if on an H100; a line a case, 1 if one raises."""
+"""``python -m tests.support.fake_gpu [NAME ...]``: launch everything as if on an H100; a line a case, 1 if one raises."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from apv_fast.backend import use_backend
-from tests import fake_gpu
-from tests.rssm_cases import CASES, SIZES, make_case
+from tests.support import fake_gpu
+from tests.support.rssm_cases import CASES, SIZES, make_case
 
 
 def pretend(names: tuple[str, ...] = ("triton",), auto: tuple[str, ...] = ("triton",)) -> None:

@@ -16,7 +16,7 @@ from apv_fast.nn.cnn import normalize
 from apv_fast.nn.distributions import TruncatedNormal, normal_log_prob
 from apv_fast.optim import KerasAdam
 from apv_fast.structure import State
-from tests.official_weights import gradients, load, under
+from tests.support.official_weights import gradients, load, under
 
 Golden = dict[str, np.ndarray]
 Comparison = tuple[str, str, Any, Any]
