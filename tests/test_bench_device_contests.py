@@ -205,7 +205,8 @@ def test_checks_are_those_of_the_issue(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(probe("triton").isa != "interpreter", reason="for Triton's interpreter")
 def test_the_check_of_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a small size in the interpreter; a wrong product is noticed."""
-    from tests import test_gpu, test_rssm
+    from tests import test_gpu
+    from tests.ops import test_rssm_observe as test_rssm
 
     monkeypatch.setattr(test_gpu, "full", lambda batch, length: Sizes(2, 3, 5, 2, 3, 8, 7, 2, 3))
     assert smoke.observe("triton", 16)

@@ -390,8 +390,11 @@ def test_what_matters_most_comes_first() -> None:
             self.path, self.name = Path(path), name
 
     names = ["test_opcheck[observe-triton]", "test_values[ones-triton]", "test_values[odd-triton]"]
-    items: list[Any] = [Item("tests/test_rssm.py", name) for name in names]
-    items += [Item("tests/test_kl_balance.py", "test_values[triton]"), Item("tests/test_gpu.py", "test_full_size[x]")]
+    items: list[Any] = [Item("tests/ops/test_rssm_observe.py", name) for name in names]
+    items += [
+        Item("tests/ops/test_kl_balance.py", "test_values[triton]"),
+        Item("tests/test_gpu.py", "test_full_size[x]"),
+    ]
     items += [Item("tests/test_gpu.py", "test_barrier_orders[x]")]
     plugin.pytest_collection_modifyitems(items)
     found = [f"{item.path.name} {item.name}" for item in items]

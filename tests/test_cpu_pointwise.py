@@ -23,7 +23,7 @@ from apv_fast.ops import normalize_image
 from apv_fast.optim import KerasAdam
 from apv_fast.scan.core import sample_latent, sample_latent_backward
 from apv_fast.structure import Latent
-from tests import test_image_loss, test_kl_balance, test_lambda_return
+from tests.ops import test_image_loss, test_kl_balance, test_lambda_return
 from tests.support.yardstick import seed_of
 
 every_isa = pytest.mark.parametrize("isa", _C.supported_isas())

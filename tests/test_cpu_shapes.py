@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from apv_fast.backend import probe
-from tests import test_imagination, test_rssm
+from tests.ops import test_rssm_observe as test_rssm
+from tests.ops import test_rssm_rollout as test_imagination
 from tests.support.rssm_cases import Sizes
 
 if not probe("cpu").available:

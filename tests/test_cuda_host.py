@@ -36,9 +36,9 @@ from apv_fast.scan.core import (
 from apv_fast.scan.observe import define_observe
 from apv_fast.scan.stacked import TwoScans, define_stacked
 from apv_fast.structure import Latent
-from tests import test_rssm
+from tests.ops import test_rssm_observe as test_rssm
+from tests.ops.test_rssm_observe import assert_exact
 from tests.support.rssm_cases import SIZES, EqualSizes, Sizes, make_problem, params_of
-from tests.test_rssm import assert_exact
 
 COMPILER = shutil.which("c++") or shutil.which("g++")
 if COMPILER is None:

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apv_fast.backend import probe
-from tests import test_imagination, test_mlp, test_rssm
+from tests.ops import test_mlp
+from tests.ops import test_rssm_observe as test_rssm
+from tests.ops import test_rssm_rollout as test_imagination
 from tests.support.rssm_cases import SIZES
 from tests.support.yardstick import PROBLEMS, TERMS, PlainSums, judge, product
 

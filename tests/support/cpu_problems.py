@@ -12,15 +12,9 @@ from torch import Tensor
 from apv_fast.backend import IMPLEMENTATIONS
 from apv_fast.ops import knn_bonus, normalize_image, video_bonus
 from apv_fast.optim import KerasAdam
-from tests import (
-    test_image_loss,
-    test_image_model,
-    test_imagination,
-    test_kl_balance,
-    test_lambda_return,
-    test_mlp,
-    test_rssm,
-)
+from tests.ops import test_image_loss, test_image_model, test_kl_balance, test_lambda_return, test_mlp
+from tests.ops import test_rssm_observe as test_rssm
+from tests.ops import test_rssm_rollout as test_imagination
 from tests.support.rssm_cases import SIZES, Sizes, Tensors, make_case
 from tests.support.yardstick import seed_of
 
@@ -195,7 +189,7 @@ PROBLEMS: dict[str, dict[str, Build]] = {
     "video_bonus": {"": _video_bonus},
 }
 
-# "policy" is no op but a class; tests/test_policy.py has it.
+# "policy" is no op but a class; tests/ops/test_policy.py has it.
 OPS = [op for op, row in IMPLEMENTATIONS.items() if "cpu" in row and op != "policy"]
 NAMES = [f"{op} {name}".strip() for op in OPS for name in PROBLEMS.get(op, ())]
 

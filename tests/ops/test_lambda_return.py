@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.ops import lambda_return
+from tests.support import GOLDEN
 from tests.support.yardstick import VARIATION, judge, seed_of
 
 NAMES = ("reward", "value", "discount", "bootstrap")
@@ -165,7 +165,7 @@ def test_any_strides(backend: str, layout: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_official_implementation(backend: str) -> None:
     """golden/lambda_return.npz, made by the official TensorFlow code."""
-    with np.load(Path(__file__).parent / "golden" / "lambda_return.npz", allow_pickle=False) as file:
+    with np.load(GOLDEN / "lambda_return.npz", allow_pickle=False) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file if name != "meta"}
     results = run({name: tensor.to(device_of(backend)) for name, tensor in arrays.items()}, backend)
     for name, error in errors(results, {name: arrays[name].double() for name in results}).items():

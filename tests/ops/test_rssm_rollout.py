@@ -16,6 +16,7 @@ from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.nn import RSSM, Actor
 from apv_fast.ops import ActorParams, Latent, RSSMParams
 from apv_fast.reference.noise import gumbel_noise, normal_noise
+from tests.ops.test_rssm_observe import REFERENCE_ERROR, relative_errors
 from tests.support.rssm_cases import (
     Sizes,
     Tensors,
@@ -28,7 +29,6 @@ from tests.support.rssm_cases import (
     step,
 )
 from tests.support.yardstick import judge, least, seed_of, yardsticks
-from tests.test_rssm import REFERENCE_ERROR, relative_errors
 
 BACKENDS = [name for name in IMPLEMENTATIONS["rssm_rollout"] if probe(name).available]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -140,7 +140,7 @@ def test_values_and_gradients(backend: str, case: Case, dtype: torch.dtype) -> N
 
 
 def assert_exact(backend: str, case: Case, dtype: torch.dtype, tiny: bool = False) -> None:
-    """Values and gradients, see :func:`tests.support.yardstick.judge`; ``tiny`` as in :func:`tests.test_rssm.measure`."""
+    """Values and gradients, see :func:`tests.support.yardstick.judge`; ``tiny`` as in :func:`tests.ops.test_rssm_observe.measure`."""
 
     def measure(seed: int) -> dict[str, tuple[float, float]]:
         got, reference = compare(case, backend, dtype, seed)
