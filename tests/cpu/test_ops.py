@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from apv_fast.backend import probe
+from tests.support import ROOT
 from tests.support.cpu_problems import NAMES, OPS, PROBLEMS, Results, problem
 
 if not probe("cpu").available:
@@ -24,7 +24,6 @@ if not probe("cpu").available:
 from apv_fast import _C
 from tests.support.yardstick import yardsticks
 
-ROOT = Path(__file__).parents[1]
 DTYPES = [torch.float32, torch.bfloat16]
 ISAS = _C.supported_isas()
 every = pytest.mark.parametrize("name", NAMES)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from apv_fast.backend import probe
+from tests.support import ROOT
 
 if not probe("cpu").available:
     pytest.skip(f"cpu: {probe('cpu').reason}", allow_module_level=True)
@@ -22,7 +23,7 @@ from apv_fast import _C
 from apv_fast.cpu.knn import knn_bonus_and_memory
 from apv_fast.ops import knn_bonus
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
+CSRC = ROOT / "csrc"
 MEBIBYTE = 2**20
 _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
