@@ -10,7 +10,6 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,13 +37,14 @@ from apv_fast.scan.stacked import TwoScans, define_stacked
 from apv_fast.structure import Latent
 from tests.ops import test_rssm_observe as test_rssm
 from tests.ops.test_rssm_observe import assert_exact
+from tests.support import ROOT
 from tests.support.rssm_cases import SIZES, EqualSizes, Sizes, make_problem, params_of
 
 COMPILER = shutil.which("c++") or shutil.which("g++")
 if COMPILER is None:
     pytest.skip("there is no C++ compiler; Debian: apt install build-essential", allow_module_level=True)
 
-SOURCE = Path(__file__).resolve().parent.parent / "csrc" / "cuda" / "host" / "emulate.cpp"
+SOURCE = ROOT / "csrc" / "cuda" / "host" / "emulate.cpp"
 AMPLE = 1 << 18  # bytes of shared memory: all weights fit
 # Multiprocessors, and shared memory of a block.
 H100, A100, B200, RTX_5090, RTX_5070 = (132, 232448), (108, 166912), (148, 232448), (170, 101376), (48, 101376)

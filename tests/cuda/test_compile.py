@@ -19,8 +19,9 @@ import pytest
 from apv_fast import cuda
 from apv_fast.backend import probe
 from apv_fast.cuda.library import Sample, Scan
+from tests.support import ROOT
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
+CSRC = ROOT / "csrc" / "cuda"
 SOURCES = [*sorted(CSRC.glob("*.cu")), CSRC.parent.parent / "bench" / "gpu" / "barrier.cu"]
 FOLDERS = (os.environ.get("CUDA_HOME", "/usr/local/cuda"), f"{sysconfig.get_path('purelib')}/nvidia/cu13")
 NVCC = shutil.which("nvcc") or next((found for f in FOLDERS if (found := shutil.which(f"{f}/bin/nvcc"))), None)
