@@ -6,12 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.support import ROOT
+
 pytest.importorskip("triton")
-ROOT = Path(__file__).parents[1]
 # Whole updates go through every op with bfloat16 and seeds; these take the other ways through the scan.
 CASES = ["updates", "updates cuda", "observe gaussian", "observe phases", "step"]
 
