@@ -27,9 +27,9 @@ from apv_fast.config import FinetuneConfig, WorldConfig
 from apv_fast.data import Replay
 from apv_fast.ops import rssm_arguments
 from apv_fast.run import latest_checkpoint, load_checkpoint, read_metrics
+from tests.agent.test_agent import CPU, FINETUNE, MODEL, VARIANTS, differing, make_batch
 from tests.support.corridor import Corridor
 from tests.support.recording_graph import RecordingGraph
-from tests.test_agent import CPU, FINETUNE, MODEL, VARIANTS, differing, make_batch
 
 IMAGES = make_batch(seed=5, batch=3, length=8)["image"]
 

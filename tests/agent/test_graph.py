@@ -22,8 +22,8 @@ from apv_fast.agent.graph import CudaRecorder, GraphedUpdate, Recorder, optimize
 from apv_fast.config import ConfigError
 from apv_fast.ops import rssm_arguments
 from apv_fast.run import restore_rng, rng_state
+from tests.agent.test_agent import CPU, FILE, FINETUNE, PRETRAIN, VARIANTS, differing, make_batch
 from tests.support.recording_graph import CaptureError, RecordingGraph
-from tests.test_agent import CPU, FILE, FINETUNE, PRETRAIN, VARIANTS, differing, make_batch
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda") if GPU else CPU
