@@ -178,7 +178,7 @@ def test_killed_writer(tmp_path: Path) -> None:
     program = textwrap.dedent(
         f"""
         from pathlib import Path
-        from tests.test_store import frames, writer
+        from tests.data.test_store import frames, writer
         with writer(Path({str(path)!r})) as store:
             for seed in range(len(store), 100000):
                 store.append(f"{{seed:03d}}", frames(seed))

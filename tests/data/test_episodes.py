@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from apv_fast.data import EPISODE_KEYS, VIDEO_KEYS, DiskError, EpisodeError, read_episode, write_episode
 from apv_fast.data.episodes import episode_length, stack_transitions
+from tests.support import GOLDEN
 from tests.support.samples import make_episode, rows_of, small_disk, small_files
 
-OFFICIAL = next((Path(__file__).parent / "golden" / "official_episodes").glob("*.npz"))
+OFFICIAL = next((GOLDEN / "official_episodes").glob("*.npz"))
 
 
 def test_reads_what_the_official_code_wrote() -> None:
@@ -213,7 +214,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from apv_fast.data import write_episode
-from tests.test_episodes import noise
+from tests.data.test_episodes import noise
 while True:
     print(write_episode(Path(sys.argv[1]), noise(20)).name, flush=True)
 """

@@ -11,11 +11,9 @@ import pytest
 from apv_fast.data.sources import ClipOptions, SourceError, open_source
 from apv_fast.data.sources.clip import Fit, resample
 from apv_fast.data.sources.images import natural_order
+from tests.support import FILES
 from tests.support.source_files import first_clip, quarters, read
 from tests.support.video_files import CODECS, corners, numbers, plain, turn, write_video
-
-DATA = Path(__file__).parent / "data"
-
 
 # Sizes and rates
 
@@ -212,7 +210,7 @@ def test_shrinking_is_the_mean_over_areas(tmp_path: Path) -> None:
 
 def test_real_clip() -> None:
     """Big Buck Bunny, see tests/files/README.md."""
-    frames = read(DATA / "big_buck_bunny.mp4")["big_buck_bunny.mp4"]
+    frames = read(FILES / "big_buck_bunny.mp4")["big_buck_bunny.mp4"]
     assert len(frames) == 50
     stack = np.stack(frames).astype(float)
     assert 40 < stack.mean() < 200 and stack.std() > 20
