@@ -446,4 +446,4 @@ def test_every_backend_for_gpus_is_selected() -> None:
     )
     for name in ("test_gpu.py", "test_lambda_return.py", "test_kl_balance.py", "test_knn_bonus.py"):
         assert f"tests/{name}::" in process.stdout, process.stdout[-2000:]
-    assert "tests/test_config.py::" not in process.stdout
+    assert "tests/config/test_config.py::" not in process.stdout
