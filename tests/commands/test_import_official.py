@@ -18,9 +18,9 @@ from apv_fast.config import ConfigError, PretrainConfig, from_dict
 from apv_fast.data import write_episode
 from apv_fast.official import read_settings
 from apv_fast.run import RunDirectory, latest_checkpoint, load_checkpoint
+from tests.support import GOLDEN
 from tests.support.samples import make_episode
 
-GOLDEN = Path(__file__).parent / "golden"
 CONFIG = """
 kl: {free: 0.0, forward: false, balance: 0.8, free_avg: true}
 rssm: {hidden: 40, deter: 48, stoch: 6, discrete: 5, act: elu, norm: none, std_act: sigmoid2, min_std: 0.1, ensemble: 1}

@@ -26,7 +26,8 @@ from apv_fast.data.corpus import StoreCorpus
 from apv_fast.data.mp4 import read_mp4
 from apv_fast.data.store import VideoStore
 from apv_fast.run import interrupt, latest_checkpoint, load_checkpoint
-from tests.test_cli import refused
+from tests.commands.test_cli import refused
+from tests.support import ROOT
 
 WORLD = "--world.action-repeat 20 --world.time-limit 200 --world.quality fast"
 COMMAND = f"collect --env dmc:cartpole-balance {WORLD} --seed 3"
@@ -177,7 +178,7 @@ def _journal(folder: Path) -> list[str]:
 def _begin(folder: Path, options: str, ready: Callable[[int], bool]) -> subprocess.Popen[str]:
     """The command in a process group of its own, as a shell starts it; returns when the group is ``ready``."""
     command = [sys.executable, "-m", "apv_fast.cli", *f"{COMMAND} {VIEWS} --out {folder} {options}".split()]
-    root = Path(__file__).parent.parent
+    root = ROOT
     process = subprocess.Popen(command, cwd=root, text=True, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 120
     while not ready(process.pid):

@@ -24,10 +24,10 @@ from apv_fast.cli import main
 from apv_fast.commands.evaluate import load_agent
 from apv_fast.data import EPISODE_KEYS, VIDEO_KEYS, read_episode, write_episode
 from apv_fast.run import latest_checkpoint, load_checkpoint, read_metrics
+from tests.support import ROOT
 
 pytest.importorskip("dm_control")
 
-ROOT = Path(__file__).resolve().parents[1]
 EPISODE = 15  # actions in an episode of WORLD
 WORLD = "--world.action-repeat 20 --world.time-limit 300 --world.quality fast"
 MODEL = "--model.deter 8 --model.hidden 8 --model.stoch 3 --model.discrete 4 --model.cnn-depth 2"

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import types
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +17,8 @@ from apv_fast import backend, kernels
 from apv_fast.backend import BackendError, Status
 from apv_fast.commands import common, info, paths
 from apv_fast.config import PRESETS, ConfigError
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
@@ -134,7 +133,7 @@ def test_sizes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {name: {"cuda": "", "reference": ""} for name in ("rssm_observe", "kl_balance")}
     for module in (backend, paths):
         monkeypatch.setattr(module, "IMPLEMENTATIONS", table)
-        monkeypatch.setattr(module, "OBSTACLES", {("rssm_observe", "cuda"): "tests.test_paths:too_large"})
+        monkeypatch.setattr(module, "OBSTACLES", {("rssm_observe", "cuda"): "tests.commands.test_paths:too_large"})
     assert paths.op_paths(table, GPU, sizes={"deter": 4}) == ["cuda on cuda:0: rssm_observe, kl_balance"]
     assert paths.op_paths(table, GPU, sizes={"deter": 5}) == [
         "reference on cuda:0: rssm_observe (not cuda: deter is 5, at most 4 fits; not triton: it has none of them)",
