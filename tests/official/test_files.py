@@ -14,8 +14,8 @@ import pytest
 from apv_fast.official import CHECKPOINT, read_arrays, read_checkpoint, read_model
 from apv_fast.run import CheckpointError
 from tests.parity import compare
+from tests.support import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = GOLDEN / "official_checkpoint"
 
 
