@@ -44,9 +44,9 @@ from bench.gpu.checkout import ROOT, environment
 from bench.gpu.contests import Contest, Passes
 from bench.gpu.graphs import CaptureError
 from bench.registry import COMPILED
+from tests.bench.test_device_jobs import run_python
 from tests.support import cooperative, peer_trees
 from tests.support.rssm_cases import Sizes, make_problem, params_of
-from tests.test_bench_device_jobs import run_python
 
 CPU = torch.device("cpu")
 TINY = {"B": 2, "T": 3, "E": 5, "A": 4, "deter": 6, "hidden": 7, "stoch": 2, "discrete": 3}
