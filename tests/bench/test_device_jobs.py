@@ -400,10 +400,10 @@ def test_what_matters_most_comes_first() -> None:
     found = [f"{item.path.name} {item.name}" for item in items]
     assert found[:2] == ["test_gpu.py test_barrier_orders[x]", "test_gpu.py test_full_size[x]"]
     assert found[2:] == [
-        "test_rssm.py test_values[odd-triton]",
+        "test_rssm_observe.py test_values[odd-triton]",
         "test_kl_balance.py test_values[triton]",
-        "test_rssm.py test_values[ones-triton]",
-        "test_rssm.py test_opcheck[observe-triton]",
+        "test_rssm_observe.py test_values[ones-triton]",
+        "test_rssm_observe.py test_opcheck[observe-triton]",
     ]
 
 
@@ -444,6 +444,6 @@ def test_every_backend_for_gpus_is_selected() -> None:
     process = subprocess.run(
         [*command, "--collect-only"], cwd=ROOT, env=environment(TRITON_INTERPRET="1"), capture_output=True, text=True
     )
-    for name in ("test_gpu.py", "test_lambda_return.py", "test_kl_balance.py", "test_knn_bonus.py"):
+    for name in ("test_gpu.py", "ops/test_lambda_return.py", "ops/test_kl_balance.py", "ops/test_knn_bonus.py"):
         assert f"tests/{name}::" in process.stdout, process.stdout[-2000:]
     assert "tests/config/test_config.py::" not in process.stdout

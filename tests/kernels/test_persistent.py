@@ -27,7 +27,7 @@ from apv_fast.scan.stacked import Link, Model, TwoScans
 from apv_fast.structure import Latent
 from tests.support import cooperative
 
-pytestmark = pytest.mark.skipif(not interpreting(), reason="a GPU runs these kernels as they are, in test_rssm.py")
+pytestmark = pytest.mark.skipif(not interpreting(), reason="a GPU runs these kernels as they are, in tests/ops")
 PROGRAMS = 3
 PHASES = 5
 Problem = tuple[ScanWeights, ScanInputs, ScanStart, TraceGrads, Latent]
