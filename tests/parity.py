@@ -23,7 +23,7 @@ from torch import Tensor
 import apv_fast
 from apv_fast.data import read_episode
 from apv_fast.official import read_checkpoint
-from tests import parity_cases, parity_losses
+from tests.support import parity_cases, parity_losses
 
 CHECKPOINT, EPISODES = "official_checkpoint", "official_episodes"
 TOLERANCE = {"value": 1e-5, "gradient": 1e-4}

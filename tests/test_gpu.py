@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from apv_fast.backend import AUTO_ORDER, IMPLEMENTATIONS, probe
-from tests import test_rssm
-from tests.rssm_cases import CASES, SIZES, EqualSizes, Sizes, make_case
-from tests.test_rssm import LEAVES_NOT, assert_exact
+from tests.ops import test_rssm_observe as test_rssm
+from tests.ops.test_rssm_observe import LEAVES_NOT, assert_exact
+from tests.support.rssm_cases import CASES, SIZES, EqualSizes, Sizes, make_case
 
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
 from bench.gpu import barrier

@@ -19,8 +19,8 @@ from apv_fast.backend import probe
 from apv_fast.narrow import _copies, keep, narrow, refresh, written
 from apv_fast.ops import noise
 from apv_fast.optim import KerasAdam
-from tests.recording_graph import RecordingGraph
-from tests.test_agent import CPU, FINETUNE, MODEL, PRETRAIN, differing, make_batch
+from tests.agent.test_agent import CPU, FINETUNE, MODEL, PRETRAIN, differing, make_batch
+from tests.support.recording_graph import RecordingGraph
 
 NARROW = torch.bfloat16
 triton = pytest.mark.skipif(

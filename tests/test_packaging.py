@@ -79,7 +79,7 @@ def test_wheel_from_sdist_without_compiler(environment: Environment, source: Pat
     shutil.copytree(source / "tests", environment.folder / "tests")
     shutil.copy(source / "pyproject.toml", environment.folder)
     # The tests of what the wheel holds in compiled form; the whole suite would take minutes more.
-    environment.run("-m", "pytest", "-q", "tests/test_knn_bonus.py", "tests/test_lambda_return.py", env=hidden)
+    environment.run("-m", "pytest", "-q", "tests/ops/test_knn_bonus.py", "tests/ops/test_lambda_return.py", env=hidden)
 
 
 def test_install_from_source(environment: Environment, source: Path) -> None:

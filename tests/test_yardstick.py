@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apv_fast.backend import probe
-from tests import test_imagination, test_mlp, test_rssm
-from tests.rssm_cases import SIZES
-from tests.yardstick import PROBLEMS, TERMS, PlainSums, judge, product
+from tests.ops import test_mlp
+from tests.ops import test_rssm_observe as test_rssm
+from tests.ops import test_rssm_rollout as test_imagination
+from tests.support.rssm_cases import SIZES
+from tests.support.yardstick import PROBLEMS, TERMS, PlainSums, judge, product
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])

@@ -16,15 +16,16 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = (
-    *("kernels", "persistent", "lambda_return", "kl_balance", "image_loss"),
-    *("optim", "knn_bonus", "video_bonus", "imagination", "rssm"),
+OPS = (
+    *("lambda_return", "kl_balance", "image_loss", "keras_adam", "knn_bonus", "video_bonus"),
+    *("rssm_rollout", "rssm_imagine", "rssm_step", "rssm_observe", "stacked_observe"),
 )
+TESTS = ("kernels/test_probe.py", "kernels/test_persistent.py", *(f"ops/test_{op}.py" for op in OPS))
 # Of these files: all that is about Triton alone; and of the tests of all backends, those that show most.
 SOME = (
-    "test_kernels or test_persistent or triton and (optim and test_ or layouts or queue_moves or same_numbers or"
+    "test_probe or test_persistent or triton and (keras_adam and test_ or layouts or queue_moves or same_numbers or"
     " any_strides or many or seed or"
-    " values_and_gradients and (odd or gaussian or imagination) and not float64 and not mode)"
+    " values_and_gradients and (odd or gaussian or rollout) and not float64 and not mode)"
 )
 
 
@@ -58,7 +59,7 @@ def check(version: str, folder: Path) -> bool:
     if found != version:
         raise RuntimeError(f"asked for Triton {version}, and {found} is imported")
     compilation = [sys.executable, "-m", "apv_fast.kernels.aot", "--arch", "90"]
-    tests = [f"tests/test_{name}.py" for name in TESTS]
+    tests = [f"tests/{name}" for name in TESTS]
     interpreted = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SOME, *tests]
     results = [
         run(f"triton {version} {what}", command, env, folder / f"{what}-{version}.log")

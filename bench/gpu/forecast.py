@@ -1,7 +1,7 @@
 """How long each stage should take, said when a run begins: a forecast, since nothing of it has run on a GPU.
 
 Measured, on one core of a Xeon without a GPU, in CPU seconds: what Triton takes for the kernels of each contest
-(``python -m tests.fake_gpu.stages``, ptxas and the launchers' C compiler included), nvcc for the two libraries,
+(``python -m tests.support.fake_gpu.stages``, ptxas and the launchers' C compiler included), nvcc for the two libraries,
 Inductor for the compiled step (forward and backward, to C++). They are taken as they are: the cores of the machine with
 the GPU may be faster or slower. Assumed: what a process takes to start, and what a contestant takes to be prepared.
 Set: how long is timed.

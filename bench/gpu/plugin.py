@@ -21,6 +21,7 @@ OURS = ("apv_fast", "bench", "tests")
 # sizes, then of the shared bodies the sizes that differ most, all else, and what is not about the kernels.
 FIRST = "test_gpu.py"
 EARLY = ("barrier", "wrong_order", "small")
+SCANS = ("test_rssm_", "test_stacked_")
 TELLING = ("odd", "gaussian", "wide")
 LAST = ("any_shape", "opcheck", "compiles", "gradcheck", "fake")
 
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             return 0 if has(EARLY) else 1
         if has(LAST):
             return 4
-        return 2 if has(TELLING) or "rssm" not in item.path.name else 3
+        return 2 if has(TELLING) or not item.path.name.startswith(SCANS) else 3
 
     items.sort(key=rank)
 

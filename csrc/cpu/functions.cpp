@@ -1,4 +1,4 @@
-// The functions of math.h and noise.h, each over an array: what tests/test_cpu_math.py calls.
+// The functions of math.h and noise.h, each over an array: what tests/cpu/test_math.py calls.
 
 #include "latent.h"
 #include "pointwise.h"

@@ -1,6 +1,6 @@
 // d²(q, k) = Σ (q − k)² for a block of keys and a panel of queries, and the test against each query's limit.
 //
-// See simd.h on what such a file may use; tests/test_native.py checks the object files for symbols that leak.
+// See simd.h on what such a file may use; tests/cpu/test_native.py checks the object files for symbols that leak.
 
 #include "knn_scan.h"
 

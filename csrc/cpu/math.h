@@ -4,7 +4,7 @@
 //     exp, expm1    x = n·ln2 + r, |r| <= ln2/2;  e^r - 1 = q = r + r²·P(r);  e^x = 2^n + 2^n·q
 //     log           x = 2^n·(1 + f), 1 + f in [√½, √2);  log x = n·ln2 + f - f²/2 + f³·P(f)
 //     tanh, sigmoid by e^-2|x| and e^-|x|, which do not overflow
-// The P are minimax polynomials for the relative error of the function. The errors that tests/test_cpu_math.py allows:
+// The P are minimax polynomials for the relative error of the function. The errors that tests/cpu/test_math.py allows:
 // 2 ulp, tanh and sigmoid 2.5; infinities, NaN, -0, subnormal arguments and results are right. See simd.h for what such
 // a file may use.
 #pragma once

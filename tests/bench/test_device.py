@@ -1,0 +1,460 @@
+"""``python -m bench.device`` as a whole, without a GPU: targets, the table, what it does with outcomes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
+from bench import device, timing
+from bench.cost.machine import MACHINES
+from bench.gpu import build, forecast, stages, suite, table, targets
+from bench.gpu.checkout import ROOT
+from bench.gpu.jobs import Outcome
+from bench.gpu.ledger import BUDGETS, SECONDS, SECTIONS, Clock, Ledger
+from bench.gpu.stages import Stages
+
+CPU = torch.device("cpu")
+
+# Targets and the table
+
+
+def row(op: str, backend: str, ms: float, passed: str = "forward_backward", **more: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "op": op,
+        "backend": backend,
+        "dtype": "bfloat16",
+        "shape": {"B": 16, "T": 50},
+        "pass": passed,
+    }
+    found |= {"median_ms": ms, "p10_ms": ms, "p90_ms": ms, "runs": 9, "baseline_ratio": None, "cache": "cold"}
+    return found | {"peak_mb": None} | more
+
+
+def verdicts(rows: list[dict[str, Any]]) -> dict[str, tuple[str, str, bool | None]]:
+    return {v.what: (v.wanted, v.measured, v.met) for v in targets.verdicts(rows)}
+
+
+def test_targets_are_those_of_the_issue() -> None:
+    assert {what: wanted for what, (wanted, *_) in verdicts([]).items()} == {
+        "observe B=16 forward": "<= 0.6 ms",
+        "observe B=16 forward+backward": "<= 1.8 ms",
+        "observe B=16 over the best rival": ">= 1.5 x",
+        "observe B=50 forward": "<= 1.0 ms",
+        "observe B=50 forward+backward": "<= 3.0 ms",
+        "stacked B=16 over two scans": ">= 1.5 x",
+        "stacked B=50 over two scans": ">= 1.5 x",
+        "kNN 2300 x 4096 x 128": "<= 0.08 ms",
+        "pre-training update B16 T25": "<= 4.0 ms",
+        "Meta-world update B50 T50": "<= 20.0 ms",
+        "Meta-world update over eager": ">= 8 x",
+        "Meta-world update over the best rival": ">= 2 x",
+        "Meta-world update over ContextWM's": ">= 8 x",
+        "pre-training peak memory of eager's": "<= 60%",
+        "Meta-world peak memory of eager's": "<= 60%",
+    }
+    assert {(measured, met) for _, measured, met in verdicts([]).values()} == {("not measured", None)}
+
+
+def test_targets_are_held_against_the_fastest_of_ours() -> None:
+    rows = [
+        row("rssm_observe", "cuda", 0.5, "forward"),
+        row("rssm_observe", "triton", 0.7, "forward"),
+        row("rssm_observe", "triton, a launch a phase", 0.1, "forward"),  # no claim is about it
+        row("rssm_observe", "cuda", 1.7),
+        row("rssm_observe", "reference", 20.0),
+        row("rssm_observe", "torch.compile in a graph", 4.0, beside_ms={"cuda": 2.0, "triton": 2.5}),
+        row("rssm_observe", "scan in a graph", 3.0, beside_ms={"cuda": 2.5, "triton": 2.0}),  # 1.5 in its own rounds
+        row("rssm_observe", "cuDNN LSTM float16", 0.1),  # a yardstick
+    ]
+    paper = {"B": 50, "T": 50}
+    rows += [row("finetune_update", "auto", 30.0, peak_mb=500.0, shape=paper)]
+    rows += [row("finetune_update", "reference", 300.0, peak_mb=1000.0, shape=paper)]
+    rows += [row("finetune_update", "compiled and recorded", 45.0, shape=paper)]
+    rows += [row("finetune_update", "ContextWM, its own update", 270.0, shape=paper)]
+    rows += [row("pretrain_update", "auto, without a graph", 3.0, shape={"B": 16, "T": 25})]  # no graph can be recorded
+    found = {what: (measured, met) for what, (_, measured, met) in verdicts(rows).items()}
+    assert found["observe B=16 forward"] == ("0.500 ms", True)
+    assert found["observe B=16 forward+backward"] == ("1.700 ms", True)
+    assert found["observe B=16 over the best rival"] == ("1.50 x", True)
+    assert found["observe B=50 forward"] == ("not measured", None)
+    assert found["Meta-world update B50 T50"] == ("30.000 ms", False)
+    assert found["Meta-world update over eager"] == ("10.00 x", True)
+    assert found["Meta-world update over the best rival"] == ("1.50 x", False)
+    assert found["Meta-world update over ContextWM's"] == ("9.00 x", True)
+    assert found["Meta-world peak memory of eager's"] == ("50% (500 MB)", True)
+    assert found["pre-training update B16 T25"] == ("3.000 ms", True)
+    assert found["pre-training peak memory of eager's"] == ("not measured", None)
+
+
+def test_a_stack_is_held_against_two_scans_of_its_own_backend() -> None:
+    """CUDA's stack is two scans, so a faster backend's scans must not make a ratio of it, nor of Triton's."""
+    rows = [row("stacked_observe", "cuda", 1.0), row("stacked_observe", "triton", 2.0)]
+    rows += [row("stacked_observe", "two scans, cuda", 1.0), row("stacked_observe", "two scans, triton", 3.2)]
+    assert verdicts(rows)["stacked B=16 over two scans"][1:] == ("1.60 x (triton)", True)
+    assert verdicts(rows[:3])["stacked B=16 over two scans"][1:] == ("1.00 x (cuda)", False)
+    assert verdicts(rows[1:3])["stacked B=16 over two scans"][1:] == ("not measured", None)
+
+
+def test_who_is_timed_when() -> None:
+    core = ("cuda", "triton", "auto", "auto, without a graph", "reference", "two scans, cuda")
+    assert all(map(targets.is_core, core))
+    others = ("triton, a launch a phase", "reference in a graph", "torch.compile in a graph", "cuDNN LSTM float16")
+    assert not any(map(targets.is_core, others))
+    assert targets.is_ours("triton, a launch a phase") and not targets.is_ours("reference")
+
+
+def report(**more: Any) -> dict[str, Any]:
+    ledger = Ledger(None, {"GPU": "NVIDIA H100"}, Clock())
+    return ledger.found | more
+
+
+def test_table_names_what_was_measured_and_what_was_not() -> None:
+    shape = {"B": 16, "T": 50, "E": 1536, "A": 0, "deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}
+    rows = [
+        row("rssm_observe", "cuda", 0.866, "forward", shape=shape),
+        row("rssm_observe", "reference", 17.32, "forward", shape=shape),
+        row("rssm_observe", "cuDNN LSTM float16", 0.2, "forward", shape=shape, alone=True),
+    ]
+    text = table.render(report(rows=rows, not_run={"knn_bonus": "no time left"}), MACHINES["h100"])
+    line = next(line for line in text.splitlines() if line.startswith("rssm_observe"))
+    assert line.split()[:9] == ["rssm_observe", "B=16", "T=50", "bfloat16", "f", "0.866", "0.866", "62%", "cuda"]
+    assert "20.0x" in line and "cuDNN LSTM float16 0.200" in line
+    assert "not run: knn_bonus: no time left" in text
+    assert "NOT MET" in text  # 0.6 ms
+    assert "tests: not run" in text and "1 rows are of a contestant timed by itself" in text
+
+
+def test_table_is_short_whatever_happened() -> None:
+    ops_ = [f"op{i}" for i in range(80)]
+    many = {f"what {i}": "why " * 90 for i in range(90)}
+    tests = suite.summary([{"test": str(i), "outcome": "failed", "seconds": 1.0, "why": "x" * 400} for i in range(99)])
+    rows = [row(op, "triton", 1.0) for op in ops_]
+    whole = report(rows=rows, problems=many, left_out=many, not_run=many, tests=tests | {"seconds": 9.0})
+    text = table.render(whole, MACHINES["h100"])
+    assert len(text.splitlines()) < 60 and len(text) < 12_000
+    assert "99 failed" in text and text.splitlines()[-1].endswith("see the JSON file")
+    assert "observe B=16 over the best rival" in text and "op0" in text  # targets and the first results are there
+
+
+def test_stages_share_the_time() -> None:
+    clock = Clock(430.0, start=100.0)
+    ends = [clock.until(name) - 100.0 for name in SECTIONS]
+    assert ends == [80.0, 155.0, 164.0, 279.0, 407.0, 430.0]
+    assert Clock(43.0, start=0.0).until("core") == pytest.approx(15.5)
+    alone = Clock(300.0, ("core",), start=0.0)
+    assert alone.until("core") == 300.0 and alone.until("tests") == 300.0
+
+
+def test_the_clock_starts_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes before the first stage, reading the command line included, is taken from the run's time."""
+    began: list[float] = []
+
+    def parse(arguments: object) -> argparse.Namespace:
+        time.sleep(0.2)
+        began.append(time.monotonic())
+        return argparse.Namespace(json=None, sections=SECTIONS, only="", seconds=430.0, sanitize=False)
+
+    def look(seconds: float = 0.0) -> build.Found:
+        raise RuntimeError("enough")
+
+    clocks: list[Clock] = []
+
+    def make() -> Clock:
+        clocks.append(Clock())
+        return clocks[0]
+
+    monkeypatch.setattr(device, "parse", parse)
+    monkeypatch.setattr(build, "look", look)
+    monkeypatch.setattr(device, "Clock", make)
+    assert device.main([]) == 1
+    assert clocks[0].start < began[0] - 0.1
+
+
+def test_a_later_row_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "report.json"
+    ledger = Ledger(path, {"GPU": "none"}, Clock())
+    ledger.row(row("rssm_observe", "cuda", 2.0, alone=True))
+    ledger.row(row("rssm_observe", "triton", 3.0))
+    ledger.row(row("rssm_observe", "cuda", 2.0, "forward"))
+    ledger.row(row("rssm_observe", "cuda", 1.0))
+    rows = json.loads(path.read_text())["rows"]
+    assert [(r["backend"], r["pass"], r["median_ms"]) for r in rows] == [
+        ("cuda", "forward_backward", 1.0),
+        ("triton", "forward_backward", 3.0),
+        ("cuda", "forward", 2.0),
+    ]
+    assert "alone" not in rows[0]
+    assert os.listdir(path.parent) == ["report.json"]
+
+
+def test_a_file_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    ledger = Ledger(path, {}, Clock())
+    ledger.save()
+
+    def full(self: Path, text: str) -> int:
+        self.write_bytes(text.encode()[:10])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="no space"):
+            ledger.skip("tests", "why")
+    assert json.loads(path.read_text())["not_run"] == {}
+
+
+def test_the_forecast_fits() -> None:
+    found = forecast.seconds()
+    assert list(found) == ["start", *SECTIONS]
+    assert sum(found.values()) <= SECONDS == 430.0
+    assert forecast.seconds(library=False)["start"] == found["start"] + forecast.NVCC
+    for name, cost in found.items():
+        assert cost <= BUDGETS[name], name
+    assert found["smoke"] <= 60.0
+    assert set(forecast.seconds(("core",))) == {"start", "core"}
+    assert "430" not in forecast.lines(SECTIONS, library=True)[0]  # the sum of the parts, not the budget
+
+
+# The whole command
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(build, "look", lambda seconds=0.0: build.Found("", library=True))
+    monkeypatch.setattr(build, "build", lambda found, log, seconds: {"seconds": 1.0, "nvcc": "release 13.0"})
+    monkeypatch.setattr(device, "compile_kernels", lambda log, seconds: "")
+    monkeypatch.setattr(device, "ROOT", tmp_path)
+    monkeypatch.delenv("OUT", raising=False)
+    return tmp_path
+
+
+def test_without_a_gpu_nothing_is_measured(
+    no_work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert device.main([]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == device.NO_GPU
+    assert not list(no_work.rglob("*.json"))
+    monkeypatch.setattr(device, "compile_kernels", lambda log, seconds: "spills")
+    assert device.main([]) == 1
+    out = capsys.readouterr().out
+    assert "BROKEN Triton kernels: spills" in out and out.splitlines()[-1] == device.NO_GPU
+
+    def late(log: Path, seconds: float) -> str:
+        raise TimeoutError("not all of them in 9 s")
+
+    monkeypatch.setattr(device, "compile_kernels", late)
+    assert device.main([]) == 0
+    assert "not run: Triton kernels: not all of them in 9 s" in capsys.readouterr().out
+
+
+def test_pytorch_that_does_not_work(no_work: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(build, "LOOK", "raise ImportError('libcudart is missing')")
+    assert device.main([]) == 1
+    assert "BROKEN PyTorch: ImportError: libcudart is missing" in capsys.readouterr().out
+    monkeypatch.setattr(build, "LOOK", "import time; time.sleep(60)")
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="no answer in 0 s"):
+        build.look(0.3)
+    assert time.monotonic() - start < 20
+
+
+def play(out: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The whole command with the child of :mod:`tests.support.device_child`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.device_child", *arguments], cwd=ROOT, env={**os.environ, "OUT": str(out)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def played(out: Path, *arguments: str) -> tuple[dict[str, Any], str, int]:
+    process = play(out, *arguments)
+    text, _ = process.communicate(timeout=120)
+    assert (out / "device.json").exists(), text
+    return json.loads((out / "device.json").read_text()), text, process.returncode
+
+
+EVERYTHING = {(op, name) for op in ("rssm_observe", "lambda_return") for name in ("cuda", "triton", "reference")}
+EVERYTHING |= {(op, name) for op in ("rssm_observe", "lambda_return") for name in ("first rival", "last rival")}
+EVERYTHING |= {("lambda_return", "slow rival")}
+
+
+def test_whole_run(tmp_path: Path) -> None:
+    """A rival that hangs and one that dies cost their own rows only."""
+    content, out, status = played(tmp_path)
+    assert status == 1 and content["complete"]
+    assert {(row["op"], row["backend"]) for row in content["rows"]} == EVERYTHING
+    assert len(content["rows"]) == 2 * (2 * 5 + 6)
+    assert content["machine"]["GPU"] == "A GPU that is not there"
+    assert content["ceilings"]["barrier_us"] == 1.2 and content["ceilings"]["sms"] == 132
+    assert content["train"] == {"updates": 10, "updates_per_s": 20.0}
+    assert content["tests"]["passed"] == 1
+    assert "error" not in content["smoke"]["fine"] and "too large" in content["smoke"]["wrong"]["error"]
+    assert content["problems"] == {"wrong": "AssertionError: an error is too large"}  # no rival's fault is one
+    lost = content["left_out"]
+    assert "took more than" in lost["observe 16: slow rival"] and "exit status 7" in lost["returns: rival that dies"]
+    assert content["not_run"]["1 of 2 tests"] == "their time was up"
+    assert "BROKEN wrong" in out and "forecast (not measured on a GPU)" in out
+    from bench import roofline
+
+    assert roofline.main(["--measured", str(tmp_path / "device.json")]) == 0  # reads what this wrote
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_each_stage_is_a_call_of_its_own(name: str, tmp_path: Path) -> None:
+    content, _, status = played(tmp_path, "--sections", name, "--only", "observe 16")
+    field = {"core": "rows", "rivals": "rows"}.get(name, name)
+    filled = {field for field in ("smoke", "rows", "train", "tests") if content[field]}
+    assert filled == ({field} if name != "ceilings" else set())
+    assert ("copy_x" in content["ceilings"]) == (name == "ceilings")
+    others = {other: why for other, why in content["not_run"].items() if other in SECTIONS}
+    assert others == dict.fromkeys(set(SECTIONS) - {name}, "not asked for")
+    assert status == (1 if name == "smoke" else 0)
+    backends = {row["backend"] for row in content["rows"]}
+    assert backends == {"core": {"cuda", "triton", "reference"}, "rivals": {"first rival", "last rival"}}.get(
+        name, set()
+    )
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def measured(content: dict[str, Any]) -> set[str]:
+    """Everything of a report that a later state of it must still have."""
+    kept = {f"{row['op']} {row['shape']} {row['pass']} {row['backend']}" for row in content["rows"]}
+    return kept | {f"{field} {name}" for field in ("smoke", "ceilings", "train", "left_out") for name in content[field]}
+
+
+def test_killed_at_any_second(tmp_path: Path) -> None:
+    """The file is whole at any time and only gains; a run that is killed leaves it so, and no child."""
+    states: list[dict[str, Any]] = []
+    random.seed(0)
+    # After so many changes of the file, and a moment: whatever the machine's load, at any place of a run.
+    for turn, changes in enumerate([1000, *(random.randrange(60) for _ in range(7))]):
+        out = tmp_path / str(turn)
+        process = play(out)
+        before, text, seen = set[str](), "", 0
+        while seen < changes and process.poll() is None:
+            path = out / "device.json"
+            if path.exists() and path.read_text() != text:
+                text, seen = path.read_text(), seen + 1
+                now = json.loads(text)  # whole
+                assert before <= measured(now)
+                before = measured(now)
+            time.sleep(0.005)
+        time.sleep(random.uniform(0.0, 0.05))
+        known = children(process.pid) if process.poll() is None else []
+        process.kill()
+        process.wait()
+        if (out / "device.json").exists():
+            content = json.loads((out / "device.json").read_text())
+            assert before <= measured(content)
+            states.append(content)
+        deadline = time.monotonic() + 60
+        while not all(map(gone, known)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert all(map(gone, known))
+    assert states[0]["complete"]
+    stopped = [state for state in states if not state["complete"]]
+    assert any(state["rows"] for state in stopped)  # some were killed between two rows
+    for state in stopped:
+        assert "the run ended" in " ".join(state["not_run"].values())
+
+
+def test_a_slow_rival_loses_nothing(tmp_path: Path) -> None:
+    """Killed while it hangs: what was measured before is there, of its own contest too."""
+    process = play(tmp_path, "--only", "observe 16")
+    path, end = tmp_path / "device.json", time.monotonic() + 60
+    while time.monotonic() < end:
+        content = json.loads(path.read_text()) if path.exists() else {"rows": []}
+        if any(row["backend"] == "first rival" for row in content["rows"]):
+            break
+    process.kill()
+    process.wait()
+    content = json.loads(path.read_text())
+    assert {row["backend"] for row in content["rows"]} >= {"cuda", "triton", "reference", "first rival"}
+    assert not content["complete"] and content["not_run"]["rivals"] == "the run ended while it was at work"
+
+
+def test_smoke_takes_a_minute_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it has the whole time to itself; the warm-up ends with it."""
+    ends: list[float] = []
+
+    def together(*arguments: Any, until: float, ended: Any) -> list[str]:
+        ends.append(until - time.monotonic())
+        return []
+
+    monkeypatch.setattr(stages, "run_together", together)
+    clock = Clock(430.0, ("smoke",))
+    ran = Stages(Ledger(None, {}, clock), ("smoke",), tmp_path, tmp_path)
+    monkeypatch.setattr(ran.worker, "run", lambda job: Outcome(job.name, []))
+    for name in ("smoke", "warm-up"):
+        ran._section(name, getattr(ran, name.replace("-", "_")))
+    assert clock.until("smoke") - clock.start == pytest.approx(430.0)
+    assert len(ends) == 2 and 50.0 < ends[1] <= ends[0] <= 60.0
+
+
+def test_no_time_is_no_fault(tmp_path: Path) -> None:
+    content, _, status = played(tmp_path, "--sections", "core,rivals", "--seconds", "0")
+    assert status == 0 and content["rows"] == []
+    assert content["not_run"]["core"] == content["not_run"]["rivals"] == "no time left"
+
+
+def test_sections_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        device.main(["--sections", "nonsense"])
+    assert "must be some of" in capsys.readouterr().err
+
+
+def test_a_failed_test_is_a_problem(tmp_path: Path) -> None:
+    ledger = Ledger(None, {}, Clock())
+    failed: dict[str, Any] = {"test": "f::a", "outcome": "failed", "seconds": 1.0, "why": "wrong"}
+    found = suite.summary([{"part": []}, {"part": []}, {"collected": 1}, failed]) | {"stopped": False, "status": 1}
+    Stages(ledger, SECTIONS, tmp_path, tmp_path)._judge("tests", found)
+    assert ledger.found["problems"] == {"tests": "1 failed"} and ledger.found["not_run"] == {}
+
+
+def test_warm_and_cold_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm, the same work runs just before the run that is timed."""
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = -1
+
+        def record(self) -> None:
+            calls.append("event")
+
+        def synchronize(self) -> None:
+            return None
+
+        def elapsed_time(self, end: Event) -> float:
+            return 1.0
+
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    properties = type("P", (), {"L2_cache_size": 16})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    for cold, expected in ((True, "event work event"), (False, "work event work event")):
+        calls.clear()
+        assert timing._CudaClock(CPU, cold=cold)(lambda: calls.append("work")) == 1.0
+        assert " ".join(calls) == expected

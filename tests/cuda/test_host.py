@@ -1,0 +1,447 @@
+"""The CUDA scan's source on the CPU: the kernels run on an emulator, fiber by fiber, against the reference.
+
+What this cannot show: the order in which a GPU makes writes visible, and what nvcc makes of the source.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from apv_fast import backend as backends
+from apv_fast import cuda, ops
+from apv_fast.backend import BackendError, Status
+from apv_fast.cuda import rssm_observe as cuda_observe
+from apv_fast.cuda.parts.library import Library, Scan
+from apv_fast.cuda.parts.recurrence import CudaCore
+from apv_fast.cuda.stacked_observe import obstacle as stacked_obstacle
+from apv_fast.recurrence.observe import observe_on
+from apv_fast.recurrence.phases import (
+    ScanInputs,
+    ScanStart,
+    ScanWeights,
+    TraceGrads,
+    sample_latent,
+    sample_latent_backward,
+)
+from apv_fast.recurrence.plain import PlainCore
+from apv_fast.recurrence.stacked import TwoScans, stacked_on
+from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
+from apv_fast.types import Latent
+from tests.ops import test_rssm_observe as test_rssm
+from tests.ops.test_rssm_observe import assert_exact
+from tests.support import ROOT
+from tests.support.rssm_cases import SIZES, EqualSizes, Sizes, make_problem, params_of
+
+COMPILER = shutil.which("c++") or shutil.which("g++")
+if COMPILER is None:
+    pytest.skip("there is no C++ compiler; Debian: apt install build-essential", allow_module_level=True)
+
+SOURCE = ROOT / "csrc" / "cuda" / "host" / "emulate.cpp"
+AMPLE = 1 << 18  # bytes of shared memory: all weights fit
+# Multiprocessors, and shared memory of a block.
+H100, A100, B200, RTX_5090, RTX_5070 = (132, 232448), (108, 166912), (148, 232448), (170, 101376), (48, 101376)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    path = tmp_path_factory.mktemp("emulator") / "emulated.so"
+    flags = ["-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden"]
+    subprocess.run([str(COMPILER), *flags, str(SOURCE), "-o", str(path)], check=True)
+    return Library(path)
+
+
+@pytest.fixture
+def emulate(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CudaCore]]:
+    """Makes a core on a new imaginary GPU, and a backend "emulated" in the table that uses it. NaN is what torch gives
+    for memory that nothing wrote."""
+    core = CudaCore(lambda: library)
+
+    def configure(
+        blocks: int = 3, shared: int = AMPLE, seed: int = 0, mixed: bool = False, fault: int = -1
+    ) -> CudaCore:
+        library.c.apv_emulator(blocks, shared, ctypes.c_uint64(seed), mixed, fault)
+        core._planned.cache_clear()
+        return core
+
+    monkeypatch.setitem(backends.PROBES, "emulated", f"{__name__}:probe")
+    monkeypatch.setitem(backends.IMPLEMENTATIONS["rssm_observe"], "emulated", f"{__name__}:observe")
+    monkeypatch.setitem(backends.OBSTACLES, ("rssm_observe", "emulated"), f"{__name__}:obstacle")
+    monkeypatch.setitem(backends.IMPLEMENTATIONS["stacked_observe"], "emulated", f"{__name__}:stacked_observe")
+    monkeypatch.setattr(f"{__name__}.current.library", lambda: library)
+    monkeypatch.setattr(f"{__name__}.current._planned", core._planned)
+    torch.use_deterministic_algorithms(True)
+    configure()
+    yield configure
+    torch.use_deterministic_algorithms(False)
+    backends.probe.cache_clear()
+    backends._implementation.cache_clear()
+
+
+def not_yet() -> Library:
+    raise AssertionError("the fixture emulate sets the library")
+
+
+current = CudaCore(not_yet)
+observe = observe_on("emulated", current)
+stacked_observe = stacked_on("emulated", TwoScans(current))
+
+
+def obstacle(tensor: Tensor, batch: int, deter: int, hidden: int, stoch: int, discrete: int) -> str:
+    return current.obstacle(tensor.device, batch, deter, hidden, Latent(stoch, discrete))
+
+
+def probe() -> Status:
+    return Status(True, devices=("cpu",), isa="emulator", dtypes=(torch.bfloat16,))
+
+
+@pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
+def test_values_and_gradients(emulate: Callable[..., CudaCore], sizes: Sizes, sample: bool) -> None:
+    if not sample and sizes.discrete:
+        pytest.skip("rounding decides which class is the mode")
+    assert_exact("observe", "emulated", sizes, torch.bfloat16, sample)
+
+
+@pytest.mark.parametrize("sizes", [SIZES["odd"], EqualSizes(2, 3, 8, 4, 4, 16, 16, 4, 8)], ids=["odd", "equal"])
+@pytest.mark.parametrize("concat_embed", [False, True])
+def test_stacked(emulate: Callable[..., CudaCore], concat_embed: bool, sizes: Sizes) -> None:
+    assert_exact("stacked_concat" if concat_embed else "stacked", "emulated", sizes, torch.bfloat16, True)
+
+
+@pytest.mark.parametrize("check", ["any_strides", "opcheck", "compiles_without_graph_break", "fake_tensors"])
+def test_as_an_op(emulate: Callable[..., CudaCore], check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests of all backends ask of an op that runs here."""
+    more = (monkeypatch,) if check == "opcheck" else ()
+    getattr(test_rssm, f"test_{check}")("observe", "emulated", *more)
+
+
+Problem = tuple[ScanWeights, ScanInputs, ScanStart, TraceGrads, Latent]
+
+
+def problem(sizes: tuple[int, ...], noise: str = "given", seed: int = 0, gap: int = 3) -> Problem:
+    """A core's arguments, weights with a gap between their rows, and gradients for its results."""
+    batch, length, deter, hidden, stoch, discrete = sizes
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def weight(rows: int, columns: int) -> Tensor:
+        wide = torch.full((rows, columns + gap), math.nan).bfloat16()
+        return wide[:, :columns].copy_(randn(rows, columns) / columns**0.5)
+
+    def vector(size: int, middle: float = 0) -> Tensor:
+        return (middle + 0.3 * randn(size)).bfloat16()
+
+    mixed, stats = stoch * (discrete or 1), stoch * (discrete or 2)
+    weights = ScanWeights(
+        weight(hidden, mixed),
+        weight(3 * deter, hidden + deter),
+        *(vector(3 * deter), vector(3 * deter, 1), vector(3 * deter)),
+        *(weight(hidden, deter), weight(stats, hidden), vector(stats)),
+    )
+    inputs = ScanInputs(randn(batch, length, hidden).bfloat16(), randn(batch, length, hidden).bfloat16())
+    given = 100 * randn(batch, length, stoch, discrete) if discrete else randn(batch, length, stoch)
+    start = ScanStart(
+        torch.rand(batch, length, generator=generator) > 0.3,
+        randn(batch, deter).tanh(),
+        {"seed": torch.tensor(-(2**45) + 7), "given": given, "mode": None}[noise],
+    )
+    # Small ones of the statistics, beside which what comes through the samples is large.
+    grads = TraceGrads(randn(batch, length, deter), randn(batch, length, mixed), 0.02 * randn(batch, length, stats))
+    return weights, inputs, start, grads, Latent(stoch, discrete)
+
+
+def results(core: CudaCore | PlainCore, case: Problem) -> dict[str, Tensor]:
+    weights, inputs, start, grads, latent = case
+    trace = core.forward(weights, inputs, start, latent)
+    back = core.backward(weights, start, trace, grads, latent)
+    return trace._asdict() | {f"grad {name}": x for name, x in back._asdict().items()}
+
+
+def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """To a few roundings to bfloat16, by each tensor's size."""
+    for name, want in expected.items():
+        assert got[name].shape == want.shape and got[name].dtype == want.dtype and got[name].is_contiguous(), name
+        error = torch.dist(got[name].float(), want.float()) / want.float().norm().clamp(min=1e-6)
+        assert error < 0.01, f"{name}: {error:.1e}"
+
+
+CORES = {  # B, T, D, H, S, C
+    "two row tiles": (17, 2, 24, 40, 3, 9),
+    "four row tiles": (33, 2, 9, 17, 2, 5),
+    "two launches": (66, 2, 8, 9, 2, 3),
+    "many classes": (2, 2, 16, 24, 2, 43),
+    "steps of 32": (2, 3, 32, 64, 4, 8),
+    "gaussian": (18, 2, 40, 33, 9, 0),
+}
+
+
+@pytest.mark.parametrize("sizes", CORES.values(), ids=list(CORES))
+def test_core(emulate: Callable[..., CudaCore], sizes: tuple[int, ...]) -> None:
+    case = problem(sizes)
+    assert_close(results(emulate(), case), results(PlainCore(), case))
+
+
+@pytest.mark.parametrize("sizes", [CORES["two launches"], CORES["gaussian"]], ids=["two launches", "gaussian"])
+def test_a_seed_stands_for_its_noise(emulate: Callable[..., CudaCore], sizes: tuple[int, ...]) -> None:
+    weights, inputs, start, grads, latent = problem(sizes, noise="seed")
+    noise = whole_noise(start.noise, sizes[:2], latent, torch.float32)
+    core = emulate()
+    seeded = results(core, (weights, inputs, start, grads, latent))
+    assert_close(seeded, results(core, (weights, inputs, start._replace(noise=noise), grads, latent)))
+
+
+def test_no_rows(emulate: Callable[..., CudaCore]) -> None:
+    case = problem((0, 2, 8, 9, 2, 3))
+    got, expected = results(emulate(), case), results(PlainCore(), case)
+    assert all(torch.equal(got[name], want) for name, want in expected.items())
+    assert emulate().sample(torch.empty(0, 2, 6), None, case[-1]).shape == (0, 2, 6)
+
+
+@pytest.mark.parametrize("shared", [0, 1, 2, 4], ids=lambda kibibytes: f"{kibibytes} KiB")
+def test_weights_that_do_not_fit(emulate: Callable[..., CudaCore], shared: int) -> None:
+    """With so much shared memory besides the state, some or all tiles are read from the workspace; nothing changes."""
+    for sizes in ((2, 2, 24, 40, 3, 9), (2, 2, 24, 40, 9, 0)):
+        case = problem(sizes)
+        expected = results(emulate(), case)
+        core, free = emulate(), {}
+        for direction in ("forward", "backward"):
+            free[direction] = next(s for s in range(0, AMPLE, 16) if _fits(core, emulate, direction, s, sizes))
+        got = results(emulate(shared=max(free.values()) + 1024 * shared), case)
+        for name, want in expected.items():
+            assert torch.equal(got[name], want), name
+
+
+def _fits(
+    core: CudaCore, emulate: Callable[..., CudaCore], direction: str, shared: int, sizes: tuple[int, ...]
+) -> bool:
+    emulate(shared=shared)
+    try:
+        core._planned(direction, torch.device("cpu"), sizes[0], *sizes[2:])
+    except BackendError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("gap", "narrow"), [(8, 0), (0, 0), (2, 4), (6, 4), (3, 2), (1, 2)])
+@pytest.mark.parametrize("sizes", [(3, 2, 16, 40, 3, 16), (3, 2, 40, 24, 16, 0)], ids=["categorical", "gaussian"])
+def test_weights_are_read_in_words(
+    emulate: Callable[..., CudaCore], library: Library, sizes: tuple[int, ...], gap: int, narrow: int
+) -> None:
+    """As wide as a row's alignment allows, 16, 4 or 2 bytes, each weight once; the results are the same bits."""
+    weights, inputs, start, grads, latent = problem(sizes, gap=gap)
+    core = emulate()
+    got = results(core, (weights, inputs, start, grads, latent))
+    read = {width: library.c.apv_emulator_loads(ctypes.c_int64(width)) for width in (2, 4, 16)}  # on the way back
+    numbers = sum(x.numel() for x in (weights.stoch, weights.gru, weights.obs, weights.dist))
+    width = narrow or 16
+    assert read == {2: 0, 4: 0, 16: 0} | {width: 2 * numbers // width}
+    expected = results(core, problem(sizes, gap=3))
+    assert all(torch.equal(got[name], want) for name, want in expected.items())
+
+
+def test_each_matrix_is_read_as_wide_as_it_can_be(emulate: Callable[..., CudaCore], library: Library) -> None:
+    """As in production, where only img_in's rows, which end with the action, are no multiple of 16 bytes."""
+    sizes = (3, 2, 16, 24, 3, 8)
+    weights, inputs, start, grads, latent = problem(sizes, gap=8)
+    stoch = problem(sizes, gap=2)[0].stoch
+    expected = results(emulate(), (weights, inputs, start, grads, latent))
+    got = results(emulate(), (weights._replace(stoch=stoch), inputs, start, grads, latent))
+    read = {width: library.c.apv_emulator_loads(ctypes.c_int64(width)) for width in (2, 4, 16)}
+    others = sum(x.numel() for x in (weights.gru, weights.obs, weights.dist))
+    assert read == {2: 0, 4: 2 * stoch.numel() // 4, 16: 2 * others // 16}
+    assert all(torch.equal(got[name], want) for name, want in expected.items())
+
+
+def test_some_gradients_are_absent(emulate: Callable[..., CudaCore]) -> None:
+    for noise in ("given", "mode"):
+        weights, inputs, start, grads, latent = problem((3, 3, 10, 12, 3, 5), noise=noise)
+        for kept in TraceGrads._fields:
+            if noise == "mode" and kept == "stoch":
+                continue
+            some = TraceGrads(**{name: x if name == kept else None for name, x in grads._asdict().items()})
+            trace = PlainCore().forward(weights, inputs, start, latent)
+            got, expected = (
+                core.backward(weights, start, trace, some, latent)._asdict() for core in (emulate(), PlainCore())
+            )
+            assert_close(got, expected)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one ahead", "mixed"])
+def test_any_order_of_threads(emulate: Callable[..., CudaCore], mixed: bool) -> None:
+    """Blocks that run ahead, blocks that lag, and more blocks than tiles: the same bits."""
+    case = problem((3, 3, 20, 24, 3, 9))
+    expected = results(emulate(), case)
+    for seed in range(4):
+        got = results(emulate(blocks=3, seed=seed, mixed=mixed), case)
+        assert all(torch.equal(got[name], want) for name, want in expected.items())
+    got = results(emulate(blocks=50), case)
+    assert all(torch.equal(got[name], want) for name, want in expected.items())
+
+
+# The waits after phases 1 to 5, the one before the first step, and a product's two block barriers (csrc/cuda/layout.h).
+FAULTS = {"forward": (1, 2, 3, 4, 5, 6, 10, 11), "backward": (1, 2, 3, 4, 5, 10, 11)}
+
+
+@pytest.mark.parametrize(("direction", "fault"), [(d, f) for d, faults in FAULTS.items() for f in faults])
+def test_a_missing_barrier_is_caught(emulate: Callable[..., CudaCore], direction: str, fault: int) -> None:
+    weights, inputs, start, grads, latent = problem((3, 3, 40, 40, 3, 9))
+    blocks = 2 if fault == 10 else 5  # 10 parts a block's tile from its next one
+    trace = emulate().forward(weights, inputs, start, latent)
+
+    def run(core: CudaCore) -> tuple[Tensor, ...]:
+        if direction == "forward":
+            return core.forward(weights, inputs, start, latent)
+        return core.backward(weights, start, trace, grads, latent)
+
+    expected = run(emulate(blocks=blocks))
+    caught = 0
+    for seed in range(4):
+        for mixed in (False, True):
+            got = run(emulate(blocks, seed=seed, mixed=mixed, fault=fault))
+            caught += not all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
+    assert caught > 0
+
+
+def test_noise_has_the_twins_bits(library: Library) -> None:
+    count = 500
+    for seed in (0, 7, -(2**62) + 12345, 2**63 - 1):
+        word, made = ctypes.c_uint32(), (ctypes.c_float * 2)()
+        words, gumbels, normals = [], [], []
+        for index in range(count):
+            library.c.apv_noise(ctypes.c_uint64(seed), index, ctypes.byref(word), made)
+            words.append(word.value)
+            gumbels.append(made[0])
+            normals.append(made[1])
+        key = torch.tensor(seed)
+        assert torch.equal(torch.tensor(words), philox(key, torch.arange(count))[0])
+        torch.testing.assert_close(torch.tensor(gumbels), gumbel_noise(key, count), rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(torch.tensor(normals), normal_noise(key, count), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("noise", ["seed", "given", "mode"])
+@pytest.mark.parametrize("latent", [Latent(3, 5), Latent(2, 41), Latent(1, 1), Latent(7, 0)], ids=str)
+def test_prior_samples(emulate: Callable[..., CudaCore], latent: Latent, noise: str) -> None:
+    core, generator = emulate(), torch.Generator().manual_seed(1)
+    mixed, stats = latent.stoch * (latent.discrete or 1), latent.stoch * (latent.discrete or 2)
+    x = torch.randn(3, 5, stats, generator=generator)
+    shape = (3, 5, latent.stoch, latent.discrete) if latent.discrete else (3, 5, latent.stoch)
+    some = {"seed": torch.tensor(99), "given": torch.randn(shape, generator=generator), "mode": None}[noise]
+    torch.testing.assert_close(core.sample(x, some, latent), sample_latent(x, some, latent))
+    grad = torch.randn(3, 5, mixed, generator=generator)
+    arguments = grad, x, some, latent, noise != "mode"
+    got, expected = core.sample_backward(*arguments), sample_latent_backward(*arguments)
+    assert (got is None) == (expected is None)
+    if got is not None and expected is not None:
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "batch", "direction", "resident"),
+    [
+        (H100, 16, 0, True),
+        (H100, 16, 1, True),
+        (H100, 50, 0, True),
+        (H100, 50, 1, False),
+        (A100, 16, 0, False),
+        (A100, 16, 1, False),
+        (B200, 16, 1, True),
+        (B200, 50, 0, True),
+        (RTX_5090, 16, 0, False),
+        (RTX_5090, 50, 0, False),
+        (RTX_5090, 50, 1, False),
+        (RTX_5070, 16, 1, False),
+    ],
+)
+def test_plan_at_full_size(library: Library, gpu: tuple[int, int], batch: int, direction: int, resident: bool) -> None:
+    """Every weight stays on the chip where it should, and what does not is 16.8 MB of workspace."""
+    scan = Scan(batch=batch, length=50, deter=1024, hidden=1024, stoch=32, discrete=32)
+    library.c.apv_plan_for.restype = ctypes.c_char_p
+    assert library.c.apv_plan_for(ctypes.byref(scan), direction, *gpu) is None
+    assert scan.blocks == min(128, gpu[0])
+    assert scan.shared_bytes <= gpu[1]
+    assert (scan.workspace_bytes < 2**21) == resident
+
+
+def test_a_plan_that_a_small_gpu_refuses(library: Library) -> None:
+    """48 multiprocessors own three tiles each, and their state of 50 rows is more than 99 KB."""
+    scan = Scan(batch=50, length=50, deter=1024, hidden=1024, stoch=32, discrete=32)
+    library.c.apv_plan_for.restype = ctypes.c_char_p
+    for direction, state in ((0, 120768), (1, 151360)):
+        refused = library.c.apv_plan_for(ctypes.byref(scan), direction, *RTX_5070)
+        expected = f"its state takes {state} bytes of shared memory a block, and there are 101376"
+        assert refused is not None and refused.decode() == expected
+
+
+def test_which_gpus_have_code(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generation runs the code of its first GPU; the library says what its nvcc knew."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "PATH", SOURCE)  # a file that is there
+    monkeypatch.setattr(cuda, "library", lambda: library)
+
+    def status(*capability: int, built: str = "800,900,1000,1200") -> Status:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+        monkeypatch.setattr(library.c, "apv_architectures", lambda: built.encode())
+        return cuda.probe()
+
+    found = {
+        (8, 6): "sm_80",
+        (8, 9): "sm_80",
+        (9, 0): "sm_90a",
+        (10, 0): "sm_100",
+        (10, 3): "sm_100",
+        (12, 1): "sm_120",
+    }
+    for capability, isa in found.items():
+        assert (status(*capability).available, status(*capability).isa) == (True, isa)
+    for capability in ((7, 5), (11, 0)):
+        why = "there is no code for compute capability {}.{}, only for sm_80, sm_90a, sm_100, sm_120".format(
+            *capability
+        )
+        assert status(*capability).reason.startswith(why)
+    assert status(9, 0, built="800,900").available
+    assert "has no code for sm_120, which its nvcc did not know" in status(12, 0, built="800,900").reason
+
+
+def test_sizes_that_do_not_fit(emulate: Callable[..., CudaCore], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name: an error that says why. By "auto": the next backend."""
+    emulate(shared=4096)
+    sizes = SIZES["odd"]
+    tensors = make_problem(sizes, torch.bfloat16)
+    call = (params_of(tensors), tensors["embed"], tensors["is_first"], tensors["action"])
+    with pytest.raises(
+        BackendError, match=r"'emulated' cannot run rssm_observe: a forward scan of these sizes: its state"
+    ):
+        ops.rssm_observe(*call, latent=sizes.latent, backend="emulated")
+    monkeypatch.setitem(backends.AUTO_ORDER, "cpu", ("emulated", "reference"))
+    for shared, expected in ((4096, "reference"), (AMPLE, "emulated")):
+        emulate(shared=shared)
+        assert backends.choose("rssm_observe", tensors["embed"], **FITS) == expected
+
+
+FITS: dict[str, Any] = {"batch": 3, "deter": 9, "hidden": 5, "stoch": 3, "discrete": 7}
+
+
+def test_a_stack_fits_if_both_models_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def refuse(device: torch.device, batch: int, deter: int, hidden: int, latent: Latent) -> str:
+        asked.append(deter)
+        return "too wide" if deter == 10 else ""
+
+    monkeypatch.setattr(cuda_observe.core, "obstacle", refuse)
+    for af_deter, deter, expected in ((9, 9, [9, 9]), (10, 9, [10]), (9, 10, [9, 10])):
+        asked.clear()
+        sizes = FITS | {"deter": deter, "af_deter": af_deter, "af_hidden": 5, "af_stoch": 3, "af_discrete": 7}
+        assert stacked_obstacle(torch.empty(0), **sizes) == ("" if deter == af_deter else "too wide")
+        assert asked == expected
