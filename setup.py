@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent
 REQUIRE_EXTENSION = os.environ.get("APV_FAST_REQUIRE_EXT") == "1"
 
 NOT_BUILT = """({error})
-apv-fast is being installed WITHOUT its C++ extension: ops on the CPU will run on the reference engine (plain PyTorch).
+apv-fast is being installed WITHOUT its C++ extension: ops on the CPU will run on the reference (plain PyTorch).
 For the fast ones, install a C++17 compiler and Python's headers (Debian: build-essential python3-dev), then install
 apv-fast again. APV_FAST_REQUIRE_EXT=1 makes this an error."""
 

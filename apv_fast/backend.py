@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: one table of op × backend, and the rule that picks a cell.
+"""Which implementation of an op runs: one table of op × backend, and the rule that picks one.
 
 Limits: a backend is chosen per op call from its first tensor; mixing devices within a call is an error of the op.
 Under ``torch.compile`` the choice is made when the graph is traced.
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-# op -> backend -> "module:function". A later engine adds cells here and nothing else changes. Every function in a row
-# takes the same, already checked arguments; modules are imported when their cell is first used.
+# op -> backend -> "module:function". A later backend adds a column here and nothing else changes. Every
+# function in a row takes the fields of the op's call; modules are imported when first used.
 IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "knn_bonus": {
         "reference": "apv_fast.reference.knn_bonus:knn_bonus",
@@ -109,10 +109,10 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     },
 }
 
-# backend -> whose cell is meant where a row has none of its own: CUDA C++ is the scans, and Triton has all the rest.
+# backend -> whose function is meant where a row has none of its own: CUDA C++ is the scans, Triton has all the rest.
 STANDS_IN: dict[str, str] = {"cuda": "triton"}
 
-# (op, backend) -> "module:function" of a tensor and the sizes that the op names, for cells that cannot run all sizes:
+# (op, backend) -> "module:function" of a tensor and the sizes that the op names, for those that cannot run all sizes:
 # why this one cannot run, or an empty string.
 OBSTACLES: dict[tuple[str, str], str] = {
     ("image_encoder", "cpu"): "apv_fast.cpu.image_model:obstacle",
@@ -266,7 +266,7 @@ def obstacles(op: str, tensor: torch.Tensor, **sizes: int) -> dict[str, str | No
 
 
 def _named(op: str, name: str, tensor: torch.Tensor, sizes: dict[str, int]) -> tuple[str, str | None]:
-    """The backend whose cell ``name`` means for ``op``, and why that cannot run it; None if it can."""
+    """The backend whose function ``name`` means for ``op``, and why that cannot run it; None if it can."""
     other = STANDS_IN.get(name)
     if other is None or name in IMPLEMENTATIONS[op]:
         return name, _obstacle(op, name, tensor, sizes)

@@ -197,14 +197,14 @@ def launch(
                 phase[(programs,)](t, *arguments, PHASE=number, num_warps=WARPS)
 
 
-class TritonCore(TorchProducts):
-    """:class:`apv_fast.recurrence.phases.Core` in Triton."""
+class TritonScan(TorchProducts):
+    """:class:`apv_fast.recurrence.phases.ScanBackend` in Triton."""
 
     sample = staticmethod(sample_latent)
     sample_backward = staticmethod(sample_latent_backward)
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
-        """See :class:`apv_fast.recurrence.phases.Core`."""
+        """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
         device, (batch, length) = device_with(start.deter), start.keep.shape
         z = shape_of(start, weights, latent, device)
         trace = new_trace(weights, start, latent)
@@ -217,7 +217,7 @@ class TritonCore(TorchProducts):
     def backward(
         self, weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, latent: Latent
     ) -> ScanGrads:
-        """See :class:`apv_fast.recurrence.phases.Core`."""
+        """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
         device, (batch, length) = device_with(start.deter), start.keep.shape
         z = shape_of(start, weights, latent, device)
         g = backward_arguments(weights, start, trace, grads, z)
@@ -228,4 +228,4 @@ class TritonCore(TorchProducts):
         return scan_grads(g)
 
 
-rssm_observe = observe_on("triton", TritonCore())
+rssm_observe = observe_on("triton", TritonScan())

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from apv_fast.recurrence.phases import Core, ScanGrads, ScanInputs, Trace, TraceGrads
+from apv_fast.recurrence.phases import ScanBackend, ScanGrads, ScanInputs, Trace, TraceGrads
 from apv_fast.recurrence.stacked import Link, Model, stacked_on
 
 from . import rssm_observe
@@ -26,7 +26,7 @@ from .parts.grid import grid_barrier
 from .parts.rssm_arguments import Device, LinkBackward, LinkForward, Shape, stacked_registers
 from .parts.rssm_backward import backward_phase
 from .parts.rssm_forward import forward_phase
-from .rssm_observe import PHASES, TritonCore, packed, scan_grads
+from .rssm_observe import PHASES, TritonScan, packed, scan_grads
 
 
 @triton.jit
@@ -89,14 +89,14 @@ def _shapes(lower: Model, upper: Model) -> tuple[Device, Shape, Shape]:
 
 
 class Wavefront:
-    """:class:`apv_fast.recurrence.stacked.StackedCore` in Triton."""
+    """:class:`apv_fast.recurrence.stacked.StackedBackend` in Triton."""
 
-    core: Core = TritonCore()
+    scan: ScanBackend = TritonScan()
 
     def forward(
         self, lower: Model, upper: Model, link: Link, inputs: tuple[ScanInputs, ScanInputs]
     ) -> tuple[Trace, Trace]:
-        """See :class:`apv_fast.recurrence.stacked.StackedCore`."""
+        """See :class:`apv_fast.recurrence.stacked.StackedBackend`."""
         device, zl, zu = _shapes(lower, upper)
         batch, length = lower.start.keep.shape
         below, above = (rssm_observe.new_trace(model.weights, model.start, model.latent) for model in (lower, upper))
@@ -116,7 +116,7 @@ class Wavefront:
     def backward(
         self, lower: Model, upper: Model, link: Link, traces: tuple[Trace, Trace], grads: tuple[TraceGrads, TraceGrads]
     ) -> tuple[ScanGrads, ScanGrads]:
-        """See :class:`apv_fast.recurrence.stacked.StackedCore`."""
+        """See :class:`apv_fast.recurrence.stacked.StackedBackend`."""
         device, zl, zu = _shapes(lower, upper)
         batch, length = lower.start.keep.shape
         gl = rssm_observe.backward_arguments(lower.weights, lower.start, traces[0], grads[0], zl)

@@ -49,7 +49,7 @@ def probe() -> Status:
             "build-essential python3-dev), then `pip install` apv-fast again"
         )
         # pip hides what the build printed. The table asks once in a process.
-        warnings.warn(f"apv-fast runs on the reference engine (plain PyTorch) on the CPU: {reason}", stacklevel=2)
+        warnings.warn(f"apv-fast runs on the reference (plain PyTorch) on the CPU: {reason}", stacklevel=2)
         return Status(False, reason)
     try:
         name = isa()

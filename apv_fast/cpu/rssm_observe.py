@@ -24,8 +24,8 @@ from apv_fast.recurrence.phases import (
 from apv_fast.types import Latent
 
 
-class CpuCore(TorchProducts):
-    """:class:`apv_fast.recurrence.phases.Core` of float32, float64 or bfloat16 weights."""
+class CpuScan(TorchProducts):
+    """:class:`apv_fast.recurrence.phases.ScanBackend` of float32, float64 or bfloat16 weights."""
 
     product = staticmethod(product)
     dense = staticmethod(dense)
@@ -44,7 +44,7 @@ class CpuCore(TorchProducts):
         return super().weight_gradient(grad, seen, columns)
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
-        """See :class:`apv_fast.recurrence.phases.Core`."""
+        """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
         (batch, length, hidden), deter = inputs.x.shape, start.deter.shape[1]
         wide, narrow = start.deter.new_empty, inputs.x.new_empty
         mixed, stats = weights.stoch.shape[1], len(weights.dist_bias)
@@ -63,7 +63,7 @@ class CpuCore(TorchProducts):
     def backward(
         self, weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, latent: Latent
     ) -> ScanGrads:
-        """See :class:`apv_fast.recurrence.phases.Core`."""
+        """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
         given = {f"grad_{name}": x.contiguous() for name, x in grads._asdict().items() if x is not None}
         norm = (start.deter.new_zeros(len(weights.norm_weight)) for _ in range(2))  # no rows: no sum
         made = ScanGrads(
@@ -106,8 +106,8 @@ def _run(
     )
 
 
-core = CpuCore()
-rssm_observe = observe_on("cpu", core)
+scan = CpuScan()
+rssm_observe = observe_on("cpu", scan)
 
 
 def obstacle(tensor: Tensor, **_: int) -> str:

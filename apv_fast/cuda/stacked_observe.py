@@ -11,7 +11,7 @@ from torch import Tensor
 from apv_fast.cuda import rssm_observe as one
 from apv_fast.recurrence.stacked import TwoScans, stacked_on
 
-stacked_observe = stacked_on("cuda", TwoScans(one.core))
+stacked_observe = stacked_on("cuda", TwoScans(one.scan))
 
 
 def obstacle(

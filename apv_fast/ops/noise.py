@@ -52,7 +52,7 @@ def noise_pair(
 ) -> NoisePair:
     """Noise of posterior and prior: as given, else drawn, else (None, None) for modes.
 
-    For a fast engine on a GPU only two seeds are drawn: its kernels make the noise where they use it.
+    For a fast backend on a GPU only two seeds are drawn: its kernels make the noise where they use it.
     """
     if not sample:
         return None, None

@@ -130,7 +130,7 @@ def _noises(
     generator: torch.Generator | None,
     backend: str | None,
 ) -> list[Tensor]:
-    """Noise of the actions and of the latents, as given or drawn: on a GPU, for a fast engine, as seeds."""
+    """Noise of the actions and of the latents, as given or drawn: on a GPU, for a fast backend, as seeds."""
     weight = params.gru_weight
     dtype, device = state_dtype(weight.dtype), weight.device
     dims = ("T N A", stoch_dims(latent, "T N"))

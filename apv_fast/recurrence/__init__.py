@@ -1,6 +1,6 @@
-"""Filtering a whole sequence in one op: what does not depend on the recurrence is hoisted out of it.
+"""The RSSM's recurrence beside the ops that run it: its phases, and what is hoisted out of it.
 
-``observe`` prepares the recurrence's inputs with large products, runs a *core* (the recurrence alone, forward or
-backward, in whatever language) and turns what the core leaves into outputs and gradients with large products again.
-``core`` is the contract, and the core in plain PyTorch that the fast ones are held to.
+``phases`` is the contract with a backend, ``plain`` the recurrence in plain PyTorch that the fast ones are held to.
+``hoisted`` has the large products before the recurrence and after it; ``observe``, ``stacked`` and ``imagination`` make
+ops of a backend's recurrence.
 """

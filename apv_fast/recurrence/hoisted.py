@@ -14,7 +14,7 @@ from torch import Tensor
 from apv_fast.ops.rssm_observe import RssmObserve
 from apv_fast.recurrence.phases import (
     Before,
-    Core,
+    ScanBackend,
     ScanGrads,
     ScanInputs,
     ScanStart,
@@ -57,7 +57,7 @@ def embed_columns(call: RssmObserve) -> Tensor:
     return call.params.obs_out_weight[:, deter : deter + call.embed.shape[-1]]
 
 
-def scan_inputs(core: Core, call: RssmObserve) -> ScanInputs:
+def scan_inputs(backend: ScanBackend, call: RssmObserve) -> ScanInputs:
     """Everything that is known before the recurrence."""
     params, latent, keep = call.params, call.latent, ~call.is_first
     dtype = params.gru_weight.dtype
@@ -67,21 +67,23 @@ def scan_inputs(core: Core, call: RssmObserve) -> ScanInputs:
     else:
         columns = action_columns(params, call.action, latent)
         masked = flat(masked_actions(call.action, keep, dtype))
-        x = core.dense(masked, columns, params.img_in_bias, elu=False).view(shape)
-    first = core.product(call.state["stoch"].flatten(1).to(dtype), scan_weights(params, latent).stoch.T)
+        x = backend.dense(masked, columns, params.img_in_bias, elu=False).view(shape)
+    first = backend.product(call.state["stoch"].flatten(1).to(dtype), scan_weights(params, latent).stoch.T)
     x[:, 0] += torch.where(keep[:, :1], first, 0)
-    obs = core.dense(flat(call.embed.to(dtype)), embed_columns(call), params.obs_out_bias, elu=False)
+    obs = backend.dense(flat(call.embed.to(dtype)), embed_columns(call), params.obs_out_bias, elu=False)
     return ScanInputs(x, obs.view(shape))
 
 
-def prior_head(core: Core, params: RSSMParams, deter: Tensor, latent: Latent, noise: Tensor | None) -> PriorTrace:
+def prior_head(
+    backend: ScanBackend, params: RSSMParams, deter: Tensor, latent: Latent, noise: Tensor | None
+) -> PriorTrace:
     """The prior of every step of ``deter [B, T, D]``."""
     batch, length, _ = deter.shape
     seen = flat(deter.to(params.img_out_weight.dtype))
-    hidden = core.dense(seen, params.img_out_weight, params.img_out_bias, elu=True)
-    stats = core.dense(hidden, params.img_dist_weight, params.img_dist_bias, elu=False).to(deter.dtype)
+    hidden = backend.dense(seen, params.img_out_weight, params.img_out_bias, elu=True)
+    stats = backend.dense(hidden, params.img_dist_weight, params.img_dist_bias, elu=False).to(deter.dtype)
     stats, hidden = (x.view(batch, length, x.shape[1]) for x in (stats, hidden))
-    return PriorTrace(core.sample(stats, noise, latent), stats, hidden)
+    return PriorTrace(backend.sample(stats, noise, latent), stats, hidden)
 
 
 def flat(x: Tensor) -> Tensor:
@@ -94,33 +96,43 @@ Layers = dict[str, tuple[Tensor, Seen]]
 
 
 def prior_backward(
-    core: Core, call: RssmObserve, trace: Trace, prior: PriorTrace, grad_stoch: Tensor | None, grad_stats: Tensor | None
+    backend: ScanBackend,
+    call: RssmObserve,
+    trace: Trace,
+    prior: PriorTrace,
+    grad_stoch: Tensor | None,
+    grad_stats: Tensor | None,
 ) -> tuple[Tensor | None, Layers]:
     """Gradient of deter ``[B, T, D]`` through the prior's head, and the head's layers."""
     params, noise, through = call.params, call.prior_noise, None
     if grad_stoch is not None:
-        through = core.sample_backward(grad_stoch, prior.stats, noise, call.latent, noise is not None)
+        through = backend.sample_backward(grad_stoch, prior.stats, noise, call.latent, noise is not None)
     total = add(grad_stats, through)
     if total is None:
         return None, {}
     dtype, wide = params.img_out_weight.dtype, total.dtype
     dstats = flat(total.to(dtype))
-    dhidden = core.elu_backward(core.product(dstats, params.img_dist_weight), flat(prior.hidden))
-    ddeter = core.product(dhidden, params.img_out_weight).to(wide).view_as(trace.deter)
+    dhidden = backend.elu_backward(backend.product(dstats, params.img_dist_weight), flat(prior.hidden))
+    ddeter = backend.product(dhidden, params.img_out_weight).to(wide).view_as(trace.deter)
     return ddeter, {
         "img_out": (dhidden.view_as(prior.hidden), [trace.deter]),
         "img_dist": (dstats.view_as(prior.stats), [prior.hidden]),
     }
 
 
-def core_grads(
-    core: Core, call: RssmObserve, trace: Trace, prior: PriorTrace, post_grads: TraceGrads, prior_grads: TraceGrads
+def given_grads(
+    backend: ScanBackend,
+    call: RssmObserve,
+    trace: Trace,
+    prior: PriorTrace,
+    post_grads: TraceGrads,
+    prior_grads: TraceGrads,
 ) -> tuple[TraceGrads, Layers]:
-    """What the backward core starts from, the prior's head included, and the head's layers.
+    """What the backward recurrence starts from, the prior's head included, and the head's layers.
 
     ``prior_grads.deter`` is not read: posterior and prior share deter.
     """
-    through, head = prior_backward(core, call, trace, prior, prior_grads.stoch, prior_grads.stats)
+    through, head = prior_backward(backend, call, trace, prior, prior_grads.stoch, prior_grads.stats)
     if call.latent.discrete and call.post_noise is None:
         post_grads = post_grads._replace(stoch=None)  # modes have no gradient
     return post_grads._replace(deter=add(post_grads.deter, through)), head
@@ -137,7 +149,12 @@ class InputGrads(NamedTuple):
 
 
 def products_after(
-    core: Core, call: RssmObserve, trace: Trace, grads: ScanGrads, head: Layers, lower: tuple[Tensor, ...] = ()
+    backend: ScanBackend,
+    call: RssmObserve,
+    trace: Trace,
+    grads: ScanGrads,
+    head: Layers,
+    lower: tuple[Tensor, ...] = (),
 ) -> InputGrads:
     """One product over B·T for every weight; ``lower`` is what obs_out saw beyond the embedding, ``[B, T, ...]``.
 
@@ -146,12 +163,12 @@ def products_after(
     """
     params, latent, start, first = call.params, call.latent, call.state, call.is_first
     dtype = params.gru_weight.dtype
-    dembed = core.product(flat(grads.y), embed_columns(call)).view_as(call.embed)
-    of_first = core.product(grads.x[:, 0], scan_weights(params, latent).stoch)
+    dembed = backend.product(flat(grads.y), embed_columns(call)).view_as(call.embed)
+    of_first = backend.product(grads.x[:, 0], scan_weights(params, latent).stoch)
     dstoch = torch.where(first[:, :1], 0, of_first).to(start["stoch"].dtype).view_as(start["stoch"])
     daction = None
     if call.action is not None:
-        daction = core.product(flat(grads.x), action_columns(params, call.action, latent))
+        daction = backend.product(flat(grads.x), action_columns(params, call.action, latent))
         daction = torch.where(first[..., None], 0, daction.view_as(call.action))
         daction = daction.to(call.action.dtype)
     stoch = Before(start["stoch"], trace.stoch, first, one_hot=latent.discrete > 0)
@@ -168,7 +185,7 @@ def products_after(
     for waiting in (layers, head):
         for name in list(waiting):
             columns = getattr(params, f"{name}_weight").shape[1]
-            weights[f"{name}_weight"], weights[f"{name}_bias"] = core.weight_gradient(*waiting.pop(name), columns)
+            weights[f"{name}_weight"], weights[f"{name}_bias"] = backend.weight_gradient(*waiting.pop(name), columns)
     made = (weights[name] if name in weights else torch.zeros_like(w) for name, w in params._asdict().items())
     return InputGrads(RSSMParams(*made), dembed.to(call.embed.dtype), ddeter, dstoch, daction)
 

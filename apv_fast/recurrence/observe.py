@@ -10,30 +10,30 @@ from torch import Tensor
 from apv_fast.ops.op import Gradients, Kernel
 from apv_fast.ops.rssm_observe import RssmObserve
 from apv_fast.recurrence import hoisted
-from apv_fast.recurrence.phases import Core, scan_weights
+from apv_fast.recurrence.phases import ScanBackend, scan_weights
 from apv_fast.types import State
 
 Observe = Callable[..., tuple[State, State]]
 
 
-def observe_on(name: str, core: Core) -> Observe:
+def observe_on(name: str, backend: ScanBackend) -> Observe:
     """``rssm_observe`` of the backend ``name``, which has this recurrence."""
 
     def forward(call: RssmObserve, keep: bool) -> list[Tensor]:
         weights, start = scan_weights(call.params, call.latent), hoisted.start_of(call)
-        trace = core.forward(weights, hoisted.scan_inputs(core, call), start, call.latent)
-        prior = hoisted.prior_head(core, call.params, trace.deter, call.latent, call.prior_noise)
+        trace = backend.forward(weights, hoisted.scan_inputs(backend, call), start, call.latent)
+        prior = hoisted.prior_head(backend, call.params, trace.deter, call.latent, call.prior_noise)
         return hoisted.outputs_of(trace, prior) + (hoisted.kept_of(trace, prior) if keep else [])
 
     def backward(
         call: RssmObserve, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]
     ) -> Gradients:
         trace, prior = hoisted.traces_of(results[: hoisted.COUNT], results[hoisted.COUNT :])
-        given, head = hoisted.core_grads(core, call, trace, prior, *hoisted.trace_grads(grads))
+        given, head = hoisted.given_grads(backend, call, trace, prior, *hoisted.trace_grads(grads))
         weights, start = scan_weights(call.params, call.latent), hoisted.start_of(call)
-        inner = [core.backward(weights, start, trace, given, call.latent)]
+        inner = [backend.backward(weights, start, trace, given, call.latent)]
         del given
-        return hoisted.products_after(core, call, trace, inner.pop(), head)._asdict()
+        return hoisted.products_after(backend, call, trace, inner.pop(), head)._asdict()
 
     def fake(call: RssmObserve, keep: bool) -> list[Tensor]:
         traces = hoisted.like_traces(call)

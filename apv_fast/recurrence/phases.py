@@ -1,6 +1,6 @@
 """The recurrence of the posterior scan, cut free of all that can be done before or after it.
 
-One step of the forward core, in five phases with a barrier after each (rows b of the batch, time t)::
+One step of the forward recurrence, in five phases with a barrier after each (rows b of the batch, time t)::
 
     1  x_t     = elu(inputs.x_t + keep_t·W_stoch z_{t-1})        one-hot z: a sum of S rows; at t = 0 it is hoisted
     2  parts_t = W_gru [x_t, keep_t·h_{t-1}] + b_gru              and each tile's (mean, M2) for the LayerNorm
@@ -8,7 +8,7 @@ One step of the forward core, in five phases with a barrier after each (rows b o
     4  y_t     = elu(inputs.obs_t + W_obs h_t)
     5  stats_t = W_dist y_t + b_dist;  z_t = sample(stats_t)
 
-The backward core walks back with two carries, dh and the gradient dx_{t+1} of phase 1's preactivation, in four phases::
+The way back has two carries, dh and the gradient dx_{t+1} of phase 1's preactivation, and four phases::
 
     1  dz      = grads.stoch_t + keep_{t+1}·W_stochᵀ dx_{t+1};  dstats_t = grads.stats_t + (dz through the sample)
     2  dy_t    = elu'(y_t)·W_distᵀ dstats_t
@@ -62,7 +62,7 @@ class ScanStart(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What the forward core leaves: outputs, and what the backward core reads; contiguous."""
+    """What the recurrence leaves: outputs, and what the way back reads; contiguous."""
 
     deter: Tensor  # [B, T, D] state dtype
     stoch: Tensor  # [B, T, L] state dtype: one-hot, or the Gaussian sample
@@ -82,7 +82,7 @@ class TraceGrads(NamedTuple):
 
 
 class ScanGrads(NamedTuple):
-    """What the backward core leaves; contiguous."""
+    """What the way back leaves; contiguous."""
 
     x: Tensor  # [B, T, H] weights' dtype: of phase 1's preactivation
     parts: Tensor  # [B, T, 3D] weights' dtype
@@ -143,7 +143,7 @@ class TorchProducts:
         return self.product(rows.T, operand.flatten(0, 1)), rows.sum(0)
 
 
-class Core(Protocol):
+class ScanBackend(Protocol):
     """The recurrence, forward and backward. Arguments are checked; nothing may stop the device."""
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:

@@ -23,14 +23,14 @@ from apv_fast.reference.rssm_step import LAYER_NORM_EPS, UPDATE_BIAS
 from apv_fast.types import Latent
 
 
-class PlainCore(TorchProducts):
-    """See :class:`apv_fast.recurrence.phases.Core`."""
+class PlainScan(TorchProducts):
+    """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
 
     sample = staticmethod(sample_latent)
     sample_backward = staticmethod(sample_latent_backward)
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
-        """See :class:`Core`."""
+        """See :class:`ScanBackend`."""
         dtype, (batch, length, _) = inputs.x.dtype, inputs.x.shape
         wide = start.deter.dtype
         noise = whole_noise(start.noise, (batch, length), latent, wide)
@@ -66,7 +66,7 @@ class PlainCore(TorchProducts):
     def backward(
         self, weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, latent: Latent
     ) -> ScanGrads:
-        """See :class:`Core`."""
+        """See :class:`ScanBackend`."""
         dtype, wide, (batch, length, hidden) = trace.x.dtype, start.deter.dtype, trace.x.shape
         noise = whole_noise(start.noise, (batch, length), latent, wide)
         scale = weights.norm_weight.to(wide)

@@ -1,4 +1,4 @@
-"""``stacked_observe`` around a core, as one opaque op: two recurrences, of which the upper one sees the lower one.
+"""``stacked_observe`` around a backend, as one opaque op: two recurrences, of which the upper one sees the lower one.
 
 In phase 4 of :mod:`apv_fast.recurrence.phases` the upper model adds what it sees of the lower one's posterior::
 
@@ -10,8 +10,7 @@ and in the backward pass the lower model's gradients receive, before its own ste
 
 with dy_t the gradient of the upper phase 4's preactivation. So the lower model's step t and the upper model's step
 t - 1 (backward: the upper one's t and the lower one's t + 1) do not depend on each other and can share their barriers:
-T + 1 rounds instead of 2T. A core may do that; :class:`TwoScans` makes a stacked core of any core, one scan after the
-other.
+T + 1 rounds instead of 2T. A backend may do that; :class:`TwoScans` takes one scan after the other.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from apv_fast.ops.stacked_observe import StackedObserve
 from apv_fast.recurrence import hoisted
 from apv_fast.recurrence.hoisted import PriorTrace, flat
 from apv_fast.recurrence.phases import (
-    Core,
+    ScanBackend,
     ScanGrads,
     ScanInputs,
     ScanStart,
@@ -55,10 +54,10 @@ class Model(NamedTuple):
     latent: Latent
 
 
-class StackedCore(Protocol):
-    """Both recurrences, forward and backward; see :class:`apv_fast.recurrence.phases.Core`."""
+class StackedBackend(Protocol):
+    """Both recurrences, forward and backward; see :class:`apv_fast.recurrence.phases.ScanBackend`."""
 
-    core: Core  # of the same backend, which samples the priors
+    scan: ScanBackend  # of the same backend, which samples the priors
 
     def forward(
         self, lower: Model, upper: Model, link: Link, inputs: tuple[ScanInputs, ScanInputs]
@@ -74,32 +73,32 @@ class StackedCore(Protocol):
 class TwoScans:
     """The upper scan after the lower one, with the link as one product between them."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
+    def __init__(self, scan: ScanBackend) -> None:
+        self.scan = scan
 
     def forward(
         self, lower: Model, upper: Model, link: Link, inputs: tuple[ScanInputs, ScanInputs]
     ) -> tuple[Trace, Trace]:
-        """See :class:`StackedCore`."""
-        below = self.core.forward(lower.weights, inputs[0], lower.start, lower.latent)
+        """See :class:`StackedBackend`."""
+        below = self.scan.forward(lower.weights, inputs[0], lower.start, lower.latent)
         dtype = link.deter.dtype
-        product, shape = self.core.product, inputs[1].obs.shape
+        product, shape = self.scan.product, inputs[1].obs.shape
         seen = product(flat(below.stoch.to(dtype)), link.stoch.T) + product(flat(below.deter.to(dtype)), link.deter.T)
         above = inputs[1]._replace(obs=inputs[1].obs + seen.view(shape))
-        return below, self.core.forward(upper.weights, above, upper.start, upper.latent)
+        return below, self.scan.forward(upper.weights, above, upper.start, upper.latent)
 
     def backward(
         self, lower: Model, upper: Model, link: Link, traces: tuple[Trace, Trace], grads: tuple[TraceGrads, TraceGrads]
     ) -> tuple[ScanGrads, ScanGrads]:
-        """See :class:`StackedCore`."""
-        above = self.core.backward(upper.weights, upper.start, traces[1], grads[1], upper.latent)
-        product, wide, dy = self.core.product, lower.start.deter.dtype, flat(above.y)
+        """See :class:`StackedBackend`."""
+        above = self.scan.backward(upper.weights, upper.start, traces[1], grads[1], upper.latent)
+        product, wide, dy = self.scan.product, lower.start.deter.dtype, flat(above.y)
         deter = add(grads[0].deter, product(dy, link.deter).to(wide).view_as(traces[0].deter))
         stoch = grads[0].stoch
         if not (lower.latent.discrete and lower.start.noise is None):  # modes have no gradient
             stoch = add(stoch, product(dy, link.stoch).to(wide).view_as(traces[0].stoch))
         given = TraceGrads(deter, stoch, grads[0].stats)
-        return self.core.backward(lower.weights, lower.start, traces[0], given, lower.latent), above
+        return self.scan.backward(lower.weights, lower.start, traces[0], given, lower.latent), above
 
 
 def _model(call: RssmObserve) -> Model:
@@ -116,7 +115,7 @@ def _link(call: StackedObserve) -> Link:
 Observe = Callable[..., tuple[State, State, State, State]]
 
 
-def stacked_on(name: str, core: StackedCore) -> Observe:
+def stacked_on(name: str, backend: StackedBackend) -> Observe:
     """``stacked_observe`` of the backend ``name``, which has these recurrences.
 
     Outputs and what is kept are those of the lower model, then of the upper one.
@@ -125,10 +124,10 @@ def stacked_on(name: str, core: StackedCore) -> Observe:
 
     def forward(call: StackedObserve, keep: bool) -> list[Tensor]:
         both = call.lower, call.upper
-        lower, upper = (hoisted.scan_inputs(core.core, own) for own in both)
-        traces = core.forward(_model(both[0]), _model(both[1]), _link(call), (lower, upper))
+        lower, upper = (hoisted.scan_inputs(backend.scan, own) for own in both)
+        traces = backend.forward(_model(both[0]), _model(both[1]), _link(call), (lower, upper))
         priors = [
-            hoisted.prior_head(core.core, own.params, trace.deter, own.latent, own.prior_noise)
+            hoisted.prior_head(backend.scan, own.params, trace.deter, own.latent, own.prior_noise)
             for own, trace in zip(both, traces, strict=True)
         ]
         return _results(list(zip(traces, priors, strict=True)), keep)
@@ -140,12 +139,14 @@ def stacked_on(name: str, core: StackedCore) -> Observe:
         half = len(kept) // 2
         below, af_prior = hoisted.traces_of(results[:count], kept[:half])
         above, prior = hoisted.traces_of(results[count : 2 * count], kept[half:])
-        af_given, af_head = hoisted.core_grads(core.core, both[0], below, af_prior, *hoisted.trace_grads(grads[:count]))
-        given, head = hoisted.core_grads(core.core, both[1], above, prior, *hoisted.trace_grads(grads[count:]))
-        inner = list(core.backward(_model(both[0]), _model(both[1]), _link(call), (below, above), (af_given, given)))
+        af_given, af_head = hoisted.given_grads(
+            backend.scan, both[0], below, af_prior, *hoisted.trace_grads(grads[:count])
+        )
+        given, head = hoisted.given_grads(backend.scan, both[1], above, prior, *hoisted.trace_grads(grads[count:]))
+        inner = list(backend.backward(_model(both[0]), _model(both[1]), _link(call), (below, above), (af_given, given)))
         del af_given, given
-        upper = hoisted.products_after(core.core, both[1], above, inner.pop(), head, (below.stoch, below.deter))
-        lower = hoisted.products_after(core.core, both[0], below, inner.pop(), af_head)
+        upper = hoisted.products_after(backend.scan, both[1], above, inner.pop(), head, (below.stoch, below.deter))
+        lower = hoisted.products_after(backend.scan, both[0], below, inner.pop(), af_head)
         return {
             "af_params": lower.params,
             "params": upper.params,

@@ -1,4 +1,4 @@
-"""The reference engine: plain PyTorch, to be read beside the paper; every backend is tested against it."""
+"""The reference: plain PyTorch, to be read beside the paper; every backend is tested against it."""
 
 from __future__ import annotations
 

@@ -106,4 +106,4 @@ def test_a_named_backend_binds_every_layer(make: Callable) -> None:  # type: ign
         return {event.name for event in profiler.events() or () if event.name.endswith("_cpu")}
 
     assert engines("reference") == set()
-    assert {"apv_fast::image_encoder_cpu", "apv_fast::kl_cpu"} <= engines("auto")
+    assert {"apv_fast::image_encoder_cpu", "apv_fast::kl_balance_cpu"} <= engines("auto")

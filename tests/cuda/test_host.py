@@ -21,7 +21,7 @@ from apv_fast import cuda, ops
 from apv_fast.backend import BackendError, Status
 from apv_fast.cuda import rssm_observe as cuda_observe
 from apv_fast.cuda.parts.library import Library, Scan
-from apv_fast.cuda.parts.recurrence import CudaCore
+from apv_fast.cuda.parts.recurrence import CudaScan
 from apv_fast.cuda.stacked_observe import obstacle as stacked_obstacle
 from apv_fast.recurrence.observe import observe_on
 from apv_fast.recurrence.phases import (
@@ -32,7 +32,7 @@ from apv_fast.recurrence.phases import (
     sample_latent,
     sample_latent_backward,
 )
-from apv_fast.recurrence.plain import PlainCore
+from apv_fast.recurrence.plain import PlainScan
 from apv_fast.recurrence.stacked import TwoScans, stacked_on
 from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
 from apv_fast.types import Latent
@@ -60,14 +60,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 
 @pytest.fixture
-def emulate(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CudaCore]]:
+def emulate(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CudaScan]]:
     """Makes a core on a new imaginary GPU, and a backend "emulated" in the table that uses it. NaN is what torch gives
     for memory that nothing wrote."""
-    core = CudaCore(lambda: library)
+    core = CudaScan(lambda: library)
 
     def configure(
         blocks: int = 3, shared: int = AMPLE, seed: int = 0, mixed: bool = False, fault: int = -1
-    ) -> CudaCore:
+    ) -> CudaScan:
         library.c.apv_emulator(blocks, shared, ctypes.c_uint64(seed), mixed, fault)
         core._planned.cache_clear()
         return core
@@ -90,7 +90,7 @@ def not_yet() -> Library:
     raise AssertionError("the fixture emulate sets the library")
 
 
-current = CudaCore(not_yet)
+current = CudaScan(not_yet)
 observe = observe_on("emulated", current)
 stacked_observe = stacked_on("emulated", TwoScans(current))
 
@@ -105,7 +105,7 @@ def probe() -> Status:
 
 @pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
-def test_values_and_gradients(emulate: Callable[..., CudaCore], sizes: Sizes, sample: bool) -> None:
+def test_values_and_gradients(emulate: Callable[..., CudaScan], sizes: Sizes, sample: bool) -> None:
     if not sample and sizes.discrete:
         pytest.skip("rounding decides which class is the mode")
     assert_exact("observe", "emulated", sizes, torch.bfloat16, sample)
@@ -113,12 +113,12 @@ def test_values_and_gradients(emulate: Callable[..., CudaCore], sizes: Sizes, sa
 
 @pytest.mark.parametrize("sizes", [SIZES["odd"], EqualSizes(2, 3, 8, 4, 4, 16, 16, 4, 8)], ids=["odd", "equal"])
 @pytest.mark.parametrize("concat_embed", [False, True])
-def test_stacked(emulate: Callable[..., CudaCore], concat_embed: bool, sizes: Sizes) -> None:
+def test_stacked(emulate: Callable[..., CudaScan], concat_embed: bool, sizes: Sizes) -> None:
     assert_exact("stacked_concat" if concat_embed else "stacked", "emulated", sizes, torch.bfloat16, True)
 
 
 @pytest.mark.parametrize("check", ["any_strides", "opcheck", "compiles_without_graph_break", "fake_tensors"])
-def test_as_an_op(emulate: Callable[..., CudaCore], check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_an_op(emulate: Callable[..., CudaScan], check: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests of all backends ask of an op that runs here."""
     more = (monkeypatch,) if check == "opcheck" else ()
     getattr(test_rssm, f"test_{check}")("observe", "emulated", *more)
@@ -161,7 +161,7 @@ def problem(sizes: tuple[int, ...], noise: str = "given", seed: int = 0, gap: in
     return weights, inputs, start, grads, Latent(stoch, discrete)
 
 
-def results(core: CudaCore | PlainCore, case: Problem) -> dict[str, Tensor]:
+def results(core: CudaScan | PlainScan, case: Problem) -> dict[str, Tensor]:
     weights, inputs, start, grads, latent = case
     trace = core.forward(weights, inputs, start, latent)
     back = core.backward(weights, start, trace, grads, latent)
@@ -187,13 +187,13 @@ CORES = {  # B, T, D, H, S, C
 
 
 @pytest.mark.parametrize("sizes", CORES.values(), ids=list(CORES))
-def test_core(emulate: Callable[..., CudaCore], sizes: tuple[int, ...]) -> None:
+def test_core(emulate: Callable[..., CudaScan], sizes: tuple[int, ...]) -> None:
     case = problem(sizes)
-    assert_close(results(emulate(), case), results(PlainCore(), case))
+    assert_close(results(emulate(), case), results(PlainScan(), case))
 
 
 @pytest.mark.parametrize("sizes", [CORES["two launches"], CORES["gaussian"]], ids=["two launches", "gaussian"])
-def test_a_seed_stands_for_its_noise(emulate: Callable[..., CudaCore], sizes: tuple[int, ...]) -> None:
+def test_a_seed_stands_for_its_noise(emulate: Callable[..., CudaScan], sizes: tuple[int, ...]) -> None:
     weights, inputs, start, grads, latent = problem(sizes, noise="seed")
     noise = whole_noise(start.noise, sizes[:2], latent, torch.float32)
     core = emulate()
@@ -201,15 +201,15 @@ def test_a_seed_stands_for_its_noise(emulate: Callable[..., CudaCore], sizes: tu
     assert_close(seeded, results(core, (weights, inputs, start._replace(noise=noise), grads, latent)))
 
 
-def test_no_rows(emulate: Callable[..., CudaCore]) -> None:
+def test_no_rows(emulate: Callable[..., CudaScan]) -> None:
     case = problem((0, 2, 8, 9, 2, 3))
-    got, expected = results(emulate(), case), results(PlainCore(), case)
+    got, expected = results(emulate(), case), results(PlainScan(), case)
     assert all(torch.equal(got[name], want) for name, want in expected.items())
     assert emulate().sample(torch.empty(0, 2, 6), None, case[-1]).shape == (0, 2, 6)
 
 
 @pytest.mark.parametrize("shared", [0, 1, 2, 4], ids=lambda kibibytes: f"{kibibytes} KiB")
-def test_weights_that_do_not_fit(emulate: Callable[..., CudaCore], shared: int) -> None:
+def test_weights_that_do_not_fit(emulate: Callable[..., CudaScan], shared: int) -> None:
     """With so much shared memory besides the state, some or all tiles are read from the workspace; nothing changes."""
     for sizes in ((2, 2, 24, 40, 3, 9), (2, 2, 24, 40, 9, 0)):
         case = problem(sizes)
@@ -223,7 +223,7 @@ def test_weights_that_do_not_fit(emulate: Callable[..., CudaCore], shared: int) 
 
 
 def _fits(
-    core: CudaCore, emulate: Callable[..., CudaCore], direction: str, shared: int, sizes: tuple[int, ...]
+    core: CudaScan, emulate: Callable[..., CudaScan], direction: str, shared: int, sizes: tuple[int, ...]
 ) -> bool:
     emulate(shared=shared)
     try:
@@ -236,7 +236,7 @@ def _fits(
 @pytest.mark.parametrize(("gap", "narrow"), [(8, 0), (0, 0), (2, 4), (6, 4), (3, 2), (1, 2)])
 @pytest.mark.parametrize("sizes", [(3, 2, 16, 40, 3, 16), (3, 2, 40, 24, 16, 0)], ids=["categorical", "gaussian"])
 def test_weights_are_read_in_words(
-    emulate: Callable[..., CudaCore], library: Library, sizes: tuple[int, ...], gap: int, narrow: int
+    emulate: Callable[..., CudaScan], library: Library, sizes: tuple[int, ...], gap: int, narrow: int
 ) -> None:
     """As wide as a row's alignment allows, 16, 4 or 2 bytes, each weight once; the results are the same bits."""
     weights, inputs, start, grads, latent = problem(sizes, gap=gap)
@@ -250,7 +250,7 @@ def test_weights_are_read_in_words(
     assert all(torch.equal(got[name], want) for name, want in expected.items())
 
 
-def test_each_matrix_is_read_as_wide_as_it_can_be(emulate: Callable[..., CudaCore], library: Library) -> None:
+def test_each_matrix_is_read_as_wide_as_it_can_be(emulate: Callable[..., CudaScan], library: Library) -> None:
     """As in production, where only img_in's rows, which end with the action, are no multiple of 16 bytes."""
     sizes = (3, 2, 16, 24, 3, 8)
     weights, inputs, start, grads, latent = problem(sizes, gap=8)
@@ -263,22 +263,22 @@ def test_each_matrix_is_read_as_wide_as_it_can_be(emulate: Callable[..., CudaCor
     assert all(torch.equal(got[name], want) for name, want in expected.items())
 
 
-def test_some_gradients_are_absent(emulate: Callable[..., CudaCore]) -> None:
+def test_some_gradients_are_absent(emulate: Callable[..., CudaScan]) -> None:
     for noise in ("given", "mode"):
         weights, inputs, start, grads, latent = problem((3, 3, 10, 12, 3, 5), noise=noise)
         for kept in TraceGrads._fields:
             if noise == "mode" and kept == "stoch":
                 continue
             some = TraceGrads(**{name: x if name == kept else None for name, x in grads._asdict().items()})
-            trace = PlainCore().forward(weights, inputs, start, latent)
+            trace = PlainScan().forward(weights, inputs, start, latent)
             got, expected = (
-                core.backward(weights, start, trace, some, latent)._asdict() for core in (emulate(), PlainCore())
+                core.backward(weights, start, trace, some, latent)._asdict() for core in (emulate(), PlainScan())
             )
             assert_close(got, expected)
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["one ahead", "mixed"])
-def test_any_order_of_threads(emulate: Callable[..., CudaCore], mixed: bool) -> None:
+def test_any_order_of_threads(emulate: Callable[..., CudaScan], mixed: bool) -> None:
     """Blocks that run ahead, blocks that lag, and more blocks than tiles: the same bits."""
     case = problem((3, 3, 20, 24, 3, 9))
     expected = results(emulate(), case)
@@ -294,12 +294,12 @@ FAULTS = {"forward": (1, 2, 3, 4, 5, 6, 10, 11), "backward": (1, 2, 3, 4, 5, 10,
 
 
 @pytest.mark.parametrize(("direction", "fault"), [(d, f) for d, faults in FAULTS.items() for f in faults])
-def test_a_missing_barrier_is_caught(emulate: Callable[..., CudaCore], direction: str, fault: int) -> None:
+def test_a_missing_barrier_is_caught(emulate: Callable[..., CudaScan], direction: str, fault: int) -> None:
     weights, inputs, start, grads, latent = problem((3, 3, 40, 40, 3, 9))
     blocks = 2 if fault == 10 else 5  # 10 parts a block's tile from its next one
     trace = emulate().forward(weights, inputs, start, latent)
 
-    def run(core: CudaCore) -> tuple[Tensor, ...]:
+    def run(core: CudaScan) -> tuple[Tensor, ...]:
         if direction == "forward":
             return core.forward(weights, inputs, start, latent)
         return core.backward(weights, start, trace, grads, latent)
@@ -331,7 +331,7 @@ def test_noise_has_the_twins_bits(library: Library) -> None:
 
 @pytest.mark.parametrize("noise", ["seed", "given", "mode"])
 @pytest.mark.parametrize("latent", [Latent(3, 5), Latent(2, 41), Latent(1, 1), Latent(7, 0)], ids=str)
-def test_prior_samples(emulate: Callable[..., CudaCore], latent: Latent, noise: str) -> None:
+def test_prior_samples(emulate: Callable[..., CudaScan], latent: Latent, noise: str) -> None:
     core, generator = emulate(), torch.Generator().manual_seed(1)
     mixed, stats = latent.stoch * (latent.discrete or 1), latent.stoch * (latent.discrete or 2)
     x = torch.randn(3, 5, stats, generator=generator)
@@ -413,7 +413,7 @@ def test_which_gpus_have_code(library: Library, monkeypatch: pytest.MonkeyPatch)
     assert "has no code for sm_120, which its nvcc did not know" in status(12, 0, built="800,900").reason
 
 
-def test_sizes_that_do_not_fit(emulate: Callable[..., CudaCore], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_do_not_fit(emulate: Callable[..., CudaScan], monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for by name: an error that says why. By "auto": the next backend."""
     emulate(shared=4096)
     sizes = SIZES["odd"]
@@ -439,7 +439,7 @@ def test_a_stack_fits_if_both_models_do(monkeypatch: pytest.MonkeyPatch) -> None
         asked.append(deter)
         return "too wide" if deter == 10 else ""
 
-    monkeypatch.setattr(cuda_observe.core, "obstacle", refuse)
+    monkeypatch.setattr(cuda_observe.scan, "obstacle", refuse)
     for af_deter, deter, expected in ((9, 9, [9, 9]), (10, 9, [10]), (9, 10, [9, 10])):
         asked.clear()
         sizes = FITS | {"deter": deter, "af_deter": af_deter, "af_hidden": 5, "af_stoch": 3, "af_discrete": 7}

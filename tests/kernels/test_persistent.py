@@ -24,7 +24,7 @@ from triton.runtime.errors import InterpreterError
 
 from apv_fast.backend import BackendError
 from apv_fast.recurrence.phases import ScanGrads, ScanInputs, ScanStart, ScanWeights, Trace, TraceGrads
-from apv_fast.recurrence.plain import PlainCore
+from apv_fast.recurrence.plain import PlainScan
 from apv_fast.recurrence.stacked import Link, Model, TwoScans
 from apv_fast.types import Latent
 from tests.support import cooperative
@@ -131,18 +131,18 @@ def expected(name: str) -> tuple[Problem, Trace, ScanGrads]:
     """A problem, and what the plain recurrence makes of it."""
     problem = make_problem(*SIZES[name])
     weights, inputs, start, grads, latent = problem
-    trace = PlainCore().forward(weights, inputs, start, latent)
-    return problem, trace, PlainCore().backward(weights, start, trace, grads, latent)
+    trace = PlainScan().forward(weights, inputs, start, latent)
+    return problem, trace, PlainScan().backward(weights, start, trace, grads, latent)
 
 
 def forward(problem: Problem) -> Trace:
     weights, inputs, start, _, latent = problem
-    return rssm_observe.TritonCore().forward(weights, inputs, start, latent)
+    return rssm_observe.TritonScan().forward(weights, inputs, start, latent)
 
 
 def backward(problem: Problem, trace: Trace) -> ScanGrads:
     weights, _, start, grads, latent = problem
-    return rssm_observe.TritonCore().backward(weights, start, trace, grads, latent)
+    return rssm_observe.TritonScan().backward(weights, start, trace, grads, latent)
 
 
 def wrong(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> list[int]:
@@ -212,9 +212,9 @@ def test_many_rows(monkeypatch: pytest.MonkeyPatch, discrete: int) -> None:
     )
     problem = make_problem(67, 2, 5, 6, 2, discrete)
     weights, inputs, start, grads, latent = problem
-    trace = PlainCore().forward(weights, inputs, start, latent)
+    trace = PlainScan().forward(weights, inputs, start, latent)
     assert not wrong(forward(problem), trace)
-    assert not wrong(backward(problem, trace), PlainCore().backward(weights, start, trace, grads, latent))
+    assert not wrong(backward(problem, trace), PlainScan().backward(weights, start, trace, grads, latent))
 
 
 class Stack:
@@ -228,7 +228,7 @@ class Stack:
         hidden, widths = upper[3], (lower[4] * (lower[5] or 1), lower[2])
         stoch, deter = (torch.randn(hidden, n, generator=generator, dtype=torch.float64) / n**0.5 for n in widths)
         self.link = Link(stoch, deter)
-        plain = TwoScans(PlainCore())
+        plain = TwoScans(PlainScan())
         self.traces = plain.forward(*self.models, self.link, self.inputs)
         self.made = plain.backward(*self.models, self.link, self.traces, self.grads)
 

@@ -1,4 +1,4 @@
-"""The policy on every backend that has one of its own: against its modules on the reference engine."""
+"""The policy on every backend that has one of its own: against its modules on the reference."""
 
 from __future__ import annotations
 

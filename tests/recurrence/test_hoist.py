@@ -11,14 +11,14 @@ from apv_fast import backend as backends
 from apv_fast import ops
 from apv_fast.backend import Status
 from apv_fast.recurrence.observe import observe_on
-from apv_fast.recurrence.plain import PlainCore
+from apv_fast.recurrence.plain import PlainScan
 from apv_fast.recurrence.stacked import TwoScans, stacked_on
 from apv_fast.reference.noise import gumbel_noise, normal_noise
 from tests.ops.test_rssm_observe import relative_errors, run
 from tests.support.rssm_cases import CASES, SIZES, Sizes, make_case, make_problem, observe, params_of
 
-plain_observe = observe_on("plain", PlainCore())
-plain_stacked = stacked_on("plain", TwoScans(PlainCore()))
+plain_observe = observe_on("plain", PlainScan())
+plain_stacked = stacked_on("plain", TwoScans(PlainScan()))
 
 
 def plain_probe() -> Status:

@@ -37,8 +37,8 @@ def _stream(x: Tensor) -> int:
     return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
-class CudaCore(TorchProducts):
-    """:class:`apv_fast.recurrence.phases.Core` of bfloat16 weights, on a library that is loaded when first used."""
+class CudaScan(TorchProducts):
+    """:class:`apv_fast.recurrence.phases.ScanBackend` of bfloat16 weights; the library is loaded when first used."""
 
     def __init__(self, library: Callable[[], Library]) -> None:
         self.library = library
@@ -55,7 +55,7 @@ class CudaCore(TorchProducts):
         return ""
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
-        """See :class:`apv_fast.recurrence.phases.Core`."""
+        """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
         (batch, length, hidden), deter = inputs.x.shape, start.deter.shape[1]
         wide, narrow = start.deter.new_empty, inputs.x.new_empty
         mixed, stats = weights.stoch.shape[1], len(weights.dist_bias)
@@ -76,7 +76,7 @@ class CudaCore(TorchProducts):
     def backward(
         self, weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, latent: Latent
     ) -> ScanGrads:
-        """See :class:`apv_fast.recurrence.phases.Core`."""
+        """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
         given = [x if x is None else x.contiguous() for x in grads]
         empty = start.deter.new_empty if len(start.deter) else start.deter.new_zeros  # no rows: no launch
         norm = [empty(len(weights.norm_weight)) for _ in range(2)]
@@ -96,7 +96,7 @@ class CudaCore(TorchProducts):
         return made
 
     def sample(self, stats: Tensor, noise: Tensor | None, latent: Latent) -> Tensor:
-        """See :class:`apv_fast.recurrence.phases.Core`."""
+        """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
         made = stats.new_empty(*stats.shape[:-1], latent.stoch * (latent.discrete or 1))
         self._sample(stats, noise, latent, sample=made)
         return made
@@ -104,7 +104,7 @@ class CudaCore(TorchProducts):
     def sample_backward(
         self, grad: Tensor, stats: Tensor, noise: Tensor | None, latent: Latent, sampled: bool
     ) -> Tensor | None:
-        """See :class:`apv_fast.recurrence.phases.Core`."""
+        """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
         if latent.discrete and not sampled:
             return None
         made = torch.empty_like(stats, memory_format=torch.contiguous_format)

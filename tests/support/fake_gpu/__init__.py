@@ -84,7 +84,7 @@ def emulate_cuda(folder: Path) -> list[str]:
 
     emulated.launch = counted
     cuda.PATH = path
-    cuda.library = observe.core.library = lambda: emulated  # type: ignore[assignment]
+    cuda.library = observe.scan.library = lambda: emulated  # type: ignore[assignment]
     streams: Any = torch.cuda
     streams.current_stream = lambda device=None: SimpleNamespace(cuda_stream=0)
     return launches
