@@ -5,10 +5,10 @@ All of them have ``save_pretrained(path)`` and ``from_pretrained(path)``, see :m
 
 from apv_fast.nn.bonus import StreamNorm, VideoBonus
 from apv_fast.nn.cnn import Decoder, Encoder, normalize
-from apv_fast.nn.distributions import OneHot, TruncatedNormal
 from apv_fast.nn.heads import Actor, Critic, MLPHead
 from apv_fast.nn.rssm import RSSM, StackedRSSM
 from apv_fast.nn.saving import SavedModuleError
+from apv_fast.reference.distributions import OneHot, TruncatedNormal
 
 __all__ = [
     "RSSM",

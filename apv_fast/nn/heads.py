@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, distributions, nn
 
 from apv_fast.narrow import narrow
-from apv_fast.nn.distributions import ActionDistribution, OneHot, TruncatedNormal
 from apv_fast.nn.init import dense, keras_init
 from apv_fast.nn.saving import Savable
 from apv_fast.ops.mlp import mlp
+from apv_fast.reference.distributions import ActionDistribution, OneHot, TruncatedNormal
 from apv_fast.types import ActorParams
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apv_fast.nn.distributions import TruncatedNormal
+from apv_fast.reference.distributions import TruncatedNormal
 from apv_fast.reference.noise import gumbel_noise, uniform_noise, whole_noise
 from apv_fast.reference.rssm_step import dense, feat, img_step, onehot_straight_through
 from apv_fast.types import ActorParams, Latent, RSSMParams, State

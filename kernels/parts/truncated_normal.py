@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from apv_fast.nn.distributions import CLIP
+from apv_fast.reference.distributions import CLIP
 
 from .latent import Noise
 from .pointwise import sigmoid, tanh, uniform

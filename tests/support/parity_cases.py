@@ -13,8 +13,8 @@ from apv_fast import ops
 from apv_fast.agent.world_model import image_loss
 from apv_fast.nn import RSSM, Actor, Decoder, Encoder, StreamNorm
 from apv_fast.nn.cnn import normalize
-from apv_fast.nn.distributions import TruncatedNormal, normal_log_prob
 from apv_fast.optim import KerasAdam
+from apv_fast.reference.distributions import TruncatedNormal, normal_log_prob
 from apv_fast.types import State
 from tests.support.official_weights import gradients, load, under
 
