@@ -1,4 +1,4 @@
-// apv_fast._C.sample, gumbel, kl_loss, image, lambda_return, keras_adam, apply_function: csrc/cpu/pointwise.h, adam.h.
+// apv_fast._C.sample, gumbel, kl_loss, image, lambda_return, keras_adam, apply_function: pointwise.h, keras_adam.h.
 // Tensors are contiguous and given by address; 0 is none. What is there of sizes and dtypes, Python has checked.
 
 #include <pybind11/pybind11.h>
@@ -10,11 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "bindings.h"
-#include "cpu/adam.h"
-#include "cpu/pointwise.h"
-#include "cpu/threads.h"
-#include "cpu/workspace.h"
+#include "module.h"
+#include "cpu/keras_adam/keras_adam.h"
+#include "cpu/parts/pointwise.h"
+#include "cpu/parts/threads.h"
+#include "cpu/parts/workspace.h"
 
 namespace apv_fast {
 namespace {
@@ -183,7 +183,7 @@ void bind_pointwise(pybind11::module_& module) {
              py::kw_only(), py::arg("weights"), py::arg("gradients"), py::arg("first"), py::arg("second"),
              py::arg("sizes"), py::arg("size"), py::arg("eps"), py::arg("clip"), py::arg("decay"), py::arg("betas"),
              py::arg("threads"), py::arg("dtype"), py::arg("isa"));
-  module.def("apply_function", &apply, released, "One of csrc/cpu/functions.cpp, element by element; for tests.",
+  module.def("apply_function", &apply, released, "One of csrc/cpu/parts/functions.cpp, element by element; for tests.",
              py::kw_only(), py::arg("name"), py::arg("count"), py::arg("from_"), py::arg("out"), py::arg("dtype"),
              py::arg("isa"));
 }
