@@ -4,7 +4,8 @@
 //
 // The squares of a block are added up in vectors of its own, the blocks in one order.
 
-#include "../parts/pointwise.h"
+#include "image_loss.h"
+
 #include "../parts/simd.h"
 #include "../parts/team.h"
 
@@ -92,8 +93,8 @@ void normalize(const ImageProblem& p) {
 
 }  // namespace
 
-const ByType<ImageProblem> image_loss = {loss<float>, loss<double>, loss<Bf16>};
-const ByType<ImageProblem> normalize_image = {normalize<float>, normalize<double>, normalize<Bf16>};
+const ByDtype<Function<ImageProblem>> image_loss = {loss<float>, loss<double>, loss<Bf16>};
+const ByDtype<Function<ImageProblem>> normalize_image = {normalize<float>, normalize<double>, normalize<Bf16>};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

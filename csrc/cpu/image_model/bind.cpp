@@ -1,45 +1,19 @@
-// apv_fast._C.encoder_… and decoder_…: passes over the image models. Addresses are of contiguous tensors that Python has
-// checked; 0 is none.
+// apv_fast._C.encoder_… and decoder_…: passes over the image models. Tensors are contiguous.
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "image_model.h"
 
-#include <array>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "../../module.h"
-#include "image_model.h"
-#include "../parts/threads.h"
-#include "../parts/workspace.h"
+#include "../parts/binding.h"
 
 namespace apv_fast {
 namespace {
 
-using Addresses = std::vector<uintptr_t>;
-
-template <class Pointer = void*>
-Pointer pointer(uintptr_t address) {
-  return reinterpret_cast<Pointer>(address);
-}
+using List = std::vector<Address>;
 
 template <class Arguments>
-const ImageModel<Arguments>& model_of(const ImageModels<Arguments>& models, const std::string& dtype) {
-  if (dtype == "float32") return models.float32;
-  if (dtype == "float64") return models.float64;
-  if (dtype == "bfloat16") return models.bfloat16;
-  throw std::invalid_argument("image model: dtype '" + dtype + "' is not supported");
-}
-
-template <class Arguments>
-void run(const Pass<Arguments>& pass, const Arguments& arguments) {
-  const Workspace workspace(pass.bytes(arguments));
-  pass.run(arguments, workspace.data());
-}
-
-template <class Arguments>
-void set_layers(Arguments& to, const Addresses& parameters, const Addresses& gradients, const Addresses& outputs) {
+void set_layers(Arguments& to, const List& parameters, const List& gradients, const List& outputs) {
   constexpr size_t layers = std::extent_v<decltype(to.layers)>;
   if (parameters.size() != 2 * layers || outputs.size() != layers ||
       (!gradients.empty() && gradients.size() != 2 * layers)) {
@@ -55,10 +29,10 @@ void set_layers(Arguments& to, const Addresses& parameters, const Addresses& gra
 }
 
 // `shape`: images, channels, depth. Without `gradients` it is the forward pass.
-void encoder_pass(std::array<int64_t, 3> shape, uintptr_t image, bool bytes, const Addresses& parameters,
-                  const Addresses& outputs, uintptr_t grad, const Addresses& gradients, uintptr_t image_grad,
+void encoder_pass(std::array<int64_t, 3> shape, Address image, bool bytes, const List& parameters,
+                  const List& outputs, Address grad, const List& gradients, Address image_grad,
                   const std::string& dtype, int threads, const std::string& isa) {
-  const auto& model = model_of(APV_FAST_PICK(isa_of(isa), encoder), dtype);
+  const auto& model = of_dtype(APV_FAST_PICK(isa_of(isa), encoder), dtype, "image model");
   EncoderArguments x{};
   x.images = shape[0], x.channels = shape[1], x.depth = shape[2];
   x.bytes = bytes;
@@ -69,10 +43,10 @@ void encoder_pass(std::array<int64_t, 3> shape, uintptr_t image, bool bytes, con
 }
 
 // `shape`: images, features, channels, depth.
-void decoder_pass(std::array<int64_t, 4> shape, uintptr_t feat, const Addresses& parameters, const Addresses& outputs,
-                  uintptr_t grad, const Addresses& gradients, uintptr_t feat_grad, const std::string& dtype,
+void decoder_pass(std::array<int64_t, 4> shape, Address feat, const List& parameters, const List& outputs,
+                  Address grad, const List& gradients, Address feat_grad, const std::string& dtype,
                   int threads, const std::string& isa) {
-  const auto& model = model_of(APV_FAST_PICK(isa_of(isa), decoder), dtype);
+  const auto& model = of_dtype(APV_FAST_PICK(isa_of(isa), decoder), dtype, "image model");
   DecoderArguments x{};
   x.images = shape[0], x.features = shape[1], x.channels = shape[2], x.depth = shape[3];
   x.feat = pointer(feat), x.grad = pointer(grad), x.feat_grad = pointer(feat_grad);
@@ -88,12 +62,12 @@ void bind_image_model(pybind11::module_& module) {
   module.def("encoder_pass", &encoder_pass, py::call_guard<py::gil_scoped_release>(),
              "A pass over the encoder, backward if there are gradients to write.", py::kw_only(), py::arg("shape"),
              py::arg("image"), py::arg("bytes"), py::arg("parameters"), py::arg("outputs"), py::arg("grad") = 0,
-             py::arg("gradients") = Addresses(), py::arg("image_grad") = 0, py::arg("dtype"), py::arg("threads"),
+             py::arg("gradients") = List(), py::arg("image_grad") = 0, py::arg("dtype"), py::arg("threads"),
              py::arg("isa"));
   module.def("decoder_pass", &decoder_pass, py::call_guard<py::gil_scoped_release>(),
              "A pass over the decoder, backward if there are gradients to write.", py::kw_only(), py::arg("shape"),
              py::arg("feat"), py::arg("parameters"), py::arg("outputs"), py::arg("grad") = 0,
-             py::arg("gradients") = Addresses(), py::arg("feat_grad") = 0, py::arg("dtype"), py::arg("threads"),
+             py::arg("gradients") = List(), py::arg("feat_grad") = 0, py::arg("dtype"), py::arg("threads"),
              py::arg("isa"));
 }
 

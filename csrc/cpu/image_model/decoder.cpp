@@ -302,7 +302,7 @@ class Backward {
 
 }  // namespace
 
-const ImageModels<DecoderArguments> decoder = models<Forward, Backward, DecoderArguments>();
+const ByDtype<ImageModel<DecoderArguments>> decoder = models<Forward, Backward, DecoderArguments>();
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

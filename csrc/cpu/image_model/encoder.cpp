@@ -219,7 +219,7 @@ class Backward {
 
 }  // namespace
 
-const ImageModels<EncoderArguments> encoder = models<Forward, Backward, EncoderArguments>();
+const ByDtype<ImageModel<EncoderArguments>> encoder = models<Forward, Backward, EncoderArguments>();
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

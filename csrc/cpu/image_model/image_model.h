@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../parts/isa.h"
+#include "../parts/kernel.h"
 
 namespace apv_fast {
 
@@ -37,22 +37,11 @@ struct DecoderArguments {
 };
 
 template <class Arguments>
-struct Pass {
-  int64_t (*bytes)(const Arguments&);  // of working memory
-  void (*run)(const Arguments&, void* memory);
-};
-
-template <class Arguments>
 struct ImageModel {
   Pass<Arguments> forward, backward;
 };
 
-template <class Arguments>
-struct ImageModels {
-  ImageModel<Arguments> float32, float64, bfloat16;
-};
-
-APV_FAST_FOR_EACH_ISA(extern const ImageModels<EncoderArguments> encoder;
-                      extern const ImageModels<DecoderArguments> decoder;)
+APV_FAST_FOR_EACH_ISA(extern const ByDtype<ImageModel<EncoderArguments>> encoder;
+                      extern const ByDtype<ImageModel<DecoderArguments>> decoder;)
 
 }  // namespace apv_fast

@@ -154,7 +154,7 @@ constexpr ImageModel<Arguments> model() {
 }
 
 template <template <class> class Forward, template <class> class Backward, class Arguments>
-constexpr ImageModels<Arguments> models() {
+constexpr ByDtype<ImageModel<Arguments>> models() {
   return {model<Forward, Backward, float, Arguments>(), model<Forward, Backward, double, Arguments>(),
           model<Forward, Backward, Bf16, Arguments>()};
 }

@@ -96,7 +96,7 @@ void adam(const AdamProblem& p) {
 
 }  // namespace
 
-const AdamTable keras_adam = {adam<float>, adam<double>};
+const ByDtype<Function<AdamProblem>> keras_adam = {adam<float>, adam<double>, nullptr};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

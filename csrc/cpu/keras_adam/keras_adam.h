@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../parts/isa.h"
+#include "../parts/kernel.h"
 
 namespace apv_fast {
 
@@ -32,11 +32,6 @@ struct AdamProblem {
   double* norm;     // leaves the gradients' norm
 };
 
-struct AdamTable {
-  void (*float32)(const AdamProblem&);
-  void (*float64)(const AdamProblem&);
-};
-
-APV_FAST_FOR_EACH_ISA(extern const AdamTable keras_adam;)
+APV_FAST_FOR_EACH_ISA(extern const ByDtype<Function<AdamProblem>> keras_adam;)
 
 }  // namespace apv_fast

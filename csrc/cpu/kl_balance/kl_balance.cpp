@@ -12,8 +12,9 @@
 // Forward leaves nothing but KL of every step: log-softmax is computed again, a variable at a time in the first-level
 // cache. The steps are added up in one order.
 
+#include "kl_balance.h"
+
 #include "../parts/latent.h"
-#include "../parts/pointwise.h"
 #include "../parts/team.h"
 
 namespace apv_fast {
@@ -162,7 +163,7 @@ void kl(const KlProblem& p) {
 
 }  // namespace
 
-const ByType<KlProblem> kl_loss = {kl<float>, kl<double>, kl<Bf16>};
+const ByDtype<Function<KlProblem>> kl_balance = {kl<float>, kl<double>, kl<Bf16>};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

@@ -6,7 +6,8 @@
 //
 // The way back computes the m_t again: returns that were rounded to 16 bits would not do.
 
-#include "../parts/pointwise.h"
+#include "lambda_return.h"
+
 #include "../parts/simd.h"
 #include "../parts/team.h"
 
@@ -75,7 +76,7 @@ void returns(const ReturnsProblem& p) {
 
 }  // namespace
 
-const ByType<ReturnsProblem> lambda_return = {returns<float>, returns<double>, returns<Bf16>};
+const ByDtype<Function<ReturnsProblem>> lambda_return = {returns<float>, returns<double>, returns<Bf16>};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

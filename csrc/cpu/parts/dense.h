@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
+#include "kernel.h"
 
 namespace apv_fast {
 
@@ -36,21 +36,8 @@ struct EluBackward {
   int threads;
 };
 
-struct Dense {
-  int64_t (*workspace)(const DenseArguments&);  // bytes
-  void (*run)(const DenseArguments&, void* workspace);
-};
-
-struct EluGradient {
-  int64_t (*workspace)(const EluBackward&);  // bytes
-  void (*run)(const EluBackward&, void* workspace);
-};
-
-struct DenseFunctions {
-  Dense floats, doubles, halves_of_floats;
-  EluGradient elu_floats, elu_doubles, elu_halves;
-};
-
-APV_FAST_FOR_EACH_ISA(extern const DenseFunctions dense_functions;)
+// `dense` by the dtype of b.
+APV_FAST_FOR_EACH_ISA(extern const ByDtype<Pass<DenseArguments>> dense;
+                      extern const ByDtype<Pass<EluBackward>> elu_backward;)
 
 }  // namespace apv_fast

@@ -1,7 +1,8 @@
 // The functions of math.h and noise.h, each over an array: what tests/test_cpu_math.py calls.
 
+#include "functions.h"
+
 #include "latent.h"
-#include "pointwise.h"
 
 namespace apv_fast {
 namespace APV_FAST_ISA {
@@ -43,7 +44,7 @@ void apply(const FunctionProblem& p) {
 
 }  // namespace
 
-const ByType<FunctionProblem> apply_function = {apply<float>, apply<double>, nullptr};
+const ByDtype<Function<FunctionProblem>> apply_function = {apply<float>, apply<double>, nullptr};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

@@ -140,7 +140,8 @@ void run(const OneHotGradient& x, void* memory) {
 
 }  // namespace
 
-const OneHotTable onehot_functions = {{workspace<float>, run<float>}, {workspace<Bf16>, run<Bf16>}};
+const ByDtype<Pass<OneHotGradient>> onehot_gradient = {
+    {workspace<float>, run<float>}, {nullptr, nullptr}, {workspace<Bf16>, run<Bf16>}};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

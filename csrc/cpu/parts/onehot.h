@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "isa.h"
+#include "kernel.h"
 
 namespace apv_fast {
 
@@ -20,15 +20,7 @@ struct OneHotGradient {
   int threads;
 };
 
-struct OneHotFunctions {
-  int64_t (*workspace)(const OneHotGradient&);  // bytes
-  void (*run)(const OneHotGradient&, void* workspace);
-};
-
-struct OneHotTable {
-  OneHotFunctions floats, halves;
-};
-
-APV_FAST_FOR_EACH_ISA(extern const OneHotTable onehot_functions;)
+// float64 is nothing.
+APV_FAST_FOR_EACH_ISA(extern const ByDtype<Pass<OneHotGradient>> onehot_gradient;)
 
 }  // namespace apv_fast

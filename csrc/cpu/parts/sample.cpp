@@ -1,7 +1,8 @@
 // Samples of all latents at once and their gradient, see latent.h; and Gumbel noise by itself.
 
+#include "sample.h"
+
 #include "latent.h"
-#include "pointwise.h"
 #include "team.h"
 
 namespace apv_fast {
@@ -44,8 +45,8 @@ void gumbel_noise(const GumbelProblem& p) {
 
 }  // namespace
 
-const ByType<SampleProblem> sample = {sample_rows<float>, sample_rows<double>, nullptr};
-const ByType<GumbelProblem> draw_gumbel = {gumbel_noise<float>, gumbel_noise<double>, nullptr};
+const ByDtype<Function<SampleProblem>> sample = {sample_rows<float>, sample_rows<double>, nullptr};
+const ByDtype<Function<GumbelProblem>> draw_gumbel = {gumbel_noise<float>, gumbel_noise<double>, nullptr};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

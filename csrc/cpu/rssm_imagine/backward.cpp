@@ -295,8 +295,8 @@ int64_t bytes(const ImagineProblem& problem) {
 }
 
 template <class T>
-void run(const ImagineProblem& problem, char* memory) {
-  Arena arena{memory};
+void run(const ImagineProblem& problem, void* memory) {
+  Arena arena{static_cast<char*>(memory)};
   const Backward<T> backward(problem, arena);
   run_team(problem.threads, [&](const Team& team) {
     backward.prepare(team);
@@ -310,7 +310,7 @@ void run(const ImagineProblem& problem, char* memory) {
 
 }  // namespace
 
-const ImagineTable imagine_backward = {
+const ByDtype<Pass<ImagineProblem>> imagine_backward = {
     {bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
 
 }  // namespace APV_FAST_ISA

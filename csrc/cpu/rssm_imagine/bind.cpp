@@ -1,16 +1,11 @@
 // apv_fast._C.imagine: imagination, forward or backward.
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "rssm_imagine.h"
 
-#include <array>
-#include <map>
-#include <string>
 #include <vector>
 
 #include "../../module.h"
-#include "rssm_imagine.h"
-#include "../parts/fields.h"
+#include "../parts/binding.h"
 
 namespace apv_fast {
 namespace {
@@ -25,8 +20,8 @@ void set_sizes(ImagineProblem& p, std::map<std::string, int64_t> sizes) {
   fields.done();
 }
 
-void set_tensors(ImagineProblem& p, std::map<std::string, uintptr_t> tensors) {
-  Fields<uintptr_t> fields("imagine", std::move(tensors));
+void set_tensors(ImagineProblem& p, Addresses tensors) {
+  Fields<Address> fields("imagine", std::move(tensors));
   APV_FAST_SET(img_in_weight) APV_FAST_SET(img_in_bias) APV_FAST_SET(gru_weight) APV_FAST_SET(gru_bias)
   APV_FAST_SET(norm_weight) APV_FAST_SET(norm_bias) APV_FAST_SET(img_out_weight) APV_FAST_SET(img_out_bias)
   APV_FAST_SET(dist_weight) APV_FAST_SET(dist_bias) APV_FAST_SET(start_deter) APV_FAST_SET(start_stoch)
@@ -54,28 +49,39 @@ void set_tensors(ImagineProblem& p, std::map<std::string, uintptr_t> tensors) {
 
 #undef APV_FAST_SET
 
-void run(bool backward, std::map<std::string, int64_t> sizes, const std::vector<int64_t>& units, double latent_min_std,
-         double min_std, std::map<std::string, uintptr_t> tensors, int threads, const std::string& dtype,
-         const std::string& isa) {
+void check(const ImagineProblem& p) {
+  require(p.steps >= 1 && p.rows >= 0 && p.deter >= 1 && p.hidden >= 1 && p.stoch >= 1,
+          "imagine: sizes must be at least 1");
+  require(p.discrete >= 0 && p.actions >= 0, "imagine: sizes must not be negative");
+  require(p.inputs >= p.mixed() + p.actions,
+          "imagine: img_in_weight must have a column a number of stoch and action");
+}
+
+void imagine(bool backward, std::map<std::string, int64_t> sizes, const std::vector<int64_t>& units,
+             double latent_min_std, double min_std, Addresses tensors, int threads, const std::string& dtype,
+             const std::string& isa) {
   ImagineProblem p{};
-  if (units.size() > size_t(kMostLayers)) throw std::invalid_argument("imagine: an actor has at most 16 hidden layers");
+  require(units.size() <= size_t(kMostLayers), "imagine: an actor has at most 16 hidden layers");
   p.layers = int64_t(units.size());
   for (size_t l = 0; l < units.size(); ++l) p.layer[l].units = units[l];
   p.latent_min_std = latent_min_std;
   p.min_std = min_std;
-  p.threads = threads;
+  p.threads = usable_threads(threads);
   set_sizes(p, std::move(sizes));
   set_tensors(p, std::move(tensors));
-  imagine(p, backward, dtype, isa);
+  check(p);
+  const Isa chosen = isa_of(isa);
+  const auto& table = backward ? APV_FAST_PICK(chosen, imagine_backward) : APV_FAST_PICK(chosen, imagine_forward);
+  run(of_dtype(table, dtype, "imagine"), p);
 }
 
 }  // namespace
 
-void bind_imagine(pybind11::module_& module) {
+void bind_rssm_imagine(pybind11::module_& module) {
   namespace py = pybind11;
-  module.def("imagine", &run, py::call_guard<py::gil_scoped_release>(),
-             "Runs imagination on tensors given by name and address, see ImagineProblem in csrc/cpu/rssm_imagine/; `units` are the "
-             "sizes of the actor's hidden layers, none: actions are given.",
+  module.def("imagine", &imagine, py::call_guard<py::gil_scoped_release>(),
+             "Runs imagination on tensors given by name and address, see ImagineProblem in csrc/cpu/rssm_imagine/; `units` "
+             "are the sizes of the actor's hidden layers, none: actions are given.",
              py::kw_only(), py::arg("backward"), py::arg("sizes"), py::arg("units"), py::arg("latent_min_std"),
              py::arg("min_std"), py::arg("tensors"), py::arg("threads"), py::arg("dtype"), py::arg("isa"));
 }

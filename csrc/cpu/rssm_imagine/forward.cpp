@@ -273,8 +273,8 @@ int64_t bytes(const ImagineProblem& problem) {
 }
 
 template <class T>
-void run(const ImagineProblem& problem, char* memory) {
-  Arena arena{memory};
+void run(const ImagineProblem& problem, void* memory) {
+  Arena arena{static_cast<char*>(memory)};
   const Forward<T> forward(problem, arena);
   run_team(problem.threads, [&](const Team& team) {
     forward.prepare(team);
@@ -285,7 +285,7 @@ void run(const ImagineProblem& problem, char* memory) {
 
 }  // namespace
 
-const ImagineTable imagine_forward = {
+const ByDtype<Pass<ImagineProblem>> imagine_forward = {
     {bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
 
 }  // namespace APV_FAST_ISA

@@ -1,4 +1,6 @@
-// Imagination: H steps of the prior from N start states, and the walk back; with an actor in the loop or given actions.
+// Imagination: H steps of the prior from N start states, and the walk back. With an actor in the loop that is rssm_imagine,
+// with given actions rssm_rollout. They share this folder because they are one kernel: a rollout is imagination by an
+// actor of no layers, and lacks nothing but the phases of the actor.
 //
 // One step forward (apv_fast/reference/imagination.py defines it), z and h the state before it:
 //
@@ -18,9 +20,8 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 
-#include "../parts/isa.h"
+#include "../parts/kernel.h"
 
 namespace apv_fast {
 
@@ -78,19 +79,7 @@ struct ImagineProblem {
   APV_FAST_INLINE int64_t at(int64_t t, int64_t n) const { return batch_first ? n * steps + t : t * rows + n; }
 };
 
-// What one instruction set provides for operands of one dtype; `memory` is aligned to 64 bytes.
-struct ImagineFunctions {
-  int64_t (*bytes)(const ImagineProblem& problem);
-  void (*run)(const ImagineProblem& problem, char* memory);
-};
-
-struct ImagineTable {
-  ImagineFunctions float32, float64, bfloat16;
-};
-
-APV_FAST_FOR_EACH_ISA(extern const ImagineTable imagine_forward; extern const ImagineTable imagine_backward;)
-
-// Runs one direction. Throws std::invalid_argument for an unknown dtype or instruction set, or sizes below 1.
-void imagine(const ImagineProblem& problem, bool backward, const std::string& dtype, const std::string& isa);
+APV_FAST_FOR_EACH_ISA(extern const ByDtype<Pass<ImagineProblem>> imagine_forward;
+                      extern const ByDtype<Pass<ImagineProblem>> imagine_backward;)
 
 }  // namespace apv_fast

@@ -242,15 +242,16 @@ int64_t bytes(const ScanProblem& problem) {
 }
 
 template <class T>
-void run(const ScanProblem& problem, char* memory) {
-  Arena arena{memory};
+void run(const ScanProblem& problem, void* memory) {
+  Arena arena{static_cast<char*>(memory)};
   const Backward<T> backward(problem, arena);
   run_team(problem.threads, [&](const Team& team) { backward.run(team); });
 }
 
 }  // namespace
 
-const ScanTable scan_backward = {{bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
+const ByDtype<Pass<ScanProblem>> scan_backward =
+    {{bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

@@ -1,23 +1,15 @@
 // apv_fast._C.rssm_scan: the recurrence of the posterior scan, forward or backward.
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-#include <map>
-#include <string>
+#include "rssm_observe.h"
 
 #include "../../module.h"
-#include "rssm_observe.h"
-#include "../parts/fields.h"
+#include "../parts/binding.h"
 
 namespace apv_fast {
 namespace {
 
-using Addresses = std::map<std::string, uintptr_t>;
-
 void set_pointers(ScanProblem& p, Addresses addresses) {
-  Fields<uintptr_t> fields("rssm_scan", std::move(addresses));
+  Fields<Address> fields("rssm_scan", std::move(addresses));
 #define APV_FAST_FIELD(name) fields.set(#name, p.name)
   APV_FAST_FIELD(gru_bias);
   APV_FAST_FIELD(norm_weight);
@@ -50,6 +42,22 @@ void set_pointers(ScanProblem& p, Addresses addresses) {
   fields.done();
 }
 
+void check_shape(const Weight& weight, int64_t rows, int64_t columns, const char* name) {
+  if (weight.rows == rows && weight.columns == columns) return;
+  throw std::invalid_argument(std::string("rssm_scan: ") + name + " must be [" + std::to_string(rows) + ", " +
+                              std::to_string(columns) + "]");
+}
+
+void check(const ScanProblem& p) {
+  if (p.batch < 1 || p.length < 1 || p.deter < 1 || p.hidden < 1 || p.stoch < 1 || p.discrete < 0) {
+    throw std::invalid_argument("rssm_scan: sizes must be at least 1");
+  }
+  check_shape(p.weight_stoch, p.hidden, p.mixed(), "weight_stoch");
+  check_shape(p.weight_gru, 3 * p.deter, p.hidden + p.deter, "weight_gru");
+  check_shape(p.weight_obs, p.hidden, p.deter, "weight_obs");
+  check_shape(p.weight_dist, p.statistics(), p.hidden, "weight_dist");
+}
+
 using Sizes = std::array<int64_t, 6>;
 using Matrices = std::array<std::array<int64_t, 5>, 4>;
 
@@ -63,19 +71,22 @@ void scan(bool backward, const Sizes& sizes, double min_std, const Matrices& wei
   p.stoch = sizes[4];
   p.discrete = sizes[5];
   p.min_std = min_std;
-  p.threads = threads;
+  p.threads = usable_threads(threads);
   Weight* const fields[] = {&p.weight_stoch, &p.weight_gru, &p.weight_obs, &p.weight_dist};
   for (size_t i = 0; i < weights.size(); ++i) {
     const auto& [data, rows, columns, row_stride, column_stride] = weights[i];
-    *fields[i] = {reinterpret_cast<const void*>(data), rows, columns, row_stride, column_stride};
+    *fields[i] = {pointer(data), rows, columns, row_stride, column_stride};
   }
   set_pointers(p, std::move(addresses));
-  rssm_scan(p, backward, dtype, isa);
+  check(p);
+  const Isa chosen = isa_of(isa);
+  const auto& table = backward ? APV_FAST_PICK(chosen, scan_backward) : APV_FAST_PICK(chosen, scan_forward);
+  run(of_dtype(table, dtype, "rssm_scan"), p);
 }
 
 }  // namespace
 
-void bind_scan(pybind11::module_& module) {
+void bind_rssm_observe(pybind11::module_& module) {
   namespace py = pybind11;
   module.def("rssm_scan", &scan, py::call_guard<py::gil_scoped_release>(),
              "Runs the recurrence on tensors given by name and address, see csrc/cpu/rssm_observe/. `sizes` are B, T, D, "

@@ -5,9 +5,8 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 
-#include "../parts/isa.h"
+#include "../parts/kernel.h"
 
 namespace apv_fast {
 
@@ -40,19 +39,7 @@ struct ScanProblem {
   APV_FAST_INLINE bool sampled() const { return noise != nullptr || seed != nullptr; }
 };
 
-// What one instruction set provides for operands of one dtype; `memory` is aligned to 64 bytes.
-struct ScanFunctions {
-  int64_t (*bytes)(const ScanProblem& problem);
-  void (*run)(const ScanProblem& problem, char* memory);
-};
-
-struct ScanTable {
-  ScanFunctions float32, float64, bfloat16;
-};
-
-APV_FAST_FOR_EACH_ISA(extern const ScanTable scan_forward; extern const ScanTable scan_backward;)
-
-// Runs one direction. Throws std::invalid_argument for an unknown dtype or instruction set, or sizes below 1.
-void rssm_scan(const ScanProblem& problem, bool backward, const std::string& dtype, const std::string& isa);
+APV_FAST_FOR_EACH_ISA(extern const ByDtype<Pass<ScanProblem>> scan_forward;
+                      extern const ByDtype<Pass<ScanProblem>> scan_backward;)
 
 }  // namespace apv_fast

@@ -1,26 +1,21 @@
 // apv_fast._C.FilterStep: one step of filtering and acting, its weights bound once.
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "rssm_step.h"
 
-#include <array>
-#include <map>
-#include <string>
+#include <memory>
 #include <vector>
 
 #include "../../module.h"
-#include "rssm_step.h"
-#include "../parts/fields.h"
+#include "../parts/binding.h"
 
 namespace apv_fast {
 namespace {
 
 using Sizes = std::map<std::string, int64_t>;
-using Addresses = std::map<std::string, uintptr_t>;
-using Layer = std::array<uintptr_t, 3>;  // weight, bias, units
+using Layer = std::array<Address, 3>;  // weight, bias, units
 
 LayerWeights layer_of(const Layer& layer) {
-  return {reinterpret_cast<const void*>(layer[0]), reinterpret_cast<const void*>(layer[1]), int64_t(layer[2])};
+  return {pointer(layer[0]), pointer(layer[1]), int64_t(layer[2])};
 }
 
 void set_sizes(StepModel& m, Sizes sizes) {
@@ -40,13 +35,13 @@ void set_sizes(StepModel& m, Sizes sizes) {
   m.post.dist.units = m.prior.dist.units = m.statistics();
 }
 
-void set_layer(Fields<uintptr_t>& fields, const std::string& name, LayerWeights& layer) {
+void set_layer(Fields<Address>& fields, const std::string& name, LayerWeights& layer) {
   fields.set(name + "_weight", layer.weight);
   fields.set(name + "_bias", layer.bias);
 }
 
 void set_weights(StepModel& m, Addresses weights) {
-  Fields<uintptr_t> fields("step", std::move(weights));
+  Fields<Address> fields("step", std::move(weights));
   set_layer(fields, "img_in", m.img_in);
   set_layer(fields, "gru", m.gru);
   fields.set("gru_norm_weight", m.norm_weight);
@@ -61,12 +56,12 @@ void set_weights(StepModel& m, Addresses weights) {
 }
 
 // What changes from step to step, addresses or 0; the order of FilterStep.run's lists.
-using ModelTensors = std::array<uintptr_t, 13>;
-using ActorTensors = std::array<uintptr_t, 3>;
+using ModelTensors = std::array<Address, 13>;
+using ActorTensors = std::array<Address, 3>;
 
 template <class Pointer>
-void point(Pointer& field, uintptr_t address) {
-  field = reinterpret_cast<Pointer>(address);
+void point(Pointer& field, Address address) {
+  field = pointer<Pointer>(address);
 }
 
 void set_tensors(StepModel& m, const ModelTensors& x) {
@@ -84,16 +79,41 @@ void set_tensors(StepModel& m, const ModelTensors& x) {
   }
 }
 
+void check(const StepProblem& p) {
+  require(p.rows >= 0, "step: rows must not be negative");
+  for (int64_t i = 0; i < p.models; ++i) {
+    const StepModel& m = p.model[i];
+    require(m.deter >= 1 && m.stoch >= 1 && m.img_in.units >= 1, "step: sizes must be at least 1");
+    require(m.discrete >= 0 && m.actions >= 0 && m.embed >= 0, "step: sizes must not be negative");
+    require(m.inputs >= m.mixed() + m.actions,
+            "step: img_in_weight must have a column a number of stoch and action");
+  }
+  require(p.layers == 0 || p.model[p.models - 1].post.there(), "step: an actor needs a posterior");
+}
+
+// This thread's working memory, kept from step to step: a few hundred kilobytes.
+void* memory_of(size_t bytes) {
+  thread_local std::unique_ptr<Workspace> memory;
+  thread_local size_t size = 0;
+  if (bytes > size || memory == nullptr) {
+    memory.reset();
+    size = 0;
+    memory = std::make_unique<Workspace>(bytes);
+    size = bytes;
+  }
+  return memory->data();
+}
+
 class FilterStep {
  public:
   FilterStep(const std::vector<Sizes>& sizes, const std::vector<double>& latent_min_std,
              const std::vector<Addresses>& weights, std::string dtype, std::string isa)
       : dtype_(std::move(dtype)), isa_(std::move(isa)) {
-    if (sizes.empty() || sizes.size() > 2 || weights.size() != sizes.size() || latent_min_std.size() != sizes.size()) {
-      throw std::invalid_argument("step: there must be one model or two");
-    }
-    problem_.models = int64_t(sizes.size());
-    for (size_t i = 0; i < sizes.size(); ++i) {
+    const size_t models = sizes.size();
+    require((models == 1 || models == 2) && weights.size() == models && latent_min_std.size() == models,
+            "step: there must be one model or two");
+    problem_.models = int64_t(models);
+    for (size_t i = 0; i < models; ++i) {
       set_sizes(problem_.model[i], sizes[i]);
       set_weights(problem_.model[i], weights[i]);
       problem_.model[i].min_std = latent_min_std[i];
@@ -101,14 +121,12 @@ class FilterStep {
   }
 
   // Hidden layers and the head of an actor; `rows` may be 0, see StepProblem::actor_rows.
-  void add_actor(const std::vector<Layer>& layers, uintptr_t rows, const Layer& head, int64_t actions, bool one_hot,
+  void add_actor(const std::vector<Layer>& layers, Address rows, const Layer& head, int64_t actions, bool one_hot,
                  double min_std) {
-    if (layers.empty() || layers.size() > size_t(kMostLayers)) {
-      throw std::invalid_argument("step: an actor must have 1 to 16 hidden layers");
-    }
+    require(!layers.empty() && layers.size() <= size_t(kMostLayers), "step: an actor must have 1 to 16 hidden layers");
     problem_.layers = int64_t(layers.size());
     for (size_t l = 0; l < layers.size(); ++l) problem_.layer[l] = layer_of(layers[l]);
-    problem_.actor_rows = reinterpret_cast<const void*>(rows);
+    problem_.actor_rows = pointer(rows);
     problem_.head = layer_of(head);
     problem_.actions = actions;
     problem_.one_hot_actions = one_hot;
@@ -116,18 +134,20 @@ class FilterStep {
   }
 
   // May be called by several threads at once: they share nothing but what they only read.
-  void run(int64_t rows, uintptr_t is_first, const std::vector<ModelTensors>& models, const ActorTensors& actor,
+  void run(int64_t rows, Address is_first, const std::vector<ModelTensors>& models, const ActorTensors& actor,
            int threads) const {
     StepProblem p = problem_;
-    if (int64_t(models.size()) != p.models) throw std::invalid_argument("step: not the tensors of so many models");
+    require(int64_t(models.size()) == p.models, "step: not the tensors of so many models");
     p.rows = rows;
-    p.threads = threads;
+    p.threads = usable_threads(threads);
     point(p.is_first, is_first);
     for (int64_t i = 0; i < p.models; ++i) set_tensors(p.model[i], models[i]);
     point(p.action_noise.values, actor[0]);
     point(p.action_noise.seed, actor[1]);
     point(p.made_action, actor[2]);
-    step(p, dtype_, isa_);
+    check(p);
+    const auto& pass = of_dtype(APV_FAST_PICK(isa_of(isa_), filter_step), dtype_, "step");
+    if (p.rows > 0) pass.run(p, memory_of(pass.bytes(p)));
   }
 
  private:
@@ -137,15 +157,17 @@ class FilterStep {
 
 }  // namespace
 
-void bind_step(pybind11::module_& module) {
+void bind_rssm_step(pybind11::module_& module) {
   namespace py = pybind11;
   py::class_<FilterStep>(module, "FilterStep", "One step of one RSSM or two and perhaps an actor: csrc/cpu/rssm_step/.")
       .def(py::init<const std::vector<Sizes>&, const std::vector<double>&, const std::vector<Addresses>&, std::string,
                     std::string>(),
            py::kw_only(), py::arg("sizes"), py::arg("latent_min_std"), py::arg("weights"), py::arg("dtype"),
            py::arg("isa"))
-      .def("add_actor", &FilterStep::add_actor, "Weight, bias and units of every layer; the first one's columns for stoch, turned, or 0.",
-           py::kw_only(), py::arg("layers"), py::arg("rows"), py::arg("head"), py::arg("actions"), py::arg("one_hot"), py::arg("min_std"))
+      .def("add_actor", &FilterStep::add_actor,
+           "Weight, bias and units of every layer; the first one's columns for stoch, turned, or 0.", py::kw_only(),
+           py::arg("layers"), py::arg("rows"), py::arg("head"), py::arg("actions"), py::arg("one_hot"),
+           py::arg("min_std"))
       .def("run", &FilterStep::run, py::call_guard<py::gil_scoped_release>(),
            "Addresses or 0, a model: deter, stoch, action, embed, then the new deter; stoch, stats, noise and its seed "
            "of the posterior, and of the prior. Of the actor: noise, its seed, the action.",

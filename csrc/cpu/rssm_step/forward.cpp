@@ -316,15 +316,16 @@ int64_t bytes(const StepProblem& problem) {
 }
 
 template <class T>
-void run(const StepProblem& problem, char* memory) {
-  Arena arena{memory};
+void run(const StepProblem& problem, void* memory) {
+  Arena arena{static_cast<char*>(memory)};
   const Step<T> step(problem, arena);
   run_team(problem.threads, [&](const Team& team) { step.run(team); });
 }
 
 }  // namespace
 
-const StepTable filter_step = {{bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
+const ByDtype<Pass<StepProblem>> filter_step =
+    {{bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

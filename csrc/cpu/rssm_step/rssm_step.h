@@ -12,10 +12,9 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 
 #include "../rssm_imagine/rssm_imagine.h"
-#include "../parts/isa.h"
+#include "../parts/kernel.h"
 
 namespace apv_fast {
 
@@ -67,18 +66,6 @@ struct StepProblem {
   APV_FAST_INLINE int64_t heads() const { return one_hot_actions ? actions : 2 * actions; }
 };
 
-struct StepFunctions {
-  int64_t (*bytes)(const StepProblem& problem);
-  void (*run)(const StepProblem& problem, char* memory);
-};
-
-struct StepTable {
-  StepFunctions float32, float64, bfloat16;
-};
-
-APV_FAST_FOR_EACH_ISA(extern const StepTable filter_step;)
-
-// Throws std::invalid_argument for an unknown dtype or instruction set, or sizes below 1.
-void step(const StepProblem& problem, const std::string& dtype, const std::string& isa);
+APV_FAST_FOR_EACH_ISA(extern const ByDtype<Pass<StepProblem>> filter_step;)
 
 }  // namespace apv_fast
