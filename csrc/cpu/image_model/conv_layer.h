@@ -15,8 +15,8 @@
 // (bias, activation, rounding) while they are in the cache. One thread computes an image, so its sums have one order.
 #pragma once
 
-#include "conv_tile.h"
 #include "../parts/team.h"
+#include "conv_tile.h"
 
 namespace apv_fast {
 namespace APV_FAST_ISA {

@@ -1,9 +1,9 @@
 // What the encoder's and the decoder's passes share.
 #pragma once
 
+#include "../parts/math.h"
 #include "conv_gradient.h"
 #include "image_model.h"
-#include "../parts/math.h"
 
 namespace apv_fast {
 namespace APV_FAST_ISA {

@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "../parts/bf16.h"
-#include "panel.h"
 #include "../parts/threads.h"
+#include "panel.h"
 
 namespace apv_fast {
 namespace {

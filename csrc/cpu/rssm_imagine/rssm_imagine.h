@@ -1,6 +1,6 @@
 // Imagination: H steps of the prior from N start states, and the walk back. With an actor in the loop that is rssm_imagine,
-// with given actions rssm_rollout. They share this folder because they are one kernel: a rollout is imagination by an
-// actor of no layers, and lacks nothing but the phases of the actor.
+// with given actions rssm_rollout. They share this folder because they are one kernel: a rollout is imagination
+// without the phases of the actor.
 //
 // One step forward (apv_fast/reference/imagination.py defines it), z and h the state before it:
 //
@@ -22,24 +22,9 @@
 #include <cstdint>
 
 #include "../parts/kernel.h"
+#include "../parts/network.h"
 
 namespace apv_fast {
-
-constexpr int64_t kMostLayers = 16;  // of an actor
-
-// Numbers or the seed of counter-based noise; both null: modes.
-struct NoiseSource {
-  const void* values;
-  const int64_t* seed;
-
-  APV_FAST_INLINE bool given() const { return values != nullptr || seed != nullptr; }
-};
-
-// One product of the network: weight [units, inputs] and bias [units], contiguous, in the operands' dtype.
-struct LayerWeights {
-  const void *weight, *bias;
-  int64_t units;
-};
 
 // N rows, H steps; D deter, H hidden, S·C stoch and discrete (C = 0: Gaussian), L = S·C or S, M = S·C or 2·S, A
 // actions. "wide": float, or double where the operands are double. A tensor of the steps is [H, N, ...] or,

@@ -3,8 +3,9 @@
 #pragma once
 
 #include "../parts/actor_sample.h"
+#include "../parts/gru.h"
+#include "../parts/operands.h"
 #include "rssm_imagine.h"
-#include "../parts/recurrence.h"
 
 namespace apv_fast {
 namespace APV_FAST_ISA {

@@ -8,7 +8,7 @@
 //     columns  [dx_t, dbefore] = W_gruᵀ dparts_t;  dx_t ·= elu'(x_t);  carry = keep_t·(carry + dbefore)
 //
 // The gradients of LayerNorm's weights are summed over a group of rows as the rows come, over the groups at the end.
-#include "../parts/recurrence.h"
+#include "shared.h"
 
 namespace apv_fast {
 namespace APV_FAST_ISA {

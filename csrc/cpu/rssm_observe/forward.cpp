@@ -6,7 +6,7 @@
 //     rows      h_t = gates(LayerNorm(parts_t), keep_t·h_{t-1})
 //     columns   y_t = elu(input_obs_t + W_obs h_t)
 //     columns   stats_t = W_dist y_t + b
-#include "../parts/recurrence.h"
+#include "shared.h"
 
 namespace apv_fast {
 namespace APV_FAST_ISA {

@@ -1,7 +1,8 @@
 // The step of filtering for acting, see rssm_step.h. Two models walk side by side until the second looks at the first.
 #include "../parts/actor_sample.h"
+#include "../parts/gru.h"
+#include "../parts/operands.h"
 #include "few_rows.h"
-#include "../parts/recurrence.h"
 #include "rssm_step.h"
 
 namespace apv_fast {

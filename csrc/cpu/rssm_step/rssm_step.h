@@ -13,8 +13,8 @@
 
 #include <cstdint>
 
-#include "../rssm_imagine/rssm_imagine.h"
 #include "../parts/kernel.h"
+#include "../parts/network.h"
 
 namespace apv_fast {
 
