@@ -1,5 +1,6 @@
 // Imagination forward, see rssm_imagine.h.
 #include "shared.h"
+#include "sparse.h"
 
 namespace apv_fast {
 namespace APV_FAST_ISA {

@@ -16,7 +16,7 @@
 //
 // No step looks at another row, so every thread takes rows of its own through all steps: no barrier but the one behind
 // the packing of the weights, and no sum that depends on the number of threads. What sees a latent is a sum of its
-// nonzero numbers' rows (shared.h): of S rows for one-hots, where a product would take S·C.
+// nonzero numbers' rows (sparse.h): of S rows for one-hots, where a product would take S·C.
 #pragma once
 
 #include <cstdint>
