@@ -1,8 +1,8 @@
 // The Python module apv_fast._C. Tensors arrive as addresses, shapes and strides (in elements) that Python has checked:
 // no libtorch here, so that one build serves every version of torch.
 //
-// cpu/<op>/ holds an op: bind.cpp (its functions of this module: arguments, checks, the choice of a kernel), forward.cpp
-// and backward.cpp (the kernels), or one file of the op's name where both directions are short or there is only one.
+// cpu/<op>/ holds an op: in bind.cpp its functions of this module (arguments, checks, the choice of a kernel), in
+// forward.cpp and backward.cpp the kernels, or in one file of the op's name where that is short.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -50,11 +50,11 @@ inline float widen(Float16 value) {
 }
 
 template <class Real>
-const Scan<Real>& scan_for(Isa isa) {
+const Search<Real>& search_for(Isa isa) {
   if constexpr (sizeof(Real) == sizeof(float)) {
-    return APV_FAST_PICK(isa, scan_float);
+    return APV_FAST_PICK(isa, search_float);
   } else {
-    return APV_FAST_PICK(isa, scan_double);
+    return APV_FAST_PICK(isa, search_double);
   }
 }
 
@@ -166,7 +166,7 @@ Real reduce(Panel<Real>& panel, int64_t lane, bool mean) {
 
 template <class Source, class Real>
 void run_group(const Matrix& query, const Matrix& keys, const KnnOptions& options, const Plan<Real>& plan,
-               const Scan<Real>& isa, int64_t group, Workspace<Real>& workspace, Real* out) {
+               const Search<Real>& isa, int64_t group, Workspace<Real>& workspace, Real* out) {
   const int64_t first = group * plan.panels * plan.lanes;
   const int64_t panels = std::min(plan.panels, ceil_div(query.rows - first, plan.lanes));
   for (int64_t p = 0; p < panels; ++p) {
@@ -176,7 +176,7 @@ void run_group(const Matrix& query, const Matrix& keys, const KnnOptions& option
     const int64_t n = std::min(plan.block, keys.rows - key);
     int64_t stride;
     const Real* block = load_keys<Source>(keys, key, n, workspace.keys, stride);
-    for (int64_t p = 0; p < panels; ++p) isa.scan(block, stride, n, plan.d, workspace.panels[p]);
+    for (int64_t p = 0; p < panels; ++p) isa.search(block, stride, n, plan.d, workspace.panels[p]);
   }
   for (int64_t row = first; row < std::min(query.rows, first + panels * plan.lanes); ++row) {
     const int64_t offset = row - first;
@@ -186,7 +186,7 @@ void run_group(const Matrix& query, const Matrix& keys, const KnnOptions& option
 
 template <class Source, class Real>
 size_t run(const Matrix& query, const Matrix& keys, const KnnOptions& options, void* out) {
-  const Scan<Real>& isa = scan_for<Real>(isa_of(options.isa));
+  const Search<Real>& isa = search_for<Real>(isa_of(options.isa));
   const Plan<Real> plan(isa.lanes, query.rows, keys.rows, query.columns, options);
   const size_t bytes = plan.threads * plan.thread_bytes() + kAlignment;
   std::vector<std::byte> memory(bytes);

@@ -83,7 +83,7 @@ inline void tile(const Real* keys, int64_t stride, int64_t d, const Panel<Real>&
 
 // First all distances, then all insertions: the mispredicted branches of these do not stall the arithmetic.
 template <class Real>
-void scan(const Real* keys, int64_t stride, int64_t n, int64_t d, Panel<Real>& panel) {
+void search(const Real* keys, int64_t stride, int64_t n, int64_t d, Panel<Real>& panel) {
   Vector<Real> distance[kMaxKeys * kVectors];
   uint64_t hits[kMaxKeys];
   int64_t i = 0;
@@ -104,8 +104,8 @@ void scan(const Real* keys, int64_t stride, int64_t n, int64_t d, Panel<Real>& p
 
 }  // namespace
 
-const Scan<float> scan_float = {kLanes<float>, scan<float>};
-const Scan<double> scan_double = {kLanes<double>, scan<double>};
+const Search<float> search_float = {kLanes<float>, search<float>};
+const Search<double> search_double = {kLanes<double>, search<double>};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

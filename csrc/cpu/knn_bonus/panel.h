@@ -7,7 +7,7 @@
 
 namespace apv_fast {
 
-// Keys that one call of `scan` takes at most.
+// Keys that one call of `search` takes at most.
 constexpr int64_t kMaxKeys = 32;
 
 // `lanes` queries side by side, and for each the smallest squared distances that were met so far.
@@ -27,12 +27,12 @@ void tighten(Panel<Real>& panel, int64_t lane);
 
 // What one instruction set provides.
 template <class Real>
-struct Scan {
+struct Search {
   int64_t lanes;
   // Compares `n` keys (rows of `d`, `stride` apart) with every query of the panel.
-  void (*scan)(const Real* keys, int64_t stride, int64_t n, int64_t d, Panel<Real>& panel);
+  void (*search)(const Real* keys, int64_t stride, int64_t n, int64_t d, Panel<Real>& panel);
 };
 
-APV_FAST_FOR_EACH_ISA(extern const Scan<float> scan_float; extern const Scan<double> scan_double;)
+APV_FAST_FOR_EACH_ISA(extern const Search<float> search_float; extern const Search<double> search_double;)
 
 }  // namespace apv_fast

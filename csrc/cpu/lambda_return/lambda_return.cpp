@@ -33,25 +33,25 @@ struct Returns {
     store(at, x, count);
   }
 
-  // Leaves m_t in mixed[t], and G_t in p.out if wanted.
-  void walk_back(Vec* mixed) const {
+  // Leaves m_t in blend[t], and G_t in p.out if wanted.
+  void walk_back(Vec* blend) const {
     const Real lambda = Real(p.lambda), rest = Real(1 - p.lambda);
     Vec following = get(p.bootstrap, 0), last = following;
     for (int64_t t = p.horizon - 1; t >= 0; --t) {
-      mixed[t] = rest * following + lambda * last;
-      last = get(p.reward, t) + get(p.discount, t) * mixed[t];
+      blend[t] = rest * following + lambda * last;
+      last = get(p.reward, t) + get(p.discount, t) * blend[t];
       following = get(p.value, t);
       if (p.out != nullptr) put(p.out, t, last);
     }
   }
 
-  void gradient(const Vec* mixed) const {
+  void gradient(const Vec* blend) const {
     const Real lambda = Real(p.lambda), rest = Real(1 - p.lambda);
     Vec carry = {};
     for (int64_t t = 0; t < p.horizon; ++t) {
       const Vec total = get(p.grad, t) + lambda * carry;
       put(p.grad_reward, t, total);
-      put(p.grad_discount, t, total * mixed[t]);
+      put(p.grad_discount, t, total * blend[t]);
       put(p.grad_value, t, rest * carry);
       carry = get(p.discount, t) * total;
     }
@@ -63,13 +63,13 @@ template <class T>
 void returns(const ReturnsProblem& p) {
   constexpr int64_t width = kWidth<Wide<T>>;
   run_team(p.threads, [&](const Team& team) {
-    Vector<Wide<T>>* mixed = static_cast<Vector<Wide<T>>*>(p.scratch) + team.rank * p.horizon;
+    Vector<Wide<T>>* blend = static_cast<Vector<Wide<T>>*>(p.scratch) + team.rank * p.horizon;
     const Range vectors = share((p.n + width - 1) / width, team);
     for (int64_t v = vectors.begin; v < vectors.end; ++v) {
       const int64_t left = p.n - v * width;
       const Returns<T> part{p, v * width, left < width ? left : width};
-      part.walk_back(mixed);
-      if (p.grad != nullptr) part.gradient(mixed);
+      part.walk_back(blend);
+      if (p.grad != nullptr) part.gradient(blend);
     }
   });
 }

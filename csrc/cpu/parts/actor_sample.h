@@ -98,7 +98,7 @@ struct ActionKind {
 // Uniform number `a` of a row.
 template <class Real>
 inline Real uniform_at(const LatentNoise<Real>& noise, int64_t a) {
-  return noise.given ? noise.given[a] : Real(uniform(uint64_t(*noise.seed), uint32_t(noise.first + a))[0]);
+  return noise.values ? noise.values[a] : Real(uniform(uint64_t(*noise.seed), uint32_t(noise.first + a))[0]);
 }
 
 // Action [A] of a head, [A] or [2A]; the mode without noise.

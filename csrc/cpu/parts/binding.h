@@ -1,5 +1,5 @@
-// What the bind.cpp files have in common. Python hands over addresses of tensors that it has checked, 0 for none; sizes,
-// dtypes and instruction sets by name. Whatever is wrong is a std::invalid_argument, Python's ValueError.
+// What the bind.cpp files have in common. Python hands over addresses of tensors that it has checked (0: none), sizes, and
+// the names of dtypes and instruction sets. Whatever is wrong is a std::invalid_argument, Python's ValueError.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -73,8 +73,8 @@ inline int threads_for(int64_t numbers, int requested) {
   return usable_threads(requested < most ? requested : int(most));
 }
 
-// Fields of a structure set by name, as keyword arguments would be: each value is taken once, and one that is left is an
-// error.
+// Fields of a structure set by name, as keyword arguments would be. Each value is taken once; one
+// that is left is an error.
 template <class Value>
 class Fields {
  public:

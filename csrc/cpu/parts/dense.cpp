@@ -249,7 +249,9 @@ void elu_run(const EluBackward& x, void* memory) {
 const ByDtype<Pass<DenseArguments>> dense = {
     {workspace<float>, run<float>}, {workspace<double>, run<double>}, {workspace<Bf16>, run<Bf16>}};
 const ByDtype<Pass<EluBackward>> elu_backward = {
-    {elu_workspace<float>, elu_run<float>}, {elu_workspace<double>, elu_run<double>}, {elu_workspace<Bf16>, elu_run<Bf16>}};
+    {elu_workspace<float>, elu_run<float>},
+    {elu_workspace<double>, elu_run<double>},
+    {elu_workspace<Bf16>, elu_run<Bf16>}};
 
 }  // namespace APV_FAST_ISA
 }  // namespace apv_fast

@@ -25,11 +25,11 @@ struct LatentShape {
 // modes.
 template <class Real>
 struct LatentNoise {
-  const Real* given;
+  const Real* values;
   const int64_t* seed;
   int64_t first;
 
-  bool none() const { return given == nullptr && seed == nullptr; }
+  bool none() const { return values == nullptr && seed == nullptr; }
 
   // Elements j, j + 1, ..., of which `left` are the row's.
   template <Noise kind>
@@ -118,7 +118,7 @@ struct Total {
 template <class Real>
 template <Noise kind>
 inline Vector<Real> LatentNoise<Real>::at(int64_t j, int64_t left) const {
-  if (given != nullptr) return load_or(given + j, left, Real(0));
+  if (values != nullptr) return load_or(values + j, left, Real(0));
   return noise_vector<kind, Real>(uint64_t(*seed), uint32_t(first + j));
 }
 

@@ -14,7 +14,7 @@ struct NoiseSource {
   const void* values;
   const int64_t* seed;
 
-  APV_FAST_INLINE bool given() const { return values != nullptr || seed != nullptr; }
+  APV_FAST_INLINE bool there() const { return values != nullptr || seed != nullptr; }
 };
 
 // One product of the network: weight [units, inputs] and bias [units], contiguous, in the operands' dtype.

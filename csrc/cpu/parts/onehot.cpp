@@ -19,14 +19,15 @@ int64_t up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 template <class T>
 struct Gradient {
   const OneHotGradient& x;
-  int64_t mixed, rows;
+  int64_t latents, rows;
   int32_t* chosen;  // [B·T, S], numbers of outᵀ's rows
 
-  explicit Gradient(const OneHotGradient& x) : x(x), mixed(x.groups * x.classes), rows(x.batch * x.length), chosen() {}
+  explicit Gradient(const OneHotGradient& x)
+      : x(x), latents(x.groups * x.classes), rows(x.batch * x.length), chosen() {}
 
   int64_t chosen_bytes() const { return up(rows * x.groups * int64_t(sizeof(int32_t))); }
-  int64_t sums_bytes() const { return up((mixed + kWidest) * kBlock * int64_t(sizeof(float))); }
-  int64_t counts_bytes() const { return up(mixed * int64_t(sizeof(int32_t))); }
+  int64_t sums_bytes() const { return up((latents + kWidest) * kBlock * int64_t(sizeof(float))); }
+  int64_t counts_bytes() const { return up(latents * int64_t(sizeof(int32_t))); }
   int64_t thread_bytes() const { return 2 * sums_bytes() + counts_bytes(); }
 
   // Of the numbers at `from`, one of which is not zero, that one.
@@ -43,7 +44,7 @@ struct Gradient {
     const Range mine = share(rows, team);
     for (int64_t r = mine.begin; r < mine.end; ++r) {
       if (r % x.length == 0 || x.first[r]) continue;
-      const float* before = x.stoch + (r - 1) * mixed;
+      const float* before = x.stoch + (r - 1) * latents;
       for (int64_t s = 0; s < x.groups; ++s) {
         chosen[r * x.groups + s] = int32_t(s * x.classes) + find(before + s * x.classes);
       }
@@ -73,8 +74,8 @@ struct Gradient {
       for (int64_t s = 0; s < x.groups; ++s) sums.add(chosen[r * x.groups + s], grad, 1);
       return;
     }
-    const float* start = x.start + r / x.length * mixed;
-    for (int64_t l = 0; l < mixed; ++l) {
+    const float* start = x.start + r / x.length * latents;
+    for (int64_t l = 0; l < latents; ++l) {
       if (start[l] != 0) sums.add(l, grad, start[l]);
     }
   }
@@ -96,7 +97,7 @@ struct Gradient {
       }
       add_row(r, grad, sums);
     }
-    for (int64_t l = 0; l < mixed; l += kWidest) {
+    for (int64_t l = 0; l < latents; l += kWidest) {
       for (int64_t h = begin; h < end; h += kWidest) write_square(sums, l, h, h - begin, end);
     }
   }
@@ -108,7 +109,7 @@ struct Gradient {
       square[i] = load(sums.total + from) + load(sums.latest + from);
     }
     transpose(square);
-    const int64_t left = mixed - l;
+    const int64_t left = latents - l;
     for (int64_t i = 0; i < kWidest && h + i < end; ++i) {
       T* to = static_cast<T*>(x.out) + (h + i) * x.out_stride + l;
       left >= kWidest ? store(to, square[i]) : store(to, square[i], left);

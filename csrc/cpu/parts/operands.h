@@ -1,5 +1,5 @@
-// What the products of the recurrent ops are made of: pieces of memory, rows of tensors, left operands and packed weights.
-// On files of this kind see simd.h.
+// What the products of the recurrent ops are made of: memory, rows of tensors, left operands and packed weights. On files
+// of this kind see simd.h.
 #pragma once
 
 #include "product.h"

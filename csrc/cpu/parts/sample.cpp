@@ -12,17 +12,17 @@ namespace {
 template <class Real>
 void sample_row(const SampleProblem& p, int64_t r) {
   const LatentShape shape{p.stoch, p.discrete, p.min_std};
-  const int64_t mixed = p.stoch * (p.discrete ? p.discrete : 1), width = p.discrete ? mixed : 2 * p.stoch;
+  const int64_t latents = p.stoch * (p.discrete ? p.discrete : 1), width = p.discrete ? latents : 2 * p.stoch;
   const Real* stats = static_cast<const Real*>(p.stats) + r * width;
-  const Real* given = p.noise ? static_cast<const Real*>(p.noise) + r * mixed : nullptr;
-  const LatentNoise<Real> noise{given, p.seed, r * mixed};
+  const Real* values = p.noise ? static_cast<const Real*>(p.noise) + r * latents : nullptr;
+  const LatentNoise<Real> noise{values, p.seed, r * latents};
   if (p.grad == nullptr) {
-    sample_latents(shape, stats, noise, static_cast<Real*>(p.out) + r * mixed, nullptr);
+    sample_latents(shape, stats, noise, static_cast<Real*>(p.out) + r * latents, nullptr);
     return;
   }
   Real* out = static_cast<Real*>(p.out) + r * width;
   const Real* none = nullptr;
-  latents_backward(shape, stats, static_cast<const Real*>(p.grad) + r * mixed, noise, none,
+  latents_backward(shape, stats, static_cast<const Real*>(p.grad) + r * latents, noise, none,
                    [&](int64_t j, Vector<Real> x, int64_t left) { store_left(out + j, x, left); });
 }
 

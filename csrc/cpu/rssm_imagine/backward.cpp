@@ -24,7 +24,7 @@ struct Backward {
 
   Backward(const ImagineProblem& p, Arena& arena)
       : p(p),
-        to_stoch(arena, p.hidden, p.mixed()),
+        to_stoch(arena, p.hidden, p.latents()),
         to_action(arena, p.hidden, p.actions),
         to_x(arena, 3 * p.deter, p.hidden),
         to_deter(arena, 3 * p.deter, p.deter),
@@ -41,16 +41,16 @@ struct Backward {
         dhead(arena, p.rows, p.layers ? p.heads() : 0),
         dunits(arena.take<Operands<T>>(p.layers)),
         carry(arena.take<Real>(p.rows * p.deter)),
-        dz(arena.take<Real>(p.rows * p.mixed())),
+        dz(arena.take<Real>(p.rows * p.latents())),
         daction(arena.take<Real>(p.rows * p.actions)),
         wide_parts(arena.take<Real>(p.threads * 3 * p.deter)),
         dnormed(arena.take<Real>(p.threads * 3 * p.deter)),
         of_norm(arena.take<Real>(p.dnorm_weight ? groups() * 6 * p.deter : 0)) {
     for (int64_t l = 0; l < p.layers; ++l) {
-      const Packed<T> made(arena, l ? p.layer[l].units : 0, l ? p.layer[l - 1].units : 0);
+      const Packed<T> layer(arena, l ? p.layer[l].units : 0, l ? p.layer[l - 1].units : 0);
       const Operands<T> room(arena, p.rows, p.layer[l].units);
       if (arena.memory == nullptr) continue;
-      layers[l] = made;
+      layers[l] = layer;
       dunits[l] = room;
     }
   }
@@ -69,7 +69,7 @@ struct Backward {
     const T* img_in = static_cast<const T*>(p.img_in_weight);
     const T* gru = static_cast<const T*>(p.gru_weight);
     to_stoch.fill(team, img_in, p.inputs, 1);
-    if (of_action()) to_action.fill(team, img_in + p.mixed(), p.inputs, 1);
+    if (of_action()) to_action.fill(team, img_in + p.latents(), p.inputs, 1);
     to_x.fill(team, gru, p.hidden + p.deter, 1);
     to_deter.fill(team, gru + p.hidden, p.hidden + p.deter, 1);
     out.fill(team, p.img_out_weight, p.deter, 1);
@@ -124,7 +124,7 @@ struct BackwardRows {
         dstats(view(f.dstats, rows)),
         dhead(view(f.dhead, rows)),
         carry(f.carry + first * p.deter),
-        dz(f.dz + first * p.mixed()),
+        dz(f.dz + first * p.latents()),
         daction(f.daction + first * p.actions),
         wide_parts(f.wide_parts + team.rank * 3 * p.deter),
         dnormed(f.dnormed + team.rank * 3 * p.deter) {}
@@ -142,14 +142,14 @@ struct BackwardRows {
     __builtin_memcpy(row<Real>(p.dstart_deter, first, p.deter), carry, count * p.deter * sizeof(Real));
     if (p.dstart_stoch == nullptr) return;
     f.to_stoch.multiply(kAlone, dx, false, [&](int64_t i, int64_t column, int64_t n, const Real* sums) {
-      copy(sums, n, row<Real>(p.dstart_stoch, first + i, p.mixed()) + column);
+      copy(sums, n, row<Real>(p.dstart_stoch, first + i, p.latents()) + column);
     });
   }
 
   int64_t at(int64_t t, int64_t i) const { return p.at(t, first + i); }
 
   // Up to `left` numbers of an output's gradient, zeros where there is none.
-  static Vector<Real> given(const void* grads, int64_t at, int64_t width, int64_t column, int64_t left) {
+  static Vector<Real> grad_or_zeros(const void* grads, int64_t at, int64_t width, int64_t column, int64_t left) {
     return grads ? load_some(row<Real>(grads, at, width) + column, left) : Vector<Real>{};
   }
 
@@ -174,7 +174,7 @@ struct BackwardRows {
   }
 
   void step(int64_t t) const {
-    const bool next = t + 1 < p.steps, through = !p.discrete || p.noise.given();
+    const bool next = t + 1 < p.steps, through = !p.discrete || p.noise.there();
     if (through && next) f.to_stoch.multiply(kAlone, dx, false, [&](auto... place) { write_dz(t, place...); });
     for (int64_t i = 0; i < count; ++i) write_dstats(t, i, through, next);
     f.dist.multiply(kAlone, dstats, false, [&](auto... place) { put_elu(p.y_trace, dy, p.dy, p.hidden, t, place...); });
@@ -188,25 +188,25 @@ struct BackwardRows {
   }
 
   void write_dz(int64_t t, int64_t i, int64_t column, int64_t n, const Real* sums) const {
-    Real* to = dz + i * p.mixed() + column;
+    Real* to = dz + i * p.latents() + column;
     for (int64_t j = 0; j < n; j += kLanes) {
-      store_some(to + j, given(p.grad_stoch, at(t, i), p.mixed(), column + j, n - j) + load(sums + j), n - j);
+      store_some(to + j, grad_or_zeros(p.grad_stoch, at(t, i), p.latents(), column + j, n - j) + load(sums + j), n - j);
     }
   }
 
   void write_dstats(int64_t t, int64_t i, bool through, bool next) const {
-    const int64_t width = p.statistics(), mixed = p.mixed();
+    const int64_t width = p.statistics(), latents = p.latents();
     const Real* own = p.grad_stats ? row<Real>(p.grad_stats, at(t, i), width) : nullptr;
-    const Real* of_stoch = p.grad_stoch ? row<Real>(p.grad_stoch, at(t, i), mixed) : nullptr;
-    if (next) of_stoch = dz + i * mixed;
+    const Real* of_stoch = p.grad_stoch ? row<Real>(p.grad_stoch, at(t, i), latents) : nullptr;
+    if (next) of_stoch = dz + i * latents;
     const auto write = [&](int64_t j, Vector<Real> x, int64_t left) { put(x, dstats, p.dstats, width, t, i, j, left); };
     if (through && of_stoch) {
       const Real* stats = row<Real>(p.stats_trace, at(t, i), width);
-      latents_backward(latent_shape(p), stats, of_stoch, noise_at<Real>(p.noise, at(t, i), mixed), own, write);
+      latents_backward(latent_shape(p), stats, of_stoch, noise_at<Real>(p.noise, at(t, i), latents), own, write);
       return;
     }
     for (int64_t j = 0; j < width; j += kLanes) {
-      write(j, given(p.grad_stats, at(t, i), width, j, width - j), width - j);
+      write(j, grad_or_zeros(p.grad_stats, at(t, i), width, j, width - j), width - j);
     }
   }
 
@@ -214,7 +214,7 @@ struct BackwardRows {
   void write_dh(int64_t t, int64_t i, int64_t column, int64_t n, const Real* sums) const {
     Real* to = carry + i * p.deter + column;
     for (int64_t j = 0; j < n; j += kLanes) {
-      const Vector<Real> own = given(p.grad_deter, at(t, i), p.deter, column + j, n - j);
+      const Vector<Real> own = grad_or_zeros(p.grad_deter, at(t, i), p.deter, column + j, n - j);
       store_some(to + j, load_some(to + j, n - j) + own + load(sums + j), n - j);
     }
   }
@@ -264,7 +264,8 @@ struct BackwardRows {
     f.to_action.multiply(kAlone, dx, false, [&](int64_t i, int64_t column, int64_t n, const Real* sums) {
       Real* to = (p.daction ? row<Real>(p.daction, at(t, i), p.actions) : daction + i * p.actions) + column;
       for (int64_t j = 0; j < n; j += kLanes) {
-        store_some(to + j, given(p.grad_action, at(t, i), p.actions, column + j, n - j) + load(sums + j), n - j);
+        const Vector<Real> own = grad_or_zeros(p.grad_action, at(t, i), p.actions, column + j, n - j);
+        store_some(to + j, own + load(sums + j), n - j);
       }
     });
     if (!f.of_actor()) return;

@@ -53,7 +53,7 @@ void check(const ImagineProblem& p) {
   require(p.steps >= 1 && p.rows >= 0 && p.deter >= 1 && p.hidden >= 1 && p.stoch >= 1,
           "imagine: sizes must be at least 1");
   require(p.discrete >= 0 && p.actions >= 0, "imagine: sizes must not be negative");
-  require(p.inputs >= p.mixed() + p.actions,
+  require(p.inputs >= p.latents() + p.actions,
           "imagine: img_in_weight must have a column a number of stoch and action");
 }
 
@@ -80,8 +80,8 @@ void imagine(bool backward, std::map<std::string, int64_t> sizes, const std::vec
 void bind_rssm_imagine(pybind11::module_& module) {
   namespace py = pybind11;
   module.def("imagine", &imagine, py::call_guard<py::gil_scoped_release>(),
-             "Runs imagination on tensors given by name and address, see ImagineProblem in csrc/cpu/rssm_imagine/; `units` "
-             "are the sizes of the actor's hidden layers, none: actions are given.",
+             "Runs imagination on tensors by name and address, see ImagineProblem in csrc/cpu/rssm_imagine/; `units` are "
+             "the sizes of the actor's hidden layers, none: actions are given.",
              py::kw_only(), py::arg("backward"), py::arg("sizes"), py::arg("units"), py::arg("latent_min_std"),
              py::arg("min_std"), py::arg("tensors"), py::arg("threads"), py::arg("dtype"), py::arg("isa"));
 }

@@ -31,13 +31,13 @@ struct Forward {
         gru(arena, p.hidden + p.deter, 3 * p.deter),
         out(arena, p.deter, p.hidden),
         dist(arena, p.hidden, p.statistics()),
-        from_stoch(arena, p.mixed(), p.hidden),
+        from_stoch(arena, p.latents(), p.hidden),
         scale(arena, 3 * p.deter),
         offset(arena, 3 * p.deter),
-        actor_stoch(arena, p.mixed(), p.layers ? p.layer[0].units : 0),
+        actor_stoch(arena, p.latents(), p.layers ? p.layer[0].units : 0),
         layers(arena.take<Layer<T>>(p.layers)),
         head(arena.take<Layer<T>>(1)),
-        stoch(arena, p.rows, p.mixed(), p.threads),
+        stoch(arena, p.rows, p.latents(), p.threads),
         input(arena, p.rows, p.hidden + p.deter),
         action(arena, p.rows, p.actions),
         hidden(arena, p.rows, p.hidden),
@@ -48,18 +48,18 @@ struct Forward {
         chosen(arena.take<int32_t>(p.threads * p.stoch)) {
     int64_t inputs = p.deter;
     for (int64_t l = 0; l < p.layers; ++l) {
-      const Layer<T> made(arena, inputs, p.layer[l].units);
+      const Layer<T> layer(arena, inputs, p.layer[l].units);
       const Operands<T> room(arena, p.rows, inputs = p.layer[l].units);
       if (arena.memory == nullptr) continue;
-      layers[l] = made;
+      layers[l] = layer;
       units[l] = room;
     }
-    const Layer<T> made(arena, inputs, p.layers ? p.heads() : 0);
-    if (arena.memory != nullptr) *head = made;
+    const Layer<T> layer(arena, inputs, p.layers ? p.heads() : 0);
+    if (arena.memory != nullptr) *head = layer;
   }
 
   void prepare(const Team& team) const {
-    const int64_t L = p.mixed();
+    const int64_t L = p.latents();
     from_stoch.fill(team, p.img_in_weight, 1, p.inputs);
     from_action.fill(team, p.img_in_weight, p.img_in_bias, p.inputs, L);
     gru.fill(team, p.gru_weight, p.gru_bias, p.hidden + p.deter);
@@ -101,7 +101,7 @@ struct ForwardRows {
         rows(share(p.rows, team)),
         first(rows.begin),
         count(rows.end - rows.begin),
-        stoch(f.stoch.part(team, rows, p.mixed())),
+        stoch(f.stoch.part(team, rows, p.latents())),
         input(view(f.input, rows)),
         deter(view(f.input, rows, p.hidden)),
         action(view(f.action, rows)),
@@ -112,7 +112,7 @@ struct ForwardRows {
   void run() const {
     for (int64_t i = 0; i < count; ++i) {
       to_operands<T>(row<Real>(p.start_deter, first + i, p.deter), p.deter, deter[i]);
-      stoch.template set<T>(i, row<Real>(p.start_stoch, first + i, p.mixed()), p.mixed());
+      stoch.template set<T>(i, row<Real>(p.start_stoch, first + i, p.latents()), p.latents());
     }
     for (int64_t t = 0; t < p.steps; ++t) {
       if (p.layers) {
@@ -209,15 +209,15 @@ struct ForwardRows {
   }
 
   void sample(int64_t t, int64_t i) const {
-    const int64_t width = p.mixed();
-    Real* made = row<Real>(p.stoch_trace, at(t, i), width);
+    const int64_t width = p.latents();
+    Real* out = row<Real>(p.stoch_trace, at(t, i), width);
     const Real* stats = row<Real>(p.stats_trace, at(t, i), p.statistics());
     const LatentNoise<Real> noise = noise_at<Real>(p.noise, at(t, i), width);
-    sample_latents(latent_shape(p), stats, noise, made, p.discrete ? chosen : nullptr);
+    sample_latents(latent_shape(p), stats, noise, out, p.discrete ? chosen : nullptr);
     if (p.discrete) {
       stoch.set_ones(i, chosen, p.stoch, p.discrete);
     } else {
-      stoch.template set<T>(i, made, width);
+      stoch.template set<T>(i, out, width);
     }
   }
 
@@ -239,9 +239,9 @@ struct ForwardRows {
     f.head->weight.multiply(kAlone, view(f.units[p.layers - 1], rows), false,
                             [&](auto... place) { write_head(t, place...); });
     for (int64_t i = 0; i < count; ++i) {
-      Real* made = row<Real>(p.action_trace, at(t, i), p.actions);
-      sample_action(action_kind(p), head_of(t, i), noise_at<Real>(p.action_noise, at(t, i), p.actions), made);
-      to_operands<T>(made, p.actions, action[i]);
+      Real* out = row<Real>(p.action_trace, at(t, i), p.actions);
+      sample_action(action_kind(p), head_of(t, i), noise_at<Real>(p.action_noise, at(t, i), p.actions), out);
+      to_operands<T>(out, p.actions, action[i]);
     }
   }
 

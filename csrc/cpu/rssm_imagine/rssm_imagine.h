@@ -1,6 +1,6 @@
-// Imagination: H steps of the prior from N start states, and the walk back. With an actor in the loop that is rssm_imagine,
-// with given actions rssm_rollout. They share this folder because they are one kernel: a rollout is imagination
-// without the phases of the actor.
+// Imagination: H steps of the prior from N start states, and the walk back. With an actor in the loop that is
+// rssm_imagine, with given actions rssm_rollout. They share this folder because they are one kernel: a rollout is
+// imagination without the phases of the actor.
 //
 // One step forward (apv_fast/reference/imagination.py defines it), z and h the state before it:
 //
@@ -57,7 +57,7 @@ struct ImagineProblem {
   void *dstart_deter, *dstart_stoch, *daction;  // wide: [N, D]; [N, L] and [.., A] or null
   void *dnorm_weight, *dnorm_bias;              // wide: [3D], or null
 
-  APV_FAST_INLINE int64_t mixed() const { return discrete ? stoch * discrete : stoch; }
+  APV_FAST_INLINE int64_t latents() const { return discrete ? stoch * discrete : stoch; }
   APV_FAST_INLINE int64_t statistics() const { return discrete ? stoch * discrete : 2 * stoch; }
   APV_FAST_INLINE int64_t heads() const { return one_hot_actions ? actions : 2 * actions; }
   // Which row of a tensor of the steps holds step t of row n.

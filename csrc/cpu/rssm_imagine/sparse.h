@@ -1,5 +1,5 @@
-// Latents as their few numbers that are not zero, and their product with a packed weight: a sum of its rows. On files of
-// this kind see simd.h.
+// Latents as their few numbers that are not zero, and their product with a packed weight: a sum of its rows.
+// On files of this kind see simd.h.
 #pragma once
 
 #include "../parts/operands.h"

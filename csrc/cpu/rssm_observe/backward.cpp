@@ -1,4 +1,4 @@
-// The recurrence backward, see rssm_observe.h. A step t, from the last to the first, has six phases, each with a barrier:
+// The recurrence backward, see rssm_observe.h. A step t, the last one first, has six phases, a barrier after each:
 //
 //     columns  dz = grad_stoch_t + keep_{t+1}·W_stochᵀ dx_{t+1}
 //     rows     dstats_t = grad_stats_t + (dz through the sample)
@@ -21,7 +21,7 @@ struct Backward {
   using Real = Wide<T>;
   static constexpr int64_t kLanes = kWidth<Real>;
 
-  const ScanProblem& p;
+  const ObserveProblem& p;
   int64_t groups;
   Widened<T> scale, offset;
   Packed<T> gru, obs, dist, to_stoch;
@@ -29,7 +29,7 @@ struct Backward {
   Real *dz, *dh, *carry, *dnormed;  // [B, L], [B, D], [B, D], [B, 3D]
   Real *scale_sums, *offset_sums;   // [groups, 3D]
 
-  Backward(const ScanProblem& p, Arena& arena)
+  Backward(const ObserveProblem& p, Arena& arena)
       : p(p),
         groups(p.batch < kMostGroups ? p.batch : kMostGroups),
         scale(arena, 3 * p.deter),
@@ -37,12 +37,12 @@ struct Backward {
         gru(arena, 3 * p.deter, p.hidden + p.deter),
         obs(arena, p.hidden, p.deter),
         dist(arena, p.statistics(), p.hidden),
-        to_stoch(arena, p.hidden, through_stoch() ? p.mixed() : 0),
+        to_stoch(arena, p.hidden, through_stoch() ? p.latents() : 0),
         dparts(arena, p.batch, 3 * p.deter),
         dstats(arena, p.batch, p.statistics()),
         dy(arena, p.batch, p.hidden),
         dx(arena, p.batch, p.hidden),
-        dz(arena.take<Real>(p.batch * p.mixed())),
+        dz(arena.take<Real>(p.batch * p.latents())),
         dh(arena.take<Real>(p.batch * p.deter)),
         carry(arena.take<Real>(p.batch * p.deter)),
         dnormed(arena.take<Real>(p.batch * 3 * p.deter)),
@@ -103,14 +103,14 @@ struct Backward {
   int64_t at(int64_t b, int64_t t) const { return b * p.length + t; }
 
   // A gradient from outside, or zeros.
-  static Vector<Real> given(const void* grads, int64_t at, int64_t width, int64_t j, int64_t left) {
+  static Vector<Real> grad_or_zeros(const void* grads, int64_t at, int64_t width, int64_t j, int64_t left) {
     return grads ? load_some(row<Real>(grads, at, width) + j, left) : Vector<Real>{};
   }
 
   void write_dz(int64_t t, int64_t b, int64_t column, int64_t count, const Real* sums) const {
     for (int64_t j = 0; j < count; j += kLanes) {
-      const Vector<Real> grad = given(p.grad_stoch, at(b, t), p.mixed(), column + j, count - j);
-      store_some(dz + b * p.mixed() + column + j, grad + load(sums + j), count - j);
+      const Vector<Real> grad = grad_or_zeros(p.grad_stoch, at(b, t), p.latents(), column + j, count - j);
+      store_some(dz + b * p.latents() + column + j, grad + load(sums + j), count - j);
     }
   }
 
@@ -118,7 +118,8 @@ struct Backward {
   void sample_backward(int64_t b, int64_t t, bool next) const {
     const int64_t width = p.statistics();
     const Real* grad_stats = p.grad_stats ? row<Real>(p.grad_stats, at(b, t), width) : nullptr;
-    const Real* grad = next ? dz + b * p.mixed() : p.grad_stoch ? row<Real>(p.grad_stoch, at(b, t), p.mixed()) : nullptr;
+    const Real* grad = p.grad_stoch ? row<Real>(p.grad_stoch, at(b, t), p.latents()) : nullptr;
+    if (next) grad = dz + b * p.latents();
     T* to = row<T>(p.dstats, at(b, t), width);
     const auto write = [&](int64_t j, Vector<Real> x, int64_t left) {
       store_some(to + j, x, left);
@@ -130,7 +131,7 @@ struct Backward {
       return;
     }
     for (int64_t j = 0; j < width; j += kLanes) {
-      write(j, given(p.grad_stats, at(b, t), width, j, width - j), width - j);
+      write(j, grad_or_zeros(p.grad_stats, at(b, t), width, j, width - j), width - j);
     }
   }
 
@@ -147,7 +148,7 @@ struct Backward {
   void write_dh(int64_t t, int64_t b, int64_t column, int64_t count, const Real* sums) const {
     const int64_t first = b * p.deter + column;
     for (int64_t j = 0; j < count; j += kLanes) {
-      const Vector<Real> grad = given(p.grad_deter, at(b, t), p.deter, column + j, count - j);
+      const Vector<Real> grad = grad_or_zeros(p.grad_deter, at(b, t), p.deter, column + j, count - j);
       store_some(dh + first + j, grad + load(sums + j) + load_some(carry + first + j, count - j), count - j);
     }
   }
@@ -235,14 +236,14 @@ struct Backward {
 };
 
 template <class T>
-int64_t bytes(const ScanProblem& problem) {
+int64_t bytes(const ObserveProblem& problem) {
   Arena count{nullptr};
   Backward<T>(problem, count);
   return count.used;
 }
 
 template <class T>
-void run(const ScanProblem& problem, void* memory) {
+void run(const ObserveProblem& problem, void* memory) {
   Arena arena{static_cast<char*>(memory)};
   const Backward<T> backward(problem, arena);
   run_team(problem.threads, [&](const Team& team) { backward.run(team); });
@@ -250,7 +251,7 @@ void run(const ScanProblem& problem, void* memory) {
 
 }  // namespace
 
-const ByDtype<Pass<ScanProblem>> scan_backward =
+const ByDtype<Pass<ObserveProblem>> observe_backward =
     {{bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
 
 }  // namespace APV_FAST_ISA

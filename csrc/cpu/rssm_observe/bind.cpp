@@ -8,7 +8,7 @@
 namespace apv_fast {
 namespace {
 
-void set_pointers(ScanProblem& p, Addresses addresses) {
+void set_pointers(ObserveProblem& p, Addresses addresses) {
   Fields<Address> fields("rssm_scan", std::move(addresses));
 #define APV_FAST_FIELD(name) fields.set(#name, p.name)
   APV_FAST_FIELD(gru_bias);
@@ -48,11 +48,11 @@ void check_shape(const Weight& weight, int64_t rows, int64_t columns, const char
                               std::to_string(columns) + "]");
 }
 
-void check(const ScanProblem& p) {
+void check(const ObserveProblem& p) {
   if (p.batch < 1 || p.length < 1 || p.deter < 1 || p.hidden < 1 || p.stoch < 1 || p.discrete < 0) {
     throw std::invalid_argument("rssm_scan: sizes must be at least 1");
   }
-  check_shape(p.weight_stoch, p.hidden, p.mixed(), "weight_stoch");
+  check_shape(p.weight_stoch, p.hidden, p.latents(), "weight_stoch");
   check_shape(p.weight_gru, 3 * p.deter, p.hidden + p.deter, "weight_gru");
   check_shape(p.weight_obs, p.hidden, p.deter, "weight_obs");
   check_shape(p.weight_dist, p.statistics(), p.hidden, "weight_dist");
@@ -63,7 +63,7 @@ using Matrices = std::array<std::array<int64_t, 5>, 4>;
 
 void scan(bool backward, const Sizes& sizes, double min_std, const Matrices& weights, Addresses addresses, int threads,
           const std::string& dtype, const std::string& isa) {
-  ScanProblem p{};
+  ObserveProblem p{};
   p.batch = sizes[0];
   p.length = sizes[1];
   p.deter = sizes[2];
@@ -80,7 +80,7 @@ void scan(bool backward, const Sizes& sizes, double min_std, const Matrices& wei
   set_pointers(p, std::move(addresses));
   check(p);
   const Isa chosen = isa_of(isa);
-  const auto& table = backward ? APV_FAST_PICK(chosen, scan_backward) : APV_FAST_PICK(chosen, scan_forward);
+  const auto& table = backward ? APV_FAST_PICK(chosen, observe_backward) : APV_FAST_PICK(chosen, observe_forward);
   run(of_dtype(table, dtype, "rssm_scan"), p);
 }
 
@@ -89,7 +89,7 @@ void scan(bool backward, const Sizes& sizes, double min_std, const Matrices& wei
 void bind_rssm_observe(pybind11::module_& module) {
   namespace py = pybind11;
   module.def("rssm_scan", &scan, py::call_guard<py::gil_scoped_release>(),
-             "Runs the recurrence on tensors given by name and address, see csrc/cpu/rssm_observe/. `sizes` are B, T, D, "
+             "Runs the recurrence on tensors by name and address, see csrc/cpu/rssm_observe/. `sizes` are B, T, D, "
              "H, S and C; `weights` are stoch, gru, obs and dist: address, rows, columns and strides.",
              py::kw_only(), py::arg("backward"), py::arg("sizes"), py::arg("min_std"), py::arg("weights"),
              py::arg("addresses"), py::arg("threads"), py::arg("dtype"), py::arg("isa"));

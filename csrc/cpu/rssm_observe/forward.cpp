@@ -17,14 +17,14 @@ struct Forward {
   using Real = Wide<T>;
   static constexpr int64_t kLanes = kWidth<Real>;
 
-  const ScanProblem& p;
+  const ObserveProblem& p;
   Widened<T> gru_bias, scale, offset, dist_bias;
   Packed<T> gru, obs, dist, from_stoch;  // from_stoch: Gaussian
   T* stoch_rows;                         // categorical: W_stochᵀ, [L, H]
   int32_t* chosen;                       // categorical: [B, S], the classes
   Operands<T> input, deter, hidden, stoch;
 
-  Forward(const ScanProblem& p, Arena& arena)
+  Forward(const ObserveProblem& p, Arena& arena)
       : p(p),
         gru_bias(arena, 3 * p.deter),
         scale(arena, 3 * p.deter),
@@ -34,7 +34,7 @@ struct Forward {
         obs(arena, p.deter, p.hidden),
         dist(arena, p.hidden, p.statistics()),
         from_stoch(arena, p.stoch, p.discrete ? 0 : p.hidden),
-        stoch_rows(arena.take<T>(p.discrete ? p.mixed() * p.hidden : 0)),
+        stoch_rows(arena.take<T>(p.discrete ? p.latents() * p.hidden : 0)),
         chosen(arena.take<int32_t>(p.discrete ? p.batch * p.stoch : 0)),
         input(arena, p.batch, p.hidden + p.deter),
         deter(arena, p.batch, p.deter),
@@ -72,9 +72,9 @@ struct Forward {
     constexpr int64_t side = 64 / sizeof(T);
     const Weight& w = p.weight_stoch;
     const T* from = static_cast<const T*>(w.data);
-    const Range mine = share(panels(p.mixed(), side), team);
-    for (int64_t first = mine.begin * side; first < mine.end * side && first < p.mixed(); first += side) {
-      const int64_t last = first + side < p.mixed() ? first + side : p.mixed();
+    const Range mine = share(panels(p.latents(), side), team);
+    for (int64_t first = mine.begin * side; first < mine.end * side && first < p.latents(); first += side) {
+      const int64_t last = first + side < p.latents() ? first + side : p.latents();
       for (int64_t begin = 0; begin < p.hidden; begin += side) {
         const int64_t end = begin + side < p.hidden ? begin + side : p.hidden;
         for (int64_t l = first; l < last; ++l) {
@@ -109,9 +109,9 @@ struct Forward {
 
   void sample(int64_t b, int64_t t) const {
     const Real* stats = row<Real>(p.stats_trace, at(b, t), p.statistics());
-    Real* made = row<Real>(p.stoch_trace, at(b, t), p.mixed());
+    Real* out = row<Real>(p.stoch_trace, at(b, t), p.latents());
     int32_t* choice = p.discrete ? chosen + b * p.stoch : nullptr;
-    sample_latents(latent_shape(p), stats, latent_noise<Real>(p, b, t), made, choice);
+    sample_latents(latent_shape(p), stats, latent_noise<Real>(p, b, t), out, choice);
   }
 
   void begin_row(int64_t b, int64_t t) const {
@@ -134,13 +134,13 @@ struct Forward {
   // x = elu(input_x + the chosen rows of W_stochᵀ).
   void gather_x(int64_t b, int64_t t, bool gather) const {
     constexpr int kVectors = 4;
-    const T* given = row<T>(p.input_x, at(b, t), p.hidden);
+    const T* in = row<T>(p.input_x, at(b, t), p.hidden);
     const int64_t choices = gather ? p.stoch : 0;
     const int32_t* choice = chosen + b * p.stoch;
     int64_t j = 0;
     for (; j + kVectors * kLanes <= p.hidden; j += kVectors * kLanes) {
       Vector<Real> x[kVectors];
-      for (int v = 0; v < kVectors; ++v) x[v] = load(given + j + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) x[v] = load(in + j + v * kLanes);
       for (int64_t s = 0; s < choices; ++s) {
         const T* from = row<T>(stoch_rows, s * p.discrete + choice[s], p.hidden) + j;
         for (int v = 0; v < kVectors; ++v) x[v] += load(from + v * kLanes);
@@ -148,7 +148,7 @@ struct Forward {
       for (int v = 0; v < kVectors; ++v) write_x(b, t, j + v * kLanes, x[v], kLanes);
     }
     for (; j < p.hidden; j += kLanes) {
-      Vector<Real> x = load_some(given + j, p.hidden - j);
+      Vector<Real> x = load_some(in + j, p.hidden - j);
       for (int64_t s = 0; s < choices; ++s) x += load_some(row<T>(stoch_rows, s * p.discrete + choice[s], p.hidden) + j, p.hidden - j);
       write_x(b, t, j, x, p.hidden - j);
     }
@@ -161,9 +161,9 @@ struct Forward {
   }
 
   void dense_x(int64_t t, int64_t b, int64_t column, int64_t count, const Real* sums) const {
-    const T* given = row<T>(p.input_x, at(b, t), p.hidden) + column;
+    const T* in = row<T>(p.input_x, at(b, t), p.hidden) + column;
     for (int64_t j = 0; j < count; j += kLanes) {
-      write_x(b, t, column + j, load_some(given + j, count - j) + load(sums + j), count - j);
+      write_x(b, t, column + j, load_some(in + j, count - j) + load(sums + j), count - j);
     }
   }
 
@@ -182,22 +182,22 @@ struct Forward {
     kept[1] = norm.rstd;
     const bool keep = p.keep[at(b, t)];
     const Real* state = state_before<Real>(p, b, t);
-    Real* made = row<Real>(p.deter_trace, at(b, t), p.deter);
+    Real* out = row<Real>(p.deter_trace, at(b, t), p.deter);
     for (int64_t j = 0; j < p.deter; j += kLanes) {
       const int64_t left = p.deter - j;
       const Gates<Real> g = gates(parts, norm, scale, offset, p.deter, j);
       const Vector<Real> was = keep ? load_some(state + j, left) : Vector<Real>{};
       const Vector<Real> h = g.update * g.proposal + (1 - g.update) * was;
-      store_some(made + j, h, left);
+      store_some(out + j, h, left);
       store_operand_some<T>(deter[b] + j, h, left);
     }
   }
 
   void write_y(int64_t t, int64_t b, int64_t column, int64_t count, const Real* sums) const {
-    const T* given = row<T>(p.input_obs, at(b, t), p.hidden) + column;
+    const T* in = row<T>(p.input_obs, at(b, t), p.hidden) + column;
     T* trace = row<T>(p.y_trace, at(b, t), p.hidden) + column;
     for (int64_t j = 0; j < count; j += kLanes) {
-      const Vector<Real> y = elu(load_some(given + j, count - j) + load(sums + j));
+      const Vector<Real> y = elu(load_some(in + j, count - j) + load(sums + j));
       store_some(trace + j, y, count - j);
       store_operand_some<T>(hidden[b] + column + j, y, count - j);
     }
@@ -212,14 +212,14 @@ struct Forward {
 };
 
 template <class T>
-int64_t bytes(const ScanProblem& problem) {
+int64_t bytes(const ObserveProblem& problem) {
   Arena count{nullptr};
   Forward<T>(problem, count);
   return count.used;
 }
 
 template <class T>
-void run(const ScanProblem& problem, void* memory) {
+void run(const ObserveProblem& problem, void* memory) {
   Arena arena{static_cast<char*>(memory)};
   const Forward<T> forward(problem, arena);
   run_team(problem.threads, [&](const Team& team) { forward.run(team); });
@@ -227,7 +227,7 @@ void run(const ScanProblem& problem, void* memory) {
 
 }  // namespace
 
-const ByDtype<Pass<ScanProblem>> scan_forward =
+const ByDtype<Pass<ObserveProblem>> observe_forward =
     {{bytes<float>, run<float>}, {bytes<double>, run<double>}, {bytes<Bf16>, run<Bf16>}};
 
 }  // namespace APV_FAST_ISA

@@ -18,7 +18,7 @@ struct Weight {
 
 // B batch, T length, D deter, H hidden, S·C stoch and discrete (C = 0: Gaussian), L = S·C or S, M = S·C or 2·S.
 // "wide": float, or double where the operands are double. Everything is contiguous but the weights.
-struct ScanProblem {
+struct ObserveProblem {
   int64_t batch, length, deter, hidden, stoch, discrete;
   double min_std;
   int threads;
@@ -34,12 +34,12 @@ struct ScanProblem {
   void *dx, *dparts, *dy, *dstats;                                    // operands' dtype: [B, T, H], 3D, H and M
   void *dstart, *dnorm_weight, *dnorm_bias;                           // wide: [B, D], [3D] twice
 
-  APV_FAST_INLINE int64_t mixed() const { return discrete ? stoch * discrete : stoch; }
+  APV_FAST_INLINE int64_t latents() const { return discrete ? stoch * discrete : stoch; }
   APV_FAST_INLINE int64_t statistics() const { return discrete ? stoch * discrete : 2 * stoch; }
   APV_FAST_INLINE bool sampled() const { return noise != nullptr || seed != nullptr; }
 };
 
-APV_FAST_FOR_EACH_ISA(extern const ByDtype<Pass<ScanProblem>> scan_forward;
-                      extern const ByDtype<Pass<ScanProblem>> scan_backward;)
+APV_FAST_FOR_EACH_ISA(extern const ByDtype<Pass<ObserveProblem>> observe_forward;
+                      extern const ByDtype<Pass<ObserveProblem>> observe_backward;)
 
 }  // namespace apv_fast

@@ -23,18 +23,18 @@ inline void pack_transposed(const Team& team, const Weight& w, const Packed<T>& 
 
 // The state that step t of row b started from, were it kept.
 template <class Real>
-inline const Real* state_before(const ScanProblem& p, int64_t b, int64_t t) {
+inline const Real* state_before(const ObserveProblem& p, int64_t b, int64_t t) {
   return t == 0 ? row<Real>(p.start, b, p.deter) : row<Real>(p.deter_trace, b * p.length + t - 1, p.deter);
 }
 
 // The noise of all latents of row b at step t.
 template <class Real>
-inline LatentNoise<Real> latent_noise(const ScanProblem& p, int64_t b, int64_t t) {
-  const int64_t first = (b * p.length + t) * p.mixed();
+inline LatentNoise<Real> latent_noise(const ObserveProblem& p, int64_t b, int64_t t) {
+  const int64_t first = (b * p.length + t) * p.latents();
   return {p.noise ? static_cast<const Real*>(p.noise) + first : nullptr, p.seed, first};
 }
 
-inline LatentShape latent_shape(const ScanProblem& p) { return {p.stoch, p.discrete, p.min_std}; }
+inline LatentShape latent_shape(const ObserveProblem& p) { return {p.stoch, p.discrete, p.min_std}; }
 
 }  // namespace
 }  // namespace APV_FAST_ISA

@@ -68,7 +68,7 @@ void set_tensors(StepModel& m, const ModelTensors& x) {
   point(m.before_deter, x[0]);
   point(m.before_stoch, x[1]);
   point(m.action, x[2]);
-  point(m.given_embed, x[3]);
+  point(m.embed_in, x[3]);
   point(m.after_deter, x[4]);
   StepHead* const heads[] = {&m.post, &m.prior};
   for (int i = 0; i < 2; ++i) {
@@ -85,7 +85,7 @@ void check(const StepProblem& p) {
     const StepModel& m = p.model[i];
     require(m.deter >= 1 && m.stoch >= 1 && m.img_in.units >= 1, "step: sizes must be at least 1");
     require(m.discrete >= 0 && m.actions >= 0 && m.embed >= 0, "step: sizes must not be negative");
-    require(m.inputs >= m.mixed() + m.actions,
+    require(m.inputs >= m.latents() + m.actions,
             "step: img_in_weight must have a column a number of stoch and action");
   }
   require(p.layers == 0 || p.model[p.models - 1].post.there(), "step: an actor needs a posterior");
@@ -144,7 +144,7 @@ class FilterStep {
     for (int64_t i = 0; i < p.models; ++i) set_tensors(p.model[i], models[i]);
     point(p.action_noise.values, actor[0]);
     point(p.action_noise.seed, actor[1]);
-    point(p.made_action, actor[2]);
+    point(p.action_out, actor[2]);
     check(p);
     const auto& pass = of_dtype(APV_FAST_PICK(isa_of(isa_), filter_step), dtype_, "step");
     if (p.rows > 0) pass.run(p, memory_of(pass.bytes(p)));

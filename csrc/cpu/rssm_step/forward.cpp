@@ -130,7 +130,7 @@ struct Head {
         dist(arena, head.dist, rows, head.hidden.units) {}
 
   void sample(const StepModel& model, int64_t i) const {
-    const int64_t width = model.mixed(), first = i * width;
+    const int64_t width = model.latents(), first = i * width;
     const Real* values = static_cast<const Real*>(head.noise.values);
     const LatentNoise<Real> noise{values ? values + first : nullptr, head.noise.seed, first};
     sample_latents(LatentShape{model.stoch, model.discrete, model.min_std},
@@ -155,10 +155,10 @@ struct Model {
   Model(Arena& arena, const StepProblem& p, const StepModel& m, const StepModel* below)
       : p(p),
         m(m),
-        img_in(arena, m.img_in, p.rows, m.inputs, m.img_in_rows, 0, m.mixed()),
+        img_in(arena, m.img_in, p.rows, m.inputs, m.img_in_rows, 0, m.latents()),
         gru(arena, m.gru, p.rows, m.img_in.units + m.deter),
         post(arena, m.post, p.rows, m.deter + m.embed + (below ? below->features() : 0), below ? m.obs_out_rows : nullptr,
-             m.deter + m.embed, below ? below->mixed() : 0),
+             m.deter + m.embed, below ? below->latents() : 0),
         prior(arena, m.prior, p.rows, m.deter),
         parts(arena.take<Real>(p.rows * 3 * m.deter)),
         scale(arena, 3 * m.deter),
@@ -182,11 +182,11 @@ struct Model {
     }
     const Range rows = share(p.rows, team);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
-      img_in.fill_latents(i, 0, masked(m.before_stoch, i, m.mixed()), m.mixed());
-      if (m.actions) fill(masked(m.action, i, m.actions), m.actions, img_in.in[i] + m.mixed());
+      img_in.fill_latents(i, 0, masked(m.before_stoch, i, m.latents()), m.latents());
+      if (m.actions) fill(masked(m.action, i, m.actions), m.actions, img_in.in[i] + m.latents());
       fill(masked(m.before_deter, i, m.deter), m.deter, gru.in[i] + m.img_in.units);
       if (post.head.there()) {
-        to_operands<T>(static_cast<const T*>(m.given_embed) + i * m.embed, m.embed, post.hidden.in[i] + m.deter);
+        to_operands<T>(static_cast<const T*>(m.embed_in) + i * m.embed, m.embed, post.hidden.in[i] + m.deter);
       }
     }
   }
@@ -214,8 +214,8 @@ struct Model {
 
   // Row i's features, stoch and then deter, as what a layer reads from a column on.
   void features(int64_t i, const FewRows<T>& to, int64_t column) const {
-    to.fill_latents(i, column, static_cast<const Real*>(m.post.stoch) + i * m.mixed(), m.mixed());
-    to_operands<T>(static_cast<const Real*>(m.after_deter) + i * m.deter, m.deter, to.in[i] + column + m.mixed());
+    to.fill_latents(i, column, static_cast<const Real*>(m.post.stoch) + i * m.latents(), m.latents());
+    to_operands<T>(static_cast<const Real*>(m.after_deter) + i * m.deter, m.deter, to.in[i] + column + m.latents());
   }
 };
 
@@ -238,9 +238,9 @@ struct Step {
     int64_t depth = seen.features();
     for (int64_t l = 0; l <= p.layers && p.layers; ++l) {
       const LayerWeights& layer = l < p.layers ? p.layer[l] : p.head;
-      const FewRows<T> made(arena, layer, p.rows, depth, l == 0 ? p.actor_rows : nullptr, 0, seen.mixed());
+      const FewRows<T> few(arena, layer, p.rows, depth, l == 0 ? p.actor_rows : nullptr, 0, seen.latents());
       depth = layer.units;
-      if (arena.memory != nullptr) actor[l] = made;
+      if (arena.memory != nullptr) actor[l] = few;
     }
   }
 
@@ -304,7 +304,7 @@ struct Step {
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const int64_t first = i * p.actions;
       const LatentNoise<Real> noise{values ? values + first : nullptr, p.action_noise.seed, first};
-      sample_action(kind, heads + i * p.heads(), noise, static_cast<Real*>(p.made_action) + first);
+      sample_action(kind, heads + i * p.heads(), noise, static_cast<Real*>(p.action_out) + first);
     }
   }
 };

@@ -40,13 +40,13 @@ struct StepModel {
   const void* obs_out_rows;  // [L', H], of the posterior's columns for the z of the model before, L' wide
   const void *norm_weight, *norm_bias;
   const void *before_deter, *before_stoch, *action;  // wide: [B, D], [B, L], [B, A]
-  const void* given_embed;                           // [B, E]
+  const void* embed_in;                              // [B, E]
   void* after_deter;                                 // wide: [B, D]
   StepHead post, prior;
 
-  APV_FAST_INLINE int64_t mixed() const { return discrete ? stoch * discrete : stoch; }
+  APV_FAST_INLINE int64_t latents() const { return discrete ? stoch * discrete : stoch; }
   APV_FAST_INLINE int64_t statistics() const { return discrete ? stoch * discrete : 2 * stoch; }
-  APV_FAST_INLINE int64_t features() const { return mixed() + deter; }
+  APV_FAST_INLINE int64_t features() const { return latents() + deter; }
 };
 
 struct StepProblem {
@@ -60,7 +60,7 @@ struct StepProblem {
   bool one_hot_actions;
   double min_std;
   NoiseSource action_noise;  // wide: [B, A]
-  void* made_action;         // wide: [B, A]
+  void* action_out;          // wide: [B, A]
   int threads;
 
   APV_FAST_INLINE int64_t heads() const { return one_hot_actions ? actions : 2 * actions; }
