@@ -2,7 +2,7 @@
 // no libtorch here, so that one build serves every version of torch.
 //
 // cpu/<op>/ holds an op: in bind.cpp its functions of this module (arguments, checks, the choice of a kernel), in
-// forward.cpp and backward.cpp the kernels, or in one file of the op's name where that is short.
+// forward.cpp and backward.cpp the kernels; where one file holds all of them, it has the op's name.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -8,8 +8,9 @@
 #endif
 
 namespace apv_fast {
+namespace {
 
-std::vector<std::string> supported_isas() {
+std::vector<std::string> ask_the_cpu() {
   std::vector<std::string> isas;
 #if defined(APV_FAST_X86)
   // These ask the operating system too: it must save the wide registers. The flags are those of CMakeLists.txt.
@@ -24,6 +25,13 @@ std::vector<std::string> supported_isas() {
   return isas;
 }
 
+}  // namespace
+
+const std::vector<std::string>& supported_isas() {
+  static const std::vector<std::string> isas = ask_the_cpu();
+  return isas;
+}
+
 bool has_amx() {
 #if defined(APV_FAST_X86)
   unsigned eax, ebx, ecx, edx;
@@ -35,7 +43,7 @@ bool has_amx() {
 }
 
 Isa isa_of(const std::string& name) {
-  const std::vector<std::string> supported = supported_isas();
+  const std::vector<std::string>& supported = supported_isas();
   if (std::find(supported.begin(), supported.end(), name) == supported.end()) {
     throw std::invalid_argument("instruction set '" + name + "' cannot be used here");
   }

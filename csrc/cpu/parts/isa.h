@@ -18,7 +18,7 @@ namespace apv_fast {
 enum class Isa { scalar, avx2, avx512, avx512bf16 };
 
 // Names, the fastest first; "scalar" (portable code for the architecture's baseline) is always the last.
-std::vector<std::string> supported_isas();
+const std::vector<std::string>& supported_isas();
 
 // Whether the CPU multiplies bfloat16 in tiles (AMX), as oneDNN then does; our kernels do not use it.
 bool has_amx();
