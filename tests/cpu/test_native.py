@@ -171,7 +171,7 @@ def test_object_files_share_no_code(isa: str, tmp_path: Path) -> None:
     flags = ["-std=c++17", "-fPIC", "-O0", "-fopenmp", "-fno-exceptions", "-w", "-DAPV_FAST_X86"]
 
     def names(file: str) -> list[str]:
-        target = tmp_path / f"{Path(file).name}.o"
+        target = tmp_path / f"{file.replace('/', '_')}.o"
         ours = [*flags, *ISA_FLAGS[isa], f"-DAPV_FAST_ISA={isa}"]
         subprocess.run([compiler, *ours, "-c", CSRC.parent / file, "-o", target], check=True)
         return exported(target)
