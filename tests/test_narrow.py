@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from apv_fast import backend
 from apv_fast.agent import Agent, Pretrainer
-from apv_fast.agent.graph import GraphedUpdate
+from apv_fast.agent.cuda_graph import GraphedUpdate
 from apv_fast.backend import probe
-from apv_fast.narrow import _copies, keep, narrow, refresh, written
+from apv_fast.mixed_precision import _copies, keep, narrow, refresh, written
 from apv_fast.ops import rssm_arguments
 from apv_fast.optim import KerasAdam
 from tests.recording_graph import RecordingGraph

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from apv_fast.data import DiskError, EpisodeError, read_episode
-from apv_fast.data.outputs import EpisodeFiles, Journal, Mp4Files, Output, StoreFiles
+from apv_fast.data.collect_writers import EpisodeFiles, Journal, Mp4Files, Output, StoreFiles
 from tests.samples import make_episode, small_files
 
 VIEWS = ("front", "a camera/of a robot")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apv_fast.data import VIDEO_KEYS, DeviceRows, DiskError, EpisodeError, Replay, write_episode
-from apv_fast.data.frames import FrameStore
+from apv_fast.data.frame_cache import FrameStore
 from tests.samples import make_episode, rows_of, small_disk, small_files, through_a_file
 
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from apv_fast.data import DeviceRows, EpisodeError, Prefetcher, StoreWriter, VideoDataset, open_videos, write_episode
+from apv_fast.data.collect_writers import EpisodeFiles, Output, StoreFiles
 from apv_fast.data.corpus import StoreCorpus
-from apv_fast.data.draws import held_out
 from apv_fast.data.mixture import Entry, parse_entries
-from apv_fast.data.outputs import EpisodeFiles, Output, StoreFiles
+from apv_fast.data.sequence_sampler import held_out
 from apv_fast.data.store_format import INDEX_FILE, StoredEpisode, shard_file
 from tests.samples import make_episode, through_a_file
 

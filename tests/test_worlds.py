@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from apv_fast import envs
-from apv_fast.agent import worlds as worlds_module
 from apv_fast.agent.episode import RandomPolicy, evaluate, play
-from apv_fast.agent.worlds import OneWorld, ParallelWorlds, Row
+from apv_fast.envs import parallel
+from apv_fast.envs.parallel import OneWorld, ParallelWorlds, Row
 
 pytest.importorskip("dm_control")
 
@@ -111,7 +111,7 @@ def test_evaluation_has_the_same_starts(worlds: ParallelWorlds) -> None:
 
 
 def test_a_process_that_dies_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worlds_module, "ATTEMPTS", 2)
+    monkeypatch.setattr(parallel, "ATTEMPTS", 2)
     deadly = ParallelWorlds(partial(Deadly, "die"), 1)
     deadly.begin({0: 1})
     with pytest.warns(UserWarning, match="died"), pytest.raises(ChildProcessError, match=r"died 2 times.*fewer --envs"):

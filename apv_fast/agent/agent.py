@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apv_fast.agent.acting import Acting, Memory
 from apv_fast.agent.behavior import Behavior
-from apv_fast.agent.graph import GraphedUpdate, optimizer_tensors
+from apv_fast.agent.cuda_graph import GraphedUpdate, optimizer_tensors
 from apv_fast.agent.world_model import Batch, Metrics, VideoModel, WorldModel
 from apv_fast.config import FinetuneConfig, OptimizerConfig, PretrainConfig
 from apv_fast.nn import RSSM, Actor, MLPHead
@@ -82,7 +82,7 @@ class Pretrainer:
         return metrics
 
     def learn(self, batch: Batch) -> Metrics:
-        """What an update does, all of it on the device; see :mod:`apv_fast.agent.graph`."""
+        """What an update does, all of it on the device; see :mod:`apv_fast.agent.cuda_graph`."""
         self.optimizer.zero_grad()
         with annotate("world_model_loss"):
             result = self.model.loss(batch)
@@ -181,7 +181,7 @@ class Agent:
         return metrics
 
     def learn(self, batch: Batch) -> Metrics:
-        """What an update does, all of it on the device; see :mod:`apv_fast.agent.graph`."""
+        """What an update does, all of it on the device; see :mod:`apv_fast.agent.cuda_graph`."""
         self._freeze_video()
         with annotate("world_model_loss"):
             result = self.model.loss(batch)

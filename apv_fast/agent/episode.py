@@ -13,10 +13,10 @@ from torch import Tensor
 
 from apv_fast.agent.acting import Acting, Memory
 from apv_fast.agent.agent import Agent
-from apv_fast.agent.graph import GraphedUpdate, Recorder
+from apv_fast.agent.cuda_graph import GraphedUpdate, Recorder
 from apv_fast.agent.world_model import Batch
-from apv_fast.agent.worlds import Row, Worlds, first_row, next_row
 from apv_fast.config import Graph
+from apv_fast.envs.parallel import Row, Worlds, first_row, next_row
 
 
 class Policy(Protocol):

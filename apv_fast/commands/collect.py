@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apv_fast.commands.collect_play import Player, view_name
-from apv_fast.commands.collect_report import show_choices, write_collect_card
+from apv_fast.atomic_file import TEMPORARY_SUFFIX, remove_temporaries
+from apv_fast.commands.collect_card import show_choices, write_collect_card
+from apv_fast.commands.collect_episodes import Player, view_name
 from apv_fast.config import CollectConfig, ConfigError, to_dict
 from apv_fast.data import atomic_file
-from apv_fast.data.atomic import TEMPORARY_SUFFIX, remove_temporaries
-from apv_fast.data.collected import DATASET_FILE
-from apv_fast.data.outputs import EpisodeFiles, Journal, Mp4Files, Output, StoreFiles
+from apv_fast.data.collect_writers import EpisodeFiles, Journal, Mp4Files, Output, StoreFiles
+from apv_fast.data.video_metadata import DATASET_FILE
 from apv_fast.run import Progress, StopRequest, stop_on_signal
-from apv_fast.run.processes import spread
+from apv_fast.run.process_pool import spread
 
 # What a folder's episodes have in common; with another value they would not belong together.
 _IDENTITY = ("env", "policy", "cameras", "format", "world", "seed")

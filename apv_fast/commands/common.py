@@ -16,13 +16,13 @@ from torch import Tensor
 from apv_fast import envs
 from apv_fast.agent import Agent, Pretrainer
 from apv_fast.agent.world_model import PRECISIONS, Batch, Metrics
-from apv_fast.agent.worlds import OneWorld, ParallelWorlds, Worlds
 from apv_fast.backend import BackendError, probe, requested, use_backend
-from apv_fast.commands.paths import op_paths, scan_path
+from apv_fast.commands.backend_report import op_paths, scan_path
 from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, WorldConfig, to_dict
 from apv_fast.cpu import ISA_VARIABLE
 from apv_fast.cpu.memory import keep_freed_memory
 from apv_fast.data import DeviceRows
+from apv_fast.envs.parallel import OneWorld, ParallelWorlds, Worlds
 from apv_fast.run import RunDirectory, RunError, load_latest
 
 # What may differ when a run is resumed; everything else decides what is learnt.

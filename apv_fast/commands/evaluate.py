@@ -10,10 +10,10 @@ import torch
 
 from apv_fast.agent import Agent
 from apv_fast.agent.episode import AgentPolicy, Policy, RandomPolicy, evaluate, summarize
-from apv_fast.agent.worlds import action_size
 from apv_fast.commands.common import checkpoint_of, computing, make_env, make_worlds
 from apv_fast.config import ConfigError, EvaluateConfig, FinetuneConfig, from_dict
 from apv_fast.data import atomic_file
+from apv_fast.envs.parallel import action_size
 from apv_fast.run import Progress, RunDirectory, RunError
 
 

@@ -24,7 +24,6 @@ from apv_fast.agent.episode import (
 )
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
 from apv_fast.agent.overlap import Updates
-from apv_fast.agent.worlds import Row, Worlds, action_size
 from apv_fast.commands.common import (
     MeanMetrics,
     begin,
@@ -37,9 +36,10 @@ from apv_fast.commands.common import (
     to_device,
     user_settings,
 )
-from apv_fast.commands.quality import warn_of_mismatch
+from apv_fast.commands.rendering_mismatch import warn_of_mismatch
 from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, check, from_dict
 from apv_fast.data import Replay
+from apv_fast.envs.parallel import Row, Worlds, action_size
 from apv_fast.profile import annotate, annotated
 from apv_fast.run import (
     Metrics,

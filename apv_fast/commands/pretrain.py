@@ -23,7 +23,7 @@ from apv_fast.commands.common import (
     user_settings,
 )
 from apv_fast.commands.ingest import ingest
-from apv_fast.commands.quality import warn_of_mixture
+from apv_fast.commands.rendering_mismatch import warn_of_mixture
 from apv_fast.config import IngestConfig, PretrainConfig, check
 from apv_fast.data import Prefetcher, VideoDataset, is_store, open_videos
 from apv_fast.profile import annotate, annotated

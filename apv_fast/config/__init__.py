@@ -18,7 +18,7 @@ from apv_fast.config.commands import (
     ShardsConfig,
     VideoConfig,
 )
-from apv_fast.config.parts import (
+from apv_fast.config.groups import (
     Backend,
     BehaviorConfig,
     Device,
@@ -38,7 +38,7 @@ from apv_fast.config.presets import (
     PRESETS,
     Preset,
 )
-from apv_fast.config.saved import (
+from apv_fast.config.serialization import (
     ConfigError,
     check,
     from_dict,

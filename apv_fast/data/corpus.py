@@ -11,12 +11,12 @@ from typing import Protocol
 
 import numpy as np
 
-from apv_fast.data.collected import VIEWS_AGREE, recorded_quality
+from apv_fast.data.episode_folders import cache_folder, episode_files, episode_folder
 from apv_fast.data.episodes import VIDEO_KEYS, EpisodeError, episode_length, read_episode
-from apv_fast.data.folders import cache_folder, episode_files, episode_folder
-from apv_fast.data.frames import FrameStore
+from apv_fast.data.frame_cache import FrameStore
 from apv_fast.data.store import StoreError, VideoStore
 from apv_fast.data.store_format import EPISODE
+from apv_fast.data.video_metadata import VIEWS_AGREE, recorded_quality
 
 FRAME_SHAPE = (64, 64, 3)
 VERIFY_BYTES = 2**30  # stores up to this size are compared with their checksums when opened: a second

@@ -1,6 +1,6 @@
 """A copy of the replay on the device: a batch is drawn by one gather a key, and only its indices cross the bus.
 
-The host still draws which sequences it wants and keeps every frame (:class:`apv_fast.data.frames.FrameStore`), so
+The host still draws which sequences it wants and keeps every frame (:class:`apv_fast.data.frame_cache.FrameStore`), so
 draws and checkpoints do not depend on where frames lie, and the copy can be given up at any time.
 Rows lie at the places that the frame store gave them.
 

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apv_fast.data.atomic import DiskError
+from apv_fast.atomic_file import DiskError
 from apv_fast.data.device_replay import DeviceRows
+from apv_fast.data.episode_folders import cache_folder, episode_files, episode_folder
 from apv_fast.data.episodes import (
     EPISODE_KEYS,
     Episode,
@@ -37,8 +38,7 @@ from apv_fast.data.episodes import (
     stack_transitions,
     write_episode,
 )
-from apv_fast.data.folders import cache_folder, episode_files, episode_folder
-from apv_fast.data.frames import FrameStore
+from apv_fast.data.frame_cache import FrameStore
 
 
 @dataclass

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from apv_fast.data.atomic import disk_error, sync_directory
+from apv_fast.atomic_file import disk_error, sync_directory
 from apv_fast.data.store_format import (
     INDEX_FILE,
     VERSION,

@@ -3,12 +3,12 @@
 All of them have ``save_pretrained(path)`` and ``from_pretrained(path)``, see :mod:`apv_fast.nn.saving`.
 """
 
-from apv_fast.nn.bonus import StreamNorm, VideoBonus
 from apv_fast.nn.cnn import Decoder, Encoder, normalize
 from apv_fast.nn.distributions import OneHot, TruncatedNormal
 from apv_fast.nn.heads import Actor, Critic, MLPHead
 from apv_fast.nn.rssm import RSSM, StackedRSSM
 from apv_fast.nn.saving import SavedModuleError
+from apv_fast.nn.video_bonus import StreamNorm, VideoBonus
 
 __all__ = [
     "RSSM",

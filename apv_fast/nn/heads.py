@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, distributions, nn
 
-from apv_fast.narrow import narrow
+from apv_fast.mixed_precision import narrow
 from apv_fast.nn.distributions import ActionDistribution, OneHot, TruncatedNormal
 from apv_fast.nn.init import dense, keras_init
 from apv_fast.nn.saving import Savable

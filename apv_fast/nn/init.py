@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apv_fast.narrow import narrow
+from apv_fast.mixed_precision import narrow
 
 
 def keras_init(module: nn.Module) -> None:

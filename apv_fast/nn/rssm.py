@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from apv_fast import ops
-from apv_fast.narrow import narrow
+from apv_fast.mixed_precision import narrow
 from apv_fast.nn.init import keras_init
 from apv_fast.nn.saving import Savable
 from apv_fast.ops.rssm_arguments import Noise

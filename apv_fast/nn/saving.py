@@ -58,7 +58,7 @@ class Savable(nn.Module):
         """
         from safetensors.torch import save
 
-        from apv_fast.data.atomic import atomic_file, disk_error
+        from apv_fast.atomic_file import atomic_file, disk_error
 
         folder = Path(path)
         text = json.dumps({"format": FORMAT, **_describe(self)}, indent=2)

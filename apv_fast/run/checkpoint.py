@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import torch
 
-from apv_fast.data.atomic import atomic_file
+from apv_fast.atomic_file import atomic_file
 
 FORMAT = 2
 _PATTERN = "step-*.pt"

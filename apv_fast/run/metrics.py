@@ -16,8 +16,8 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from apv_fast.data.atomic import atomic_file, disk_error
-from apv_fast.run.video import encode_gif
+from apv_fast.atomic_file import atomic_file, disk_error
+from apv_fast.run.gif import encode_gif
 
 
 class Metrics:

@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image
 
-from apv_fast.data.collected import filmed
 from apv_fast.data.episodes import EpisodeError
+from apv_fast.data.video_metadata import filmed
 
 Aspect = Literal["crop", "pad", "stretch"]
 MAX_GAP_S = 600.0  # a longer pause between two frames is a damaged clock, not a video

@@ -15,13 +15,13 @@ import torch
 
 from apv_fast.agent import Agent
 from apv_fast.agent.episode import AgentPolicy, Policy, RandomPolicy, episode_scores, episode_seed, play
-from apv_fast.agent.worlds import Row, action_size
 from apv_fast.commands.common import camera_id, computing, make_env, user_settings
 from apv_fast.commands.evaluate import load_agent
 from apv_fast.config import CollectConfig, ConfigError, to_dict
 from apv_fast.data.episodes import Episode, stack_transitions
+from apv_fast.envs.parallel import Row, action_size
 from apv_fast.run import StopRequest
-from apv_fast.run.processes import GivenUp
+from apv_fast.run.process_pool import GivenUp
 
 
 @dataclass

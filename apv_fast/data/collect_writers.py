@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from apv_fast.data.atomic import disk_error
-from apv_fast.data.collected import mp4_name, npz_stem
+from apv_fast.atomic_file import disk_error
 from apv_fast.data.episodes import Episode, EpisodeError, read_episode, write_episode
 from apv_fast.data.mp4 import read_mp4, write_mp4
 from apv_fast.data.store import StoreWriter, VideoStore
 from apv_fast.data.store_format import EPISODE
+from apv_fast.data.video_metadata import mp4_name, npz_stem
 
 Videos = Mapping[str, np.ndarray]  # camera -> uint8 [T, height, width, 3]
 

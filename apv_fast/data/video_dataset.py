@@ -26,8 +26,8 @@ from torch import Tensor
 
 from apv_fast.data.corpus import FRAME_SHAPE, Corpus
 from apv_fast.data.device_replay import DeviceRows
-from apv_fast.data.draws import Choice, Draw, held_out
 from apv_fast.data.episodes import EpisodeError
+from apv_fast.data.sequence_sampler import Choice, Draw, held_out
 
 FIXED_SEED = 20220325  # of the sequences for validation and videos: the same in every run
 _COPIED = 1024  # frames copied to a device at once

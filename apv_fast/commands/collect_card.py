@@ -12,12 +12,12 @@ import numpy as np
 
 import apv_fast
 from apv_fast import envs
-from apv_fast.commands.collect_play import view_name
+from apv_fast.commands.collect_episodes import view_name
 from apv_fast.commands.common import make_env
 from apv_fast.config import PRESETS, CollectConfig
 from apv_fast.config.command_line import command_line
-from apv_fast.data.card import SHEET_FRAMES, write_card
-from apv_fast.data.outputs import Journal, Output
+from apv_fast.data.collect_writers import Journal, Output
+from apv_fast.data.dataset_card import SHEET_FRAMES, write_card
 
 _POLICIES = """policies:
   random      uniform actions

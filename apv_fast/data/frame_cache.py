@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apv_fast.data.atomic import disk_error
+from apv_fast.atomic_file import disk_error
 
 
 class FrameStore:
