@@ -16,7 +16,9 @@ import torch
 import apv_fast
 from apv_fast import backend, kernels
 from apv_fast.backend import BackendError, Status
-from apv_fast.commands import backend_report, common, info
+from apv_fast.commands import info
+from apv_fast.commands.parts import backend_report
+from apv_fast.commands.parts.device import replay_place
 from apv_fast.config import PRESETS, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,14 +185,14 @@ def test_info_does_not_care_what_the_environment_asks_for(monkeypatch: pytest.Mo
 
 def test_where_batches_come_from(gpu: dict[str, Any]) -> None:
     config = PRESETS["small"].pretrain
-    assert common.replay_place(config, CPU) == {"pin_memory": False}
-    rows = common.replay_place(config, GPU)["rows"]
+    assert replay_place(config, CPU) == {"pin_memory": False}
+    rows = replay_place(config, GPU)["rows"]
     assert (rows.device, rows.strict, rows.budget) == (GPU, False, int(0.4 * 80 * 2**30))
-    assert common.replay_place(replace(config, replay_device="host"), GPU) == {"pin_memory": True}
-    strict = common.replay_place(replace(config, replay_device="device"), GPU)
+    assert replay_place(replace(config, replay_device="host"), GPU) == {"pin_memory": True}
+    strict = replay_place(replace(config, replay_device="device"), GPU)
     assert strict["rows"].strict and strict["pin_memory"]
     with pytest.raises(ConfigError, match="replay_device is 'device', but the device is cpu"):
-        common.replay_place(replace(config, replay_device="device"), CPU)
+        replay_place(replace(config, replay_device="device"), CPU)
 
 
 def test_the_agent_needs_no_simulator_and_no_command_line() -> None:
@@ -199,7 +201,7 @@ def test_the_agent_needs_no_simulator_and_no_command_line() -> None:
 import sys
 for name in ("pydantic", "tyro", "gymnasium", "dm_control", "mujoco", "metaworld", "tensorboard", "matplotlib"):
     sys.modules[name] = None
-import apv_fast.ops, apv_fast.nn, apv_fast.commands.backend_report
+import apv_fast.ops, apv_fast.nn, apv_fast.commands.parts.backend_report
 from apv_fast.agent import Agent, Pretrainer
 from apv_fast.config import PRESETS
 print(PRESETS["small"].finetune.graph)

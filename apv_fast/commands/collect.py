@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import json
+import textwrap
 import time
 import warnings
 from contextlib import ExitStack, closing
@@ -12,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from apv_fast import envs
 from apv_fast.atomic_file import TEMPORARY_SUFFIX, remove_temporaries
-from apv_fast.commands.collect_card import show_choices, write_collect_card
-from apv_fast.commands.collect_episodes import Player, view_name
+from apv_fast.commands.parts.collect_card import write_collect_card
+from apv_fast.commands.parts.collect_episodes import Player, view_name
+from apv_fast.commands.parts.environments import make_env
 from apv_fast.config import CollectConfig, ConfigError, to_dict
 from apv_fast.data import atomic_file
 from apv_fast.data.collect_writers import EpisodeFiles, Journal, Mp4Files, Output, StoreFiles
@@ -24,6 +27,12 @@ from apv_fast.run.process_pool import spread
 
 # What a folder's episodes have in common; with another value they would not belong together.
 _IDENTITY = ("env", "policy", "cameras", "format", "world", "seed")
+
+_POLICIES = """policies:
+  random      uniform actions
+  scripted    the experts of metaworld:, one a task
+  RUN         the run directory of a policy that apv-fast finetune has trained
+"""
 
 
 def collect(config: CollectConfig) -> Path:
@@ -54,6 +63,27 @@ def collect(config: CollectConfig) -> Path:
     if left:
         raise KeyboardInterrupt(f"stopped, {left} of {config.episodes} episodes are missing; the same command goes on")
     return config.out
+
+
+def show_choices(config: CollectConfig) -> None:
+    """Print environments by suite, policies and cameras; with ``config.env`` the cameras of that one alone."""
+    if config.env:
+        with closing(make_env(config.env, config.world, config.seed)) as env:
+            inner: Any = env.unwrapped
+            names = ", ".join(inner.cameras) or "one view only"
+            print(f"{config.env}: cameras: {names}; actions: {env.action_space}")
+        return
+    for suite in envs.SUITES:
+        try:
+            ids = envs.list_tasks(suite)
+        except ImportError as error:
+            print(f"{suite}: not here: {error}\n")
+            continue
+        print(f"{suite}: {len(ids)} environments")
+        print(textwrap.fill(", ".join(ids), 118, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+        print()
+    print(_POLICIES)
+    print("cameras: apv-fast collect --list --env ID shows those of an environment")
 
 
 def _play(config: CollectConfig, player: Player, output: Output, journal: Journal, stop: StopRequest) -> None:

@@ -13,35 +13,20 @@ import numpy as np
 import torch
 
 from apv_fast.agent import Agent, Memory
-from apv_fast.agent.episode import (
-    AgentPolicy,
-    RandomPolicy,
-    choose,
-    episode_scores,
-    episode_seed,
-    evaluate,
-    summarize,
-)
+from apv_fast.agent.agent_policy import AgentPolicy
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
 from apv_fast.agent.overlap import Updates
-from apv_fast.commands.common import (
-    MeanMetrics,
-    begin,
-    checkpoint_of,
-    computing,
-    going_on,
-    make_worlds,
-    replay_place,
-    stopped,
-    to_device,
-    user_settings,
-)
-from apv_fast.commands.rendering_mismatch import warn_of_mismatch
-from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, check, from_dict
+from apv_fast.commands.parts.device import computing, replay_place, to_device
+from apv_fast.commands.parts.environments import make_envs
+from apv_fast.commands.parts.rendering_mismatch import warn_of_mismatch
+from apv_fast.commands.parts.training_run import begin, checkpoint_of, going_on, stopped
+from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, check, from_dict, user_settings
 from apv_fast.data import Replay
-from apv_fast.envs.parallel import Row, Worlds, action_size
+from apv_fast.envs.episode import RandomPolicy, choose, episode_scores, episode_seed, evaluate, summarize
+from apv_fast.envs.parallel import Envs, Row, action_size
 from apv_fast.profile import annotate, annotated
 from apv_fast.run import (
+    MeanMetrics,
     Metrics,
     Progress,
     RunDirectory,
@@ -65,14 +50,14 @@ def finetune(config: FinetuneConfig) -> RunDirectory:
     check(config)
     with computing(config.seed, config.device, config.backend) as device, ExitStack() as stack:
         found = load_latest(RunDirectory(config.out).checkpoints) if config.resume else None
-        worlds = stack.enter_context(closing(make_worlds(config.env, config.world, config.seed, config.envs)))
-        agent = new_agent(config, worlds.action_space, device)
+        envs = stack.enter_context(closing(make_envs(config.env, config.world, config.seed, config.envs)))
+        agent = new_agent(config, envs.action_space, device)
         if found is None and config.pretrained is not None:
             source, state = pretrained_state(config.pretrained)
             warn_of_mismatch(config.pretrained, state.get("qualities", ()), config.world.quality)
             agent.load_pretrained(state["trainer"], source)
         run = begin(config, agent, f"finetune: {config.steps} agent steps in {config.env}")
-        trainer = stack.enter_context(closing(Finetuner(config, run, worlds, agent)))
+        trainer = stack.enter_context(closing(Finetuner(config, run, envs, agent)))
         if found is None:
             trainer.save()  # before there are episodes: a resumed run knows which ones are its own
         else:
@@ -120,10 +105,10 @@ class Player:
 class Finetuner:
     """Environments, replay and agent of one run, and their clocks."""
 
-    def __init__(self, config: FinetuneConfig, run: RunDirectory, worlds: Worlds, agent: Agent) -> None:
+    def __init__(self, config: FinetuneConfig, run: RunDirectory, envs: Envs, agent: Agent) -> None:
         self.config, self.run, self.device = config, run, agent.device
-        self.worlds, self.agent = worlds, agent
-        self.eval_worlds = make_worlds(config.env, config.world, config.seed, min(config.envs, config.eval_episodes))
+        self.envs, self.agent = envs, agent
+        self.eval_envs = make_envs(config.env, config.world, config.seed, min(config.envs, config.eval_episodes))
         self.replay = Replay(
             run.train_episodes,
             chunk_length=config.length,
@@ -148,7 +133,7 @@ class Finetuner:
         self.before = 0  # ... before the last one of the environments
         self.begun = 0  # episodes
         self.training = False  # prefill is over
-        self.players = [Player() for _ in range(worlds.count)]
+        self.players = [Player() for _ in range(envs.count)]
         self.means = MeanMetrics()
 
     def train(self, metrics: Metrics) -> None:
@@ -191,10 +176,10 @@ class Finetuner:
         self._begin_episodes()
         actions = self._actions()
         with annotate("env_step"):
-            following = self.worlds.step(actions)
+            following = self.envs.step(actions)
         for world, row in enumerate(following):
             self._store(world, row)
-        self.before, self.step = self.step, self.step + self.worlds.count
+        self.before, self.step = self.step, self.step + self.envs.count
         for world, row in enumerate(following):
             if row["is_last"]:
                 self._end_episode(world, metrics)
@@ -214,13 +199,13 @@ class Finetuner:
         for world in waiting:
             self.players[world] = self._player(self.begun, random=not self.training)
             self.begun += 1
-        first = self.worlds.begin({world: self.players[world].seed for world in waiting})
+        first = self.envs.begin({world: self.players[world].seed for world in waiting})
         for world in waiting:
             self._store(world, first[world])
 
     def _player(self, episode: int, *, random: bool) -> Player:
         seed = episode_seed(self.config.seed, "train", episode)
-        return Player(episode, seed, RandomPolicy(self.worlds.action_space, seed) if random else None)
+        return Player(episode, seed, RandomPolicy(self.envs.action_space, seed) if random else None)
 
     def _store(self, world: int, row: Row) -> None:
         self.players[world].rows.append(row)
@@ -288,7 +273,7 @@ class Finetuner:
                 frames = np.stack([row["image"] for row in rows[:: max(1, len(rows) // 100)]])
                 write_gif(self.run.videos / f"eval_{self.step:08d}.gif", frames, scale=3)
 
-        scores = evaluate(self.eval_worlds, policy, self.config.eval_episodes, self.config.seed, show)
+        scores = evaluate(self.eval_envs, policy, self.config.eval_episodes, self.config.seed, show)
         summary = summarize(scores, "eval")
         metrics.scalars(self.step, summary | self._env_step)
         self._status = f"evaluation return {summary['eval_return']:.1f}"
@@ -335,7 +320,7 @@ class Finetuner:
         actions = {world: [row["action"] for row in player.rows[1:]] for world, player in under_way.items()}
         if not under_way:
             return
-        found = self.worlds.recover({world: player.seed for world, player in under_way.items()}, actions)
+        found = self.envs.recover({world: player.seed for world, player in under_way.items()}, actions)
         for world, player in under_way.items():
             for _ in actions[world]:
                 if player.random:
@@ -349,7 +334,7 @@ class Finetuner:
     def close(self) -> None:
         """Let go of the evaluation's environments, of files, and of the update that runs."""
         self.updates.close()
-        self.eval_worlds.close()
+        self.eval_envs.close()
         self.replay.close()
 
 

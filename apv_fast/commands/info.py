@@ -10,7 +10,7 @@ import torch
 
 import apv_fast
 from apv_fast.backend import BackendError, requested
-from apv_fast.commands.backend_report import auto_paths, gpu_facts, scan_path
+from apv_fast.commands.parts.backend_report import auto_paths, gpu_facts, scan_path
 from apv_fast.config import InfoConfig
 
 _PACKAGES = ("numpy", "triton", "gymnasium", "mujoco", "dm_control", "metaworld", "tensorboard", "matplotlib")

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from apv_fast.agent import Agent
-from apv_fast.agent.episode import AgentPolicy, Policy, RandomPolicy, episode_scores, episode_seed, play
-from apv_fast.commands.common import camera_id, computing, make_env, user_settings
-from apv_fast.commands.evaluate import load_agent
-from apv_fast.config import CollectConfig, ConfigError, to_dict
+from apv_fast.agent.agent_policy import AgentPolicy
+from apv_fast.commands.parts.device import computing
+from apv_fast.commands.parts.environments import camera_id, make_env
+from apv_fast.commands.parts.training_run import load_agent
+from apv_fast.config import CollectConfig, ConfigError, to_dict, user_settings
 from apv_fast.data.episodes import Episode, stack_transitions
+from apv_fast.envs.episode import Policy, RandomPolicy, episode_scores, episode_seed, play
 from apv_fast.envs.parallel import Row, action_size
 from apv_fast.run import StopRequest
 from apv_fast.run.process_pool import GivenUp

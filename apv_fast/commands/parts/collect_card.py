@@ -1,55 +1,25 @@
-"""What ``apv-fast collect`` tells: the choices that there are, and the card of a data set."""
+"""The card of a data set that ``apv-fast collect`` made: what is in it, and a sheet of its frames."""
 
 from __future__ import annotations
 
 import dataclasses
-import textwrap
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import apv_fast
-from apv_fast import envs
-from apv_fast.commands.collect_episodes import view_name
-from apv_fast.commands.common import make_env
+from apv_fast.commands.parts.collect_episodes import view_name
 from apv_fast.config import PRESETS, CollectConfig
 from apv_fast.config.command_line import command_line
 from apv_fast.data.collect_writers import Journal, Output
 from apv_fast.data.dataset_card import SHEET_FRAMES, write_card
 
-_POLICIES = """policies:
-  random      uniform actions
-  scripted    the experts of metaworld:, one a task
-  RUN         the run directory of a policy that apv-fast finetune has trained
-"""
 _FORMATS = {
     "npz": "official episode files (npz) with actions and rewards, all views in train_episodes/",
     "mp4": "MP4 files (lossless H.264 4:4:4) in videos/, named by episode and view; no actions",
     "store": "store of raw frames, see apv_fast.data.VideoStore; no actions",
 }
-
-
-def show_choices(config: CollectConfig) -> None:
-    """Print environments by suite, policies and cameras; with ``config.env`` the cameras of that one alone."""
-    if config.env:
-        with closing(make_env(config.env, config.world, config.seed)) as env:
-            inner: Any = env.unwrapped
-            names = ", ".join(inner.cameras) or "one view only"
-            print(f"{config.env}: cameras: {names}; actions: {env.action_space}")
-        return
-    for suite in envs.SUITES:
-        try:
-            ids = envs.list_tasks(suite)
-        except ImportError as error:
-            print(f"{suite}: not here: {error}\n")
-            continue
-        print(f"{suite}: {len(ids)} environments")
-        print(textwrap.fill(", ".join(ids), 118, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
-        print()
-    print(_POLICIES)
-    print("cameras: apv-fast collect --list --env ID shows those of an environment")
 
 
 def write_collect_card(config: CollectConfig, journal: Journal, output: Output, fps: float) -> Path:
