@@ -18,7 +18,7 @@ import numpy as np
 from apv_fast.atomic_file import disk_error
 
 
-class FrameStore:
+class FrameCache:
     """Runs of equally large frames, each run kept together; freed space is used again.
 
     Args:

@@ -12,7 +12,7 @@ import apv_fast
 from apv_fast.commands.parts.collect_episodes import view_name
 from apv_fast.config import PRESETS, CollectConfig
 from apv_fast.config.command_line import command_line
-from apv_fast.data.collect_writers import Journal, Output
+from apv_fast.data.collect_writers import EpisodeWriter, Journal
 from apv_fast.data.dataset_card import SHEET_FRAMES, write_card
 
 _FORMATS = {
@@ -22,10 +22,10 @@ _FORMATS = {
 }
 
 
-def write_collect_card(config: CollectConfig, journal: Journal, output: Output, fps: float) -> Path:
+def write_collect_card(config: CollectConfig, journal: Journal, writer: EpisodeWriter, fps: float) -> Path:
     """README.md and contact sheet of what the folder has now."""
     views = [view_name(config, camera) for camera in config.cameras or (None,)]
-    frames = _sample(journal, output, views)
+    frames = _sample(journal, writer, views)
     return write_card(
         config.out,
         title=f"Videos of {config.env}",
@@ -70,13 +70,13 @@ def _spread(values: Any) -> str:
     return f"{np.mean(every):.1f} on average, {min(every):.1f} to {max(every):.1f}"
 
 
-def _sample(journal: Journal, output: Output, views: list[str]) -> np.ndarray:
+def _sample(journal: Journal, writer: EpisodeWriter, views: list[str]) -> np.ndarray:
     """Frames from all over the data set, uint8 ``[N, height, width, 3]``, N at most :data:`SHEET_FRAMES`."""
     videos = [(index, view) for index in sorted(journal.entries) for view in views]
     count = min(len(videos), SHEET_FRAMES)
     frames = []
     for place in np.linspace(0, len(videos) - 1, count).round().astype(int):
-        video = output.read(*videos[place])
+        video = writer.read(*videos[place])
         times = np.linspace(0, len(video) - 1, SHEET_FRAMES // count + 2)[1:-1].round().astype(int)
         frames.append(video[times])
     return np.concatenate(frames)

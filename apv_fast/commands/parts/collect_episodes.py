@@ -27,7 +27,7 @@ from apv_fast.run.process_pool import GivenUp
 
 
 @dataclass
-class Recorded:
+class CollectedEpisode:
     """One episode."""
 
     index: int
@@ -36,7 +36,7 @@ class Recorded:
     scores: dict[str, float]
 
 
-class Player:
+class EpisodeCollector:
     """Plays the episodes of a data set, any of them in any order; each is the same in whatever process.
 
     One thread computes, so that the number of cores does not show in the last bits of an action.
@@ -76,7 +76,7 @@ class Player:
             self._look(observation["image"])
         return len(observation["image"])
 
-    def __call__(self, index: int) -> Recorded:
+    def __call__(self, index: int) -> CollectedEpisode:
         """Play episode ``index``.
 
         Raises:
@@ -93,7 +93,7 @@ class Player:
             rows.append({key: value for key, value in row.items() if key != "image"})
         videos = {name: np.stack(frames) for name, frames in views.items()}
         scores = episode_scores(rows) | {"frames": float(len(rows))}
-        return Recorded(index, videos, stack_transitions(rows), scores)
+        return CollectedEpisode(index, videos, stack_transitions(rows), scores)
 
     def close(self) -> None:
         """Let go of the environment, and of the settings that computing had here."""

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from apv_fast.data.episodes import EpisodeError
-from apv_fast.data.video_metadata import filmed
+from apv_fast.data.video_metadata import video_metadata
 
 Aspect = Literal["crop", "pad", "stretch"]
 MAX_GAP_S = 600.0  # a longer pause between two frames is a damaged clock, not a video
@@ -55,7 +55,7 @@ class Clip:
     @classmethod
     def of_file(cls, source: Source, frames: Iterator[np.ndarray], fps: float | None) -> Clip:
         """The video of a file, with what ``apv-fast collect`` tells of it if that made it."""
-        known = filmed(source.path)
+        known = video_metadata(source.path)
         folder = source.name.rpartition("/")[0]
         return cls(source.name, frames, fps, known.view, known.quality, known.episode and f"{folder}/{known.episode}")
 
