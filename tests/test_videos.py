@@ -19,8 +19,8 @@ from apv_fast.data import DeviceRows, EpisodeError, Prefetcher, StoreWriter, Vid
 from apv_fast.data.collect_writers import EpisodeWriter, NpzWriter, VideoStoreWriter
 from apv_fast.data.corpus import StoreCorpus
 from apv_fast.data.mixture import Entry, parse_entries
-from apv_fast.data.validation_split import held_out
 from apv_fast.data.store_format import INDEX_FILE, StoredEpisode, shard_file
+from apv_fast.data.validation_split import held_out
 from tests.samples import make_episode, through_a_file
 
 LENGTH = 5

@@ -49,8 +49,8 @@ class AgentPolicy:
         with torch.cuda.stream(self.stream):
             if self.memory is None:
                 self.memory = self.acting.initial(len(image))
-            made = self.run({"image": torch.from_numpy(image), "is_first": torch.from_numpy(is_first)})
-            result: np.ndarray = made["action"].float().cpu().numpy()
+            out = self.run({"image": torch.from_numpy(image), "is_first": torch.from_numpy(is_first)})
+            result: np.ndarray = out["action"].float().cpu().numpy()
         return result
 
     def remember(self, memory: Memory | None) -> None:

@@ -54,9 +54,9 @@ def pretrain(config: PretrainConfig) -> RunDirectory:
             trainer = Pretrainer(config, device)
         run = begin(config, trainer, f"pretrain: {config.steps} updates, {dataset.description}")
         means = MeanMetrics()
-        found = load_latest(run.checkpoints) if config.resume else None
-        if found is not None:
-            source, _, state = found
+        checkpoint = load_latest(run.checkpoints) if config.resume else None
+        if checkpoint is not None:
+            source, _, state = checkpoint
             trainer.restore(state["trainer"], source)
             if "videos" in state:  # else it was imported: weights only
                 videos.load_state_dict(state["videos"])

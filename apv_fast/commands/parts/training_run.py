@@ -81,10 +81,10 @@ def checkpoint_of(run: RunDirectory, device: torch.device) -> tuple[Any, int, di
     Raises:
         RunError: it has none.
     """
-    found = load_latest(run.checkpoints, map_location=device)
-    if found is None:
+    checkpoint = load_latest(run.checkpoints, map_location=device)
+    if checkpoint is None:
         raise RunError(f"{run.path} has no checkpoint yet; let its run go on with --resume until it has written one")
-    return found
+    return checkpoint
 
 
 def load_agent(path: Path, device: torch.device) -> tuple[Agent, FinetuneConfig, int]:

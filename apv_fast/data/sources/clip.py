@@ -112,20 +112,20 @@ def resample(timed: Iterable[tuple[float, _Frame]], fps: float, last_s: float) -
     Raises:
         SourceError: the clock jumps.
     """
-    given, begin, now = 0, None, 0.0
+    emitted, begin, now = 0, None, 0.0
     shown: list[_Frame] = []  # at most one
     for time, frame in timed:
         begin = time if begin is None else begin
         if abs(time - begin - now) > MAX_GAP_S:
             raise SourceError("video", "time", f"jumps from {now:.0f} to {time - begin:.0f} s")
         now = time - begin
-        while shown and given / fps < now - 1e-6:
+        while shown and emitted / fps < now - 1e-6:
             yield shown[0]
-            given += 1
+            emitted += 1
         shown = [frame]
-    while shown and given / fps < now + last_s - 1e-6:
+    while shown and emitted / fps < now + last_s - 1e-6:
         yield shown[0]
-        given += 1
+        emitted += 1
 
 
 @dataclass(frozen=True)
