@@ -8,7 +8,8 @@ from apv_fast.nn.distributions import OneHot, TruncatedNormal
 from apv_fast.nn.heads import Actor, Critic, MLPHead
 from apv_fast.nn.rssm import RSSM, StackedRSSM
 from apv_fast.nn.saving import SavedModuleError
-from apv_fast.nn.video_bonus import StreamNorm, VideoBonus
+from apv_fast.nn.stream_norm import StreamNorm
+from apv_fast.nn.video_bonus import VideoBonus
 
 __all__ = [
     "RSSM",
