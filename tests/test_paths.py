@@ -103,20 +103,20 @@ def test_every_op_says_who_runs_it_and_why_not_a_better_one(monkeypatch: pytest.
     table = {"rssm_observe": {"triton": "", "reference": ""}, "kl_balance": {"cuda": "", "reference": ""}}
     monkeypatch.setattr(backend, "IMPLEMENTATIONS", table)
     monkeypatch.setattr(backend_report, "IMPLEMENTATIONS", table)
-    assert backend_report.op_paths(table, GPU) == [
+    assert backend_report.op_backends(table, GPU) == [
         "triton on cuda:0: rssm_observe (not cuda: it has none of them)",
         "reference on cuda:0: kl_balance (not cuda: not built; not triton: it has none of them)",
     ]
-    (line, _) = backend_report.op_paths(table, GPU, dtype=torch.bfloat16)
+    (line, _) = backend_report.op_backends(table, GPU, dtype=torch.bfloat16)
     assert line == (
         "reference on cuda:0: rssm_observe (not cuda: it has none of them; "
         "not triton: it does not take torch.bfloat16 (it takes: torch.float32))"
     )
-    assert backend_report.op_paths(["kl_balance"], GPU, "reference") == [
+    assert backend_report.op_backends(["kl_balance"], GPU, "reference") == [
         "reference on cuda:0: kl_balance (as asked for)"
     ]
     with pytest.raises(BackendError, match="backend 'cuda' cannot run kl_balance: not built; backend='auto' picks"):
-        backend_report.op_paths(["kl_balance"], GPU, "cuda")
+        backend_report.op_backends(["kl_balance"], GPU, "cuda")
 
 
 def test_what_cuda_leaves_to_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_what_cuda_leaves_to_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     for module in (backend, backend_report):
         monkeypatch.setattr(module, "IMPLEMENTATIONS", table)
     monkeypatch.setattr(backend, "OBSTACLES", {})
-    assert backend_report.op_paths(table, GPU, "cuda") == [
+    assert backend_report.op_backends(table, GPU, "cuda") == [
         "cuda on cuda:0: rssm_observe (as asked for)",
         "triton on cuda:0: kl_balance (asked for cuda, which has none of them)",
     ]
@@ -139,13 +139,13 @@ def test_sizes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (backend, backend_report):
         monkeypatch.setattr(module, "IMPLEMENTATIONS", table)
         monkeypatch.setattr(module, "OBSTACLES", {("rssm_observe", "cuda"): "tests.test_paths:too_large"})
-    assert backend_report.op_paths(table, GPU, sizes={"deter": 4}) == ["cuda on cuda:0: rssm_observe, kl_balance"]
-    assert backend_report.op_paths(table, GPU, sizes={"deter": 5}) == [
+    assert backend_report.op_backends(table, GPU, sizes={"deter": 4}) == ["cuda on cuda:0: rssm_observe, kl_balance"]
+    assert backend_report.op_backends(table, GPU, sizes={"deter": 5}) == [
         "reference on cuda:0: rssm_observe (not cuda: deter is 5, at most 4 fits; not triton: it has none of them)",
         "cuda on cuda:0: kl_balance",
     ]
     with pytest.raises(BackendError, match="backend 'cuda' cannot run rssm_observe: deter is 5, at most 4 fits"):
-        backend_report.op_paths(table, GPU, "cuda", sizes={"deter": 5})
+        backend_report.op_backends(table, GPU, "cuda", sizes={"deter": 5})
 
 
 def too_large(tensor: torch.Tensor, deter: int) -> str:
@@ -156,9 +156,9 @@ def test_the_scans_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from apv_fast.kernels import grid
 
-    assert backend_report.scan_path(CPU) == []
+    assert backend_report.triton_scan(CPU) == []
     monkeypatch.setattr(grid, "scan_driver", lambda device: ("phases", "no cooperative launch"))
-    assert backend_report.scan_path(GPU) == ["triton's scan on cuda:0: phases (no cooperative launch)"]
+    assert backend_report.triton_scan(GPU) == ["triton's scan on cuda:0: phases (no cooperative launch)"]
 
 
 def test_info_on_a_gpu(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,8 +166,8 @@ def test_info_on_a_gpu(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
         raise BackendError("APV_FAST_SCAN is 'x'; it must be one of: auto, persistent, phases")
 
     monkeypatch.setattr(apv_fast, "backends", dict)
-    monkeypatch.setattr(info, "auto_paths", lambda: ["triton on cuda:0: rssm_observe"])
-    monkeypatch.setattr(info, "scan_path", broken)
+    monkeypatch.setattr(info, "auto_backends", lambda: ["triton on cuda:0: rssm_observe"])
+    monkeypatch.setattr(info, "triton_scan", broken)
     report = info.report()
     for line in (
         "GPU 0: NVIDIA Test, sm_90,",

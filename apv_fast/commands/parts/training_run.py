@@ -11,7 +11,7 @@ import torch
 from apv_fast.agent import Agent, Pretrainer
 from apv_fast.agent.world_model import PRECISIONS
 from apv_fast.backend import requested
-from apv_fast.commands.parts.backend_report import op_paths, scan_path
+from apv_fast.commands.parts.backend_report import op_backends, triton_scan
 from apv_fast.commands.parts.environments import make_env
 from apv_fast.config import FinetuneConfig, PretrainConfig, from_dict, to_dict
 from apv_fast.envs.parallel import action_size
@@ -25,7 +25,7 @@ MAY_CHANGE = (
 
 
 def begin(config: PretrainConfig | FinetuneConfig, learner: Pretrainer | Agent, what: str) -> RunDirectory:
-    """The run directory of a new run, or of the one that is resumed; says what will be done and on which path.
+    """The run directory of a new run, or of the one that is resumed; says what will be done and on which backends.
 
     Call it when all else that can be wrong has been checked: a new run's directory cannot be used for another.
 
@@ -38,7 +38,7 @@ def begin(config: PretrainConfig | FinetuneConfig, learner: Pretrainer | Agent, 
     sizes = {name: getattr(config.model, name) for name in ("deter", "hidden", "stoch", "discrete")}
     sizes["batch"] = config.batch
     precision = PRECISIONS[config.model.precision]
-    paths = op_paths(needed_ops(config), device, config.backend, precision, sizes) + scan_path(device)
+    backends = op_backends(needed_ops(config), device, config.backend, precision, sizes) + triton_scan(device)
     values = to_dict(config)
     if config.resume:
         run = RunDirectory.open(config.out, writer=True)
@@ -51,7 +51,7 @@ def begin(config: PretrainConfig | FinetuneConfig, learner: Pretrainer | Agent, 
         f"on {device}, backend {requested(config.backend)}, into {run.path}",
         file=sys.stderr,
     )
-    print(f"updates: {learner.run.description}", *paths, sep="\n", file=sys.stderr)
+    print(f"updates: {learner.run.description}", *backends, sep="\n", file=sys.stderr)
     return run
 
 
