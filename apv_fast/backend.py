@@ -48,7 +48,7 @@ IMPLEMENTATIONS: dict[str, dict[str, str]] = {
     "image_encoder": {
         "reference": "apv_fast.reference.image_model:image_encoder",
         "cpu": "apv_fast.cpu.image_model:image_encoder",
-        "triton": "apv_fast.reference.image_model:image_encoder",  # cuDNN's
+        "triton": "apv_fast.kernels.image_model:image_encoder",  # cuDNN's
     },
     "image_decoder": {
         "reference": "apv_fast.reference.image_model:image_decoder",
@@ -179,14 +179,15 @@ class BackendInfo:
         return f"{self.name}: on {devices} ({self.status.isa}); {dtypes}; ops: {', '.join(self.ops)}{others}"
 
 
-def _load(target: str) -> Any:
+def load(target: str) -> Any:
+    """What a table names as "module:name", imported now."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 @functools.cache
 def _implementation(op: str, backend: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = _load(IMPLEMENTATIONS[op][backend])
+    function: Callable[..., Any] = load(IMPLEMENTATIONS[op][backend])
     return function
 
 
@@ -194,7 +195,7 @@ def _implementation(op: str, backend: str) -> Callable[..., Any]:
 def probe(backend: str) -> Status:
     """The (cached) status of one backend on this machine."""
     try:
-        status: Status = _load(PROBES[backend])()
+        status: Status = load(PROBES[backend])()
     except ImportError as error:  # apv_fast.kernels is a folder of its own, which only an installation maps
         return Status(False, f"{error}; install apv-fast (make install, or pip install -e .)")
     return status
@@ -254,7 +255,7 @@ def _obstacle(op: str, backend: str, tensor: torch.Tensor, sizes: dict[str, int]
         names = ", ".join(str(dtype) for dtype in status.dtypes)
         return f"it does not take {tensor.dtype} (it takes: {names})"
     if sizes and (op, backend) in OBSTACLES:
-        why: str = _load(OBSTACLES[op, backend])(tensor, **sizes)
+        why: str = load(OBSTACLES[op, backend])(tensor, **sizes)
         return why or None
     return None
 

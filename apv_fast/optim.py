@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apv_fast import narrow as copies
+from apv_fast import mixed_precision
 from apv_fast.backend import resolve
 from apv_fast.reference.keras_adam import Settings
 
@@ -33,8 +33,8 @@ class KerasAdam(torch.optim.Optimizer):
         weight_decay: share of each weight that a step takes away.
         betas: decay of the first and the second moment.
         backend: see :mod:`apv_fast.backend`; the kernel for GPUs takes float32 and float64 weights of one dtype.
-        narrow: weights of which modules ask for casts (:func:`apv_fast.narrow.narrow`), and to what. A backend that
-            can writes them in the pass of the step, and nothing is cast; with the others modules go on casting.
+        copies: weights of which modules ask for casts (:func:`apv_fast.mixed_precision.cast`), and to what. A backend
+            that can writes them in the pass of the step, and nothing is cast; with the others modules go on casting.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class KerasAdam(torch.optim.Optimizer):
         weight_decay: float = 1e-6,
         betas: tuple[float, float] = (0.9, 0.999),
         backend: str | None = None,
-        narrow: Mapping[Tensor, torch.dtype] | None = None,
+        copies: Mapping[Tensor, torch.dtype] | None = None,
     ) -> None:
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if not value >= 0:
@@ -63,8 +63,8 @@ class KerasAdam(torch.optim.Optimizer):
         self._adopt_state()
         step = resolve("keras_adam", weights[0].detach(), backend)
         self._copies: list[Tensor | None] = [None for _ in weights]
-        if narrow and getattr(step, "writes_copies", False):
-            self._copies = [copies.keep(w, narrow[w]) if w in narrow else None for w in weights]
+        if copies and getattr(step, "writes_copies", False):
+            self._copies = [mixed_precision.keep_copy(w, copies[w]) if w in copies else None for w in weights]
             self._take = step(weights, self._first, self._second, self._copies)
         else:
             self._take = step(weights, self._first, self._second)
@@ -90,12 +90,13 @@ class KerasAdam(torch.optim.Optimizer):
             group["lr"] = self._rate
         settings = Settings(group["eps"], group["clip"], group["weight_decay"], tuple(group["betas"]))
         norm: Tensor = self._take([p.grad for p in group["params"]], self._rate, self._iteration, settings)
-        copies.written(p for p, copy in zip(group["params"], self._copies, strict=True) if copy is not None)
+        copied = (p for p, copy in zip(group["params"], self._copies, strict=True) if copy is not None)
+        mixed_precision.mark_written(copied)
         return norm
 
     def refresh_copies(self) -> None:
         """Write the copies of weights that something but a step has changed; before a recorded step is replayed."""
-        copies.refresh(self.param_groups[0]["params"])
+        mixed_precision.refresh_copies(self.param_groups[0]["params"])
 
     def state_dict(self) -> dict[str, Any]:
         """Moments "m" and "v" of every weight, settings, and the rate and the number of steps as numbers."""

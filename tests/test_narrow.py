@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from apv_fast import backend
 from apv_fast.agent import Agent, Pretrainer
-from apv_fast.agent.graph import GraphedUpdate
+from apv_fast.agent.cuda_graph import GraphedUpdate
 from apv_fast.backend import probe
-from apv_fast.narrow import _copies, keep, narrow, refresh, written
+from apv_fast.mixed_precision import _copies, cast, keep_copy, mark_written, refresh_copies
 from apv_fast.ops import noise
 from apv_fast.optim import KerasAdam
 from tests.agent.test_agent import CPU, FINETUNE, MODEL, PRETRAIN, differing, make_batch
@@ -51,48 +51,48 @@ def changes(p: nn.Parameter) -> Iterator[str]:
 
 def test_a_copy_is_never_stale() -> None:
     p = weight(3, 5)
-    made = keep(p, NARROW)
+    made = keep_copy(p, NARROW)
     for how in changes(p):
-        assert torch.equal(narrow(p, NARROW), p.to(NARROW)), how
-        assert narrow(p, NARROW).data_ptr() == made.data_ptr()  # where a recorded update reads it
+        assert torch.equal(cast(p, NARROW), p.to(NARROW)), how
+        assert cast(p, NARROW).data_ptr() == made.data_ptr()  # where a recorded update reads it
     for how in changes(p):
-        refresh([p])
+        refresh_copies([p])
         assert torch.equal(made, p.to(NARROW)), how
 
 
 def test_without_a_copy_it_is_a_cast() -> None:
     p, other = weight(4), weight(4)
-    made = keep(p, NARROW)
-    assert narrow(p, torch.float16).dtype == torch.float16 and narrow(p, torch.float32) is p
+    made = keep_copy(p, NARROW)
+    assert cast(p, torch.float16).dtype == torch.float16 and cast(p, torch.float32) is p
     for one in (other, copy.deepcopy(p)):
-        assert narrow(one, NARROW).data_ptr() != made.data_ptr() and torch.equal(narrow(one, NARROW), one.to(NARROW))
+        assert cast(one, NARROW).data_ptr() != made.data_ptr() and torch.equal(cast(one, NARROW), one.to(NARROW))
 
 
 def test_gradients_are_those_of_a_cast() -> None:
     p = weight(3, 5)
-    keep(p, NARROW)
+    keep_copy(p, NARROW)
     x = torch.randn(7, 5).to(NARROW)
-    grads = [torch.autograd.grad((x @ w.T).float().square().sum(), p)[0] for w in (narrow(p, NARROW), p.to(NARROW))]
+    grads = [torch.autograd.grad((x @ w.T).float().square().sum(), p)[0] for w in (cast(p, NARROW), p.to(NARROW))]
     assert grads[0].dtype == torch.float32 and torch.equal(*grads)
-    assert not narrow(p.requires_grad_(False), NARROW).requires_grad
+    assert not cast(p.requires_grad_(False), NARROW).requires_grad
 
 
 def test_a_change_before_the_backward_pass_is_noticed() -> None:
     p = weight(3, 5)
-    keep(p, NARROW)
+    keep_copy(p, NARROW)
     x = torch.randn(7, 5).to(NARROW).requires_grad_()
-    y = (x @ narrow(p, NARROW).T).sum()
+    y = (x @ cast(p, NARROW).T).sum()
     with torch.no_grad():
         p.add_(1)
-    refresh([p])
+    refresh_copies([p])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
 
 
 def test_compilation_sees_a_cast() -> None:
     p = weight(3, 5)
-    keep(p, NARROW)
-    compiled = torch.compile(lambda: narrow(p, NARROW).sum(), fullgraph=True, backend="aot_eager")
+    keep_copy(p, NARROW)
+    compiled = torch.compile(lambda: cast(p, NARROW).sum(), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(), p.to(NARROW).sum())
     torch.compiler.reset()
 
@@ -101,7 +101,7 @@ def test_compilation_sees_a_cast() -> None:
 def test_the_step_writes_copies() -> None:
     """Of more than a chunk, unaligned, without a gradient, of any strides; beside weights without one."""
     leaves = [weight(70, 70), weight(5), weight(3), weight(6, 4), nn.Parameter(weight(8, 4).detach().T)]
-    adam = KerasAdam(leaves, 0.05, backend="triton", narrow={p: NARROW for p in leaves if len(p) != 6})
+    adam = KerasAdam(leaves, 0.05, backend="triton", copies={p: NARROW for p in leaves if len(p) != 6})
     made = [one for one in adam._copies if one is not None]
     assert len(made) == 4
     for t in range(3):
@@ -111,16 +111,16 @@ def test_the_step_writes_copies() -> None:
         having = [p for p in leaves if len(p) != 6]
         assert all(torch.equal(one, p.to(NARROW)) for one, p in zip(made, having, strict=True))
         versions = [one._version for one in made]
-        assert all(torch.equal(narrow(p, NARROW), p.to(NARROW)) for p in having)
+        assert all(torch.equal(cast(p, NARROW), p.to(NARROW)) for p in having)
         assert versions == [one._version for one in made], "nothing had to be written again"
 
 
 @triton
 def test_a_step_before_the_backward_pass_is_noticed() -> None:
     p = weight(3, 5)
-    adam = KerasAdam([p], 0.05, backend="triton", narrow={p: NARROW})
+    adam = KerasAdam([p], 0.05, backend="triton", copies={p: NARROW})
     p.grad = torch.ones_like(p)
-    y = (torch.randn(7, 5).to(NARROW).requires_grad_() @ narrow(p, NARROW).T).sum()
+    y = (torch.randn(7, 5).to(NARROW).requires_grad_() @ cast(p, NARROW).T).sum()
     adam.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
@@ -129,29 +129,29 @@ def test_a_step_before_the_backward_pass_is_noticed() -> None:
 @triton
 def test_the_copy_of_an_optimiser_leaves_ours_alone() -> None:
     p = weight(5)
-    adam = KerasAdam([p], 0.05, backend="triton", narrow={p: NARROW})
+    adam = KerasAdam([p], 0.05, backend="triton", copies={p: NARROW})
     twin = copy.deepcopy(adam)
     (other,) = twin.param_groups[0]["params"]
     other.grad = torch.ones(5)
     twin.step()
-    assert torch.equal(narrow(p, NARROW), p.to(NARROW)) and torch.equal(narrow(other, NARROW), other.to(NARROW))
+    assert torch.equal(cast(p, NARROW), p.to(NARROW)) and torch.equal(cast(other, NARROW), other.to(NARROW))
     assert not torch.equal(p, other)
 
 
 def test_backends_that_cannot_write_copies_have_none() -> None:
     p = weight(5)
-    adam = KerasAdam([p], backend="reference", narrow={p: NARROW})
-    assert adam._copies == [None] and narrow(p, NARROW).data_ptr() != narrow(p, NARROW).data_ptr()
+    adam = KerasAdam([p], backend="reference", copies={p: NARROW})
+    assert adam._copies == [None] and cast(p, NARROW).data_ptr() != cast(p, NARROW).data_ptr()
 
 
 def test_writers_say_so() -> None:
     p = weight(2)
-    made = keep(p, NARROW)
+    made = keep_copy(p, NARROW)
     with torch.no_grad():
         p.add_(1)
         made.fill_(5)
-    written([p])
-    assert narrow(p, NARROW).tolist() == [5, 5]
+    mark_written([p])
+    assert cast(p, NARROW).tolist() == [5, 5]
 
 
 class Casts(TorchDispatchMode):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apv_fast.agent.acting import Acting, Memory
 from apv_fast.agent.behavior import Behavior
-from apv_fast.agent.graph import GraphedUpdate, optimizer_tensors
+from apv_fast.agent.cuda_graph import GraphedUpdate, optimizer_tensors
 from apv_fast.agent.world_model import Batch, Metrics, VideoModel, WorldModel
 from apv_fast.config import FinetuneConfig, OptimizerConfig, PretrainConfig
 from apv_fast.nn import RSSM, Actor, MLPHead
@@ -22,9 +22,9 @@ from apv_fast.run import CheckpointError, load_into
 
 
 def make_optimizer(
-    weights: list[nn.Parameter], config: OptimizerConfig, backend: str, narrow: Mapping[Tensor, torch.dtype]
+    weights: list[nn.Parameter], config: OptimizerConfig, backend: str, copies: Mapping[Tensor, torch.dtype]
 ) -> KerasAdam:
-    """Keras' Adam over ``weights``; ``narrow`` as :func:`narrowed` gives it."""
+    """Keras' Adam over ``weights``; ``copies`` as :func:`weights_to_copy` gives it."""
     return KerasAdam(
         weights,
         config.lr,
@@ -32,11 +32,11 @@ def make_optimizer(
         clip=config.clip,
         weight_decay=config.weight_decay,
         backend=backend,
-        narrow=narrow,
+        copies=copies,
     )
 
 
-def narrowed(model: nn.Module) -> dict[Tensor, torch.dtype]:
+def weights_to_copy(model: nn.Module) -> dict[Tensor, torch.dtype]:
     """The weights inside ``model`` that its modules read in another dtype, and in which.
 
     Not the convolutions': they are cast to another order in memory too.
@@ -59,7 +59,7 @@ class Pretrainer:
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.model = VideoModel(config).to(device)
         self.optimizer = make_optimizer(
-            list(self.model.parameters()), config.optimizer, config.backend, narrowed(self.model)
+            list(self.model.parameters()), config.optimizer, config.backend, weights_to_copy(self.model)
         )
         self.updates = 0
         self.run = GraphedUpdate(
@@ -82,7 +82,7 @@ class Pretrainer:
         return metrics
 
     def learn(self, batch: Batch) -> Metrics:
-        """What an update does, all of it on the device; see :mod:`apv_fast.agent.graph`."""
+        """What an update does, all of it on the device; see :mod:`apv_fast.agent.cuda_graph`."""
         self.optimizer.zero_grad()
         with annotate("world_model_loss"):
             result = self.model.loss(batch)
@@ -132,14 +132,14 @@ class Agent:
         known = {id(p) for p in video_weights}
         rest = [p for p in self.model.parameters() if id(p) not in known]
         actor, critic = (list(part.parameters()) for part in (self.behavior.actor, self.behavior.critic))
-        narrow = narrowed(self.model) | narrowed(self.behavior)
+        copies = weights_to_copy(self.model) | weights_to_copy(self.behavior)
         self.optimizers = {
-            "model": make_optimizer(rest, config.optimizer, config.backend, narrow),
-            "actor": make_optimizer(actor, config.behavior.optimizer, config.backend, narrow),
-            "critic": make_optimizer(critic, config.behavior.optimizer, config.backend, narrow),
+            "model": make_optimizer(rest, config.optimizer, config.backend, copies),
+            "actor": make_optimizer(actor, config.behavior.optimizer, config.backend, copies),
+            "critic": make_optimizer(critic, config.behavior.optimizer, config.backend, copies),
         }
         if video_weights:  # with stacking, encoder and action-free RSSM have an optimiser, and a clip, of their own
-            self.optimizers["video"] = make_optimizer(video_weights, config.optimizer, config.backend, narrow)
+            self.optimizers["video"] = make_optimizer(video_weights, config.optimizer, config.backend, copies)
         self._clock = torch.zeros((), dtype=torch.int64, device=device)  # updates, for what is decided on the device
         models = [rssm for rssm in (self.model.af_rssm, self.model.rssm) if rssm is not None]
         self.acting = Acting(
@@ -181,7 +181,7 @@ class Agent:
         return metrics
 
     def learn(self, batch: Batch) -> Metrics:
-        """What an update does, all of it on the device; see :mod:`apv_fast.agent.graph`."""
+        """What an update does, all of it on the device; see :mod:`apv_fast.agent.cuda_graph`."""
         self._freeze_video()
         with annotate("world_model_loss"):
             result = self.model.loss(batch)

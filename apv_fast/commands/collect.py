@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import json
+import textwrap
 import time
 import warnings
 from contextlib import ExitStack, closing
@@ -12,18 +13,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apv_fast.commands.collect_play import Player, view_name
-from apv_fast.commands.collect_report import show_choices, write_collect_card
+from apv_fast import envs
+from apv_fast.atomic_file import TEMPORARY_SUFFIX, remove_temporaries
+from apv_fast.commands.parts.collect_card import write_collect_card
+from apv_fast.commands.parts.collect_episodes import EpisodeCollector, view_name
+from apv_fast.commands.parts.environments import make_env
 from apv_fast.config import CollectConfig, ConfigError, to_dict
 from apv_fast.data import atomic_file
-from apv_fast.data.atomic import TEMPORARY_SUFFIX, remove_temporaries
-from apv_fast.data.collected import DATASET_FILE
-from apv_fast.data.outputs import EpisodeFiles, Journal, Mp4Files, Output, StoreFiles
+from apv_fast.data.collect_writers import EpisodeWriter, Journal, Mp4Writer, NpzWriter, VideoStoreWriter
+from apv_fast.data.video_metadata import DATASET_FILE
 from apv_fast.run import Progress, StopRequest, stop_on_signal
-from apv_fast.run.processes import spread
+from apv_fast.run.process_pool import spread
 
 # What a folder's episodes have in common; with another value they would not belong together.
 _IDENTITY = ("env", "policy", "cameras", "format", "world", "seed")
+
+_POLICIES = """policies:
+  random      uniform actions
+  scripted    the experts of metaworld:, one a task
+  RUN         the run directory of a policy that apv-fast finetune has trained
+"""
 
 
 def collect(config: CollectConfig) -> Path:
@@ -40,43 +49,66 @@ def collect(config: CollectConfig) -> Path:
         show_choices(config)
         return config.out
     config = _checked(config)
-    with closing(Player(config)) as player, ExitStack() as stack:
-        height = player.look()
+    with closing(EpisodeCollector(config)) as collector, ExitStack() as stack:
+        height = collector.look()
         created = _describe(config)
         journal = stack.enter_context(Journal(config.out))
         remove_temporaries(config.out)  # of a killed process: this one has the journal now
-        output = stack.enter_context(closing(_output(config, created, player.fps, height)))
-        player.stop = stop = stack.enter_context(stop_on_signal())
-        _play(config, player, output, journal, stop)
+        writer = stack.enter_context(closing(_writer(config, created, collector.fps, height)))
+        collector.stop = stop = stack.enter_context(stop_on_signal())
+        _play(config, collector, writer, journal, stop)
         if journal.entries:
-            write_collect_card(config, journal, output, player.fps)
+            write_collect_card(config, journal, writer, collector.fps)
         left = sum(index not in journal.entries for index in range(config.episodes))
     if left:
         raise KeyboardInterrupt(f"stopped, {left} of {config.episodes} episodes are missing; the same command goes on")
     return config.out
 
 
-def _play(config: CollectConfig, player: Player, output: Output, journal: Journal, stop: StopRequest) -> None:
+def show_choices(config: CollectConfig) -> None:
+    """Print environments by suite, policies and cameras; with ``config.env`` the cameras of that one alone."""
+    if config.env:
+        with closing(make_env(config.env, config.world, config.seed)) as env:
+            inner: Any = env.unwrapped
+            names = ", ".join(inner.cameras) or "one view only"
+            print(f"{config.env}: cameras: {names}; actions: {env.action_space}")
+        return
+    for suite in envs.SUITES:
+        try:
+            ids = envs.list_tasks(suite)
+        except ImportError as error:
+            print(f"{suite}: not here: {error}\n")
+            continue
+        print(f"{suite}: {len(ids)} environments")
+        print(textwrap.fill(", ".join(ids), 118, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+        print()
+    print(_POLICIES)
+    print("cameras: apv-fast collect --list --env ID shows those of an environment")
+
+
+def _play(
+    config: CollectConfig, collector: EpisodeCollector, writer: EpisodeWriter, journal: Journal, stop: StopRequest
+) -> None:
     """Every episode that the journal does not have."""
     missing = [index for index in range(config.episodes) if index not in journal.entries]
     done = config.episodes - len(missing)
     processes = max(1, min(config.processes, len(missing)))
-    make = partial(_player, config) if processes > 1 else lambda: player
+    make = partial(_collector, config) if processes > 1 else lambda: collector
     with Progress("collect", config.episodes, start=done, unit="episode") as progress:
         for episode in spread(make, missing, processes, stop):
-            output.write(episode.index, episode.videos, episode.rows)
+            writer.write(episode.index, episode.videos, episode.rows)
             journal.add(episode.index, episode.scores)
             done += 1
             progress.update(done, f"return {episode.scores['return']:.1f}")
 
 
-def _player(config: CollectConfig) -> Player:
-    """The player of a process of its own; what there is to warn about, the first one has said."""
+def _collector(config: CollectConfig) -> EpisodeCollector:
+    """The collector in a process of its own; what there is to warn about, the first one has said."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        player = Player(config)
-    atexit.register(player.close)
-    return player
+        collector = EpisodeCollector(config)
+    atexit.register(collector.close)
+    return collector
 
 
 def _checked(config: CollectConfig) -> CollectConfig:
@@ -94,13 +126,13 @@ def _checked(config: CollectConfig) -> CollectConfig:
     return dataclasses.replace(config, cameras=cameras)
 
 
-def _output(config: CollectConfig, created: str, fps: float, size: int) -> Output:
+def _writer(config: CollectConfig, created: str, fps: float, size: int) -> EpisodeWriter:
     identity = {name: value for name, value in to_dict(config).items() if name in _IDENTITY}
     if config.format == "npz":
-        return EpisodeFiles(config.out, created, json.dumps(identity, sort_keys=True))
+        return NpzWriter(config.out, created, json.dumps(identity, sort_keys=True))
     if config.format == "mp4":
-        return Mp4Files(config.out, fps)
-    return StoreFiles(config.out, fps, config.world.quality, size, identity)
+        return Mp4Writer(config.out, fps)
+    return VideoStoreWriter(config.out, fps, config.world.quality, size, identity)
 
 
 def _describe(config: CollectConfig) -> str:

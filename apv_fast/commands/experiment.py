@@ -6,8 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from apv_fast.commands.common import user_settings
-from apv_fast.config import ConfigError, ExperimentConfig
+from apv_fast.config import ConfigError, ExperimentConfig, user_settings
 from apv_fast.experiments.local import LocalLauncher
 from apv_fast.experiments.plan import Plan, load_plan
 from apv_fast.experiments.runner import Launcher, Runner, folder_lock, log_file

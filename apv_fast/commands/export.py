@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from apv_fast.agent import Pretrainer
-from apv_fast.commands.common import checkpoint_of
-from apv_fast.commands.evaluate import load_agent
+from apv_fast.commands.parts.training_run import checkpoint_of, load_agent
 from apv_fast.config import ExportConfig, PretrainConfig, from_dict
 from apv_fast.data import atomic_file
 from apv_fast.nn.saving import Savable

@@ -13,35 +13,20 @@ import numpy as np
 import torch
 
 from apv_fast.agent import Agent, Memory
-from apv_fast.agent.episode import (
-    AgentPolicy,
-    RandomPolicy,
-    choose,
-    episode_scores,
-    episode_seed,
-    evaluate,
-    summarize,
-)
+from apv_fast.agent.agent_policy import AgentPolicy
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
 from apv_fast.agent.overlap import Updates
-from apv_fast.agent.worlds import Row, Worlds, action_size
-from apv_fast.commands.common import (
-    MeanMetrics,
-    begin,
-    checkpoint_of,
-    computing,
-    going_on,
-    make_worlds,
-    replay_place,
-    stopped,
-    to_device,
-    user_settings,
-)
-from apv_fast.commands.quality import warn_of_mismatch
-from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, check, from_dict
+from apv_fast.commands.parts.device import computing, replay_place, to_device
+from apv_fast.commands.parts.environments import make_envs
+from apv_fast.commands.parts.rendering_mismatch import warn_of_mismatch
+from apv_fast.commands.parts.training_run import begin, checkpoint_of, going_on, stopped
+from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, check, from_dict, user_settings
 from apv_fast.data import Replay
+from apv_fast.envs.episode import RandomPolicy, choose, episode_scores, episode_seed, evaluate, summarize
+from apv_fast.envs.parallel import Envs, Row, action_size
 from apv_fast.profile import annotate, annotated
 from apv_fast.run import (
+    MeanMetrics,
     Metrics,
     Progress,
     RunDirectory,
@@ -64,19 +49,19 @@ def finetune(config: FinetuneConfig) -> RunDirectory:
     """
     check(config)
     with computing(config.seed, config.device, config.backend) as device, ExitStack() as stack:
-        found = load_latest(RunDirectory(config.out).checkpoints) if config.resume else None
-        worlds = stack.enter_context(closing(make_worlds(config.env, config.world, config.seed, config.envs)))
-        agent = new_agent(config, worlds.action_space, device)
-        if found is None and config.pretrained is not None:
+        checkpoint = load_latest(RunDirectory(config.out).checkpoints) if config.resume else None
+        envs = stack.enter_context(closing(make_envs(config.env, config.world, config.seed, config.envs)))
+        agent = new_agent(config, envs.action_space, device)
+        if checkpoint is None and config.pretrained is not None:
             source, state = pretrained_state(config.pretrained)
             warn_of_mismatch(config.pretrained, state.get("qualities", ()), config.world.quality)
             agent.load_pretrained(state["trainer"], source)
         run = begin(config, agent, f"finetune: {config.steps} agent steps in {config.env}")
-        trainer = stack.enter_context(closing(Finetuner(config, run, worlds, agent)))
-        if found is None:
+        trainer = stack.enter_context(closing(Finetuner(config, run, envs, agent)))
+        if checkpoint is None:
             trainer.save()  # before there are episodes: a resumed run knows which ones are its own
         else:
-            trainer.restore(*found)
+            trainer.restore(*checkpoint)
             going_on(trainer.step, config.steps)
         with Metrics(run.path, resume_step=trainer.step if config.resume else None) as metrics:
             trainer.train(metrics)
@@ -108,22 +93,22 @@ def pretrained_state(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 @dataclass
-class Player:
-    """What goes on in one environment."""
+class OngoingEpisode:
+    """The episode under way in one environment."""
 
-    episode: int = -1
+    number: int = -1
     seed: int = 0
     random: RandomPolicy | None = None  # acts in episodes that began during the prefill
-    rows: list[Row] = field(default_factory=list)  # of the episode under way; none between two
+    rows: list[Row] = field(default_factory=list)  # so far; none between two episodes
 
 
 class Finetuner:
     """Environments, replay and agent of one run, and their clocks."""
 
-    def __init__(self, config: FinetuneConfig, run: RunDirectory, worlds: Worlds, agent: Agent) -> None:
+    def __init__(self, config: FinetuneConfig, run: RunDirectory, envs: Envs, agent: Agent) -> None:
         self.config, self.run, self.device = config, run, agent.device
-        self.worlds, self.agent = worlds, agent
-        self.eval_worlds = make_worlds(config.env, config.world, config.seed, min(config.envs, config.eval_episodes))
+        self.envs, self.agent = envs, agent
+        self.eval_envs = make_envs(config.env, config.world, config.seed, min(config.envs, config.eval_episodes))
         self.replay = Replay(
             run.train_episodes,
             chunk_length=config.length,
@@ -148,7 +133,7 @@ class Finetuner:
         self.before = 0  # ... before the last one of the environments
         self.begun = 0  # episodes
         self.training = False  # prefill is over
-        self.players = [Player() for _ in range(worlds.count)]
+        self.ongoing = [OngoingEpisode() for _ in range(envs.count)]
         self.means = MeanMetrics()
 
     def train(self, metrics: Metrics) -> None:
@@ -191,46 +176,46 @@ class Finetuner:
         self._begin_episodes()
         actions = self._actions()
         with annotate("env_step"):
-            following = self.worlds.step(actions)
-        for world, row in enumerate(following):
-            self._store(world, row)
-        self.before, self.step = self.step, self.step + self.worlds.count
-        for world, row in enumerate(following):
+            following = self.envs.step(actions)
+        for i, row in enumerate(following):
+            self._store(i, row)
+        self.before, self.step = self.step, self.step + self.envs.count
+        for i, row in enumerate(following):
             if row["is_last"]:
-                self._end_episode(world, metrics)
+                self._end_episode(i, metrics)
 
     def _actions(self) -> np.ndarray:
         """Of the policy ``[N, A]``, and random ones in episodes that began during the prefill."""
-        random = [player.random for player in self.players]
+        random = [episode.random for episode in self.ongoing]
         if all(random):
             return np.stack([policy.draw() for policy in random if policy])
-        actions = choose(self.policy, [player.rows[-1] for player in self.players])
-        return np.stack([policy.draw() if policy else actions[world] for world, policy in enumerate(random)])
+        actions = choose(self.policy, [episode.rows[-1] for episode in self.ongoing])
+        return np.stack([policy.draw() if policy else actions[i] for i, policy in enumerate(random)])
 
     def _begin_episodes(self) -> None:
-        waiting = [world for world, player in enumerate(self.players) if not player.rows]
+        waiting = [i for i, episode in enumerate(self.ongoing) if not episode.rows]
         if not waiting:
             return
-        for world in waiting:
-            self.players[world] = self._player(self.begun, random=not self.training)
+        for i in waiting:
+            self.ongoing[i] = self._new_episode(self.begun, random=not self.training)
             self.begun += 1
-        first = self.worlds.begin({world: self.players[world].seed for world in waiting})
-        for world in waiting:
-            self._store(world, first[world])
+        first = self.envs.begin({i: self.ongoing[i].seed for i in waiting})
+        for i in waiting:
+            self._store(i, first[i])
 
-    def _player(self, episode: int, *, random: bool) -> Player:
-        seed = episode_seed(self.config.seed, "train", episode)
-        return Player(episode, seed, RandomPolicy(self.worlds.action_space, seed) if random else None)
+    def _new_episode(self, number: int, *, random: bool) -> OngoingEpisode:
+        seed = episode_seed(self.config.seed, "train", number)
+        return OngoingEpisode(number, seed, RandomPolicy(self.envs.action_space, seed) if random else None)
 
-    def _store(self, world: int, row: Row) -> None:
-        self.players[world].rows.append(row)
-        self.replay.add(row, world)
+    def _store(self, i: int, row: Row) -> None:
+        self.ongoing[i].rows.append(row)
+        self.replay.add(row, i)
 
-    def _end_episode(self, world: int, metrics: Metrics) -> None:
-        config, rows = self.config, self.players[world].rows
+    def _end_episode(self, i: int, metrics: Metrics) -> None:
+        config, rows = self.config, self.ongoing[i].rows
         scores = episode_scores(rows)
         metrics.scalars(self.step, {f"train_{name}": value for name, value in scores.items()} | self._env_step)
-        self.players[world] = Player()
+        self.ongoing[i] = OngoingEpisode()
         # The policy takes over between two episodes, so that none is half random.
         if not self.training and self.step >= config.prefill:
             if not self.replay.stats["episodes"]:
@@ -288,7 +273,7 @@ class Finetuner:
                 frames = np.stack([row["image"] for row in rows[:: max(1, len(rows) // 100)]])
                 write_gif(self.run.videos / f"eval_{self.step:08d}.gif", frames, scale=3)
 
-        scores = evaluate(self.eval_worlds, policy, self.config.eval_episodes, self.config.seed, show)
+        scores = evaluate(self.eval_envs, policy, self.config.eval_episodes, self.config.seed, show)
         summary = summarize(scores, "eval")
         metrics.scalars(self.step, summary | self._env_step)
         self._status = f"evaluation return {summary['eval_return']:.1f}"
@@ -303,7 +288,7 @@ class Finetuner:
             "replay": self.replay.state_dict(),
             "rng": rng_state(),
             "step": self.step,
-            "episodes": [[player.episode, player.random is not None] for player in self.players],
+            "episodes": [[episode.number, episode.random is not None] for episode in self.ongoing],
             "begun": self.begun,
             "training": self.training,
             "acting": self.updates.state_dict(),
@@ -322,25 +307,25 @@ class Finetuner:
         self.policy.remember(None if state["memory"] is None else Memory(**_moved(state["memory"], self.device)))
         self.means.load_state_dict(state["means"])
         self._status = "" if self.training else self._status
-        for world, (episode, random) in enumerate(state["episodes"]):
-            if rows := self.replay.ongoing(world):
-                self.players[world] = self._player(episode, random=random)
-                self.players[world].rows = list(rows)  # its own list: a new row is put into both
+        for i, (number, random) in enumerate(state["episodes"]):
+            if rows := self.replay.ongoing(i):
+                self.ongoing[i] = self._new_episode(number, random=random)
+                self.ongoing[i].rows = list(rows)  # its own list: a new row is put into both
         self._return_to_where_it_was()
         restore_rng(state["rng"])
 
     def _return_to_where_it_was(self) -> None:
         """The same starts and the same actions lead back there."""
-        under_way = {world: player for world, player in enumerate(self.players) if player.rows}
-        actions = {world: [row["action"] for row in player.rows[1:]] for world, player in under_way.items()}
+        under_way = {i: episode for i, episode in enumerate(self.ongoing) if episode.rows}
+        actions = {i: [row["action"] for row in episode.rows[1:]] for i, episode in under_way.items()}
         if not under_way:
             return
-        found = self.worlds.recover({world: player.seed for world, player in under_way.items()}, actions)
-        for world, player in under_way.items():
-            for _ in actions[world]:
-                if player.random:
-                    player.random.draw()
-            if not np.array_equal(found[world]["image"], player.rows[-1]["image"]):
+        recovered = self.envs.recover({i: episode.seed for i, episode in under_way.items()}, actions)
+        for i, episode in under_way.items():
+            for _ in actions[i]:
+                if episode.random:
+                    episode.random.draw()
+            if not np.array_equal(recovered[i]["image"], episode.rows[-1]["image"]):
                 warnings.warn(
                     "the environment did not come back to where it was; was it another machine or MuJoCo version?",
                     stacklevel=3,
@@ -349,7 +334,7 @@ class Finetuner:
     def close(self) -> None:
         """Let go of the evaluation's environments, of files, and of the update that runs."""
         self.updates.close()
-        self.eval_worlds.close()
+        self.eval_envs.close()
         self.replay.close()
 
 

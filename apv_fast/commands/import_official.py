@@ -11,7 +11,7 @@ import torch
 
 from apv_fast.agent import Pretrainer
 from apv_fast.config import ConfigError, ImportConfig, ModelConfig, PretrainConfig, check, from_dict, to_dict
-from apv_fast.data.folders import episode_files, episode_folder
+from apv_fast.data.episode_folders import episode_files, episode_folder
 from apv_fast.official import read_model, read_settings
 from apv_fast.official.settings import SETTINGS
 from apv_fast.run import RunDirectory, load_into, save_checkpoint

@@ -10,7 +10,7 @@ import torch
 
 import apv_fast
 from apv_fast.backend import BackendError, requested
-from apv_fast.commands.paths import auto_paths, gpu_facts, scan_path
+from apv_fast.commands.parts.backend_report import auto_backends, gpu_facts, triton_scan
 from apv_fast.config import InfoConfig
 
 _PACKAGES = ("numpy", "triton", "gymnasium", "mujoco", "dm_control", "metaworld", "tensorboard", "matplotlib")
@@ -38,10 +38,10 @@ def report() -> str:
     except BackendError as error:
         lines.append(str(error))
     lines += [f"backend {backend}" for backend in apv_fast.backends().values()]
-    lines += [f"auto takes {line}" for line in auto_paths()]
+    lines += [f"auto takes {line}" for line in auto_backends()]
     for index in gpus:
         try:
-            lines += scan_path(torch.device("cuda", index))
+            lines += triton_scan(torch.device("cuda", index))
         except BackendError as error:
             lines.append(str(error))
     lines.append(

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from apv_fast.commands.ingest_card import write_ingest_card
+from apv_fast.atomic_file import atomic_file, disk_error
+from apv_fast.commands.parts.ingest_card import write_ingest_card
 from apv_fast.config import ConfigError, IngestConfig
-from apv_fast.data.atomic import atomic_file, disk_error
-from apv_fast.data.ingest import Decoded, decode_all
+from apv_fast.data.parallel_decoding import Decoded, decode_all
 from apv_fast.data.sources import ClipOptions, Source, SourceError, open_source
 from apv_fast.data.store import StoreError, StoreWriter, VideoStore
 from apv_fast.data.store_format import EPISODE, index_lines

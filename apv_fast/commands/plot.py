@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apv_fast.commands.common import user_settings
-from apv_fast.config import ConfigError, PlotConfig
+from apv_fast.config import ConfigError, PlotConfig, user_settings
 from apv_fast.data import atomic_file
 from apv_fast.experiments.plan import Plan, load_plan
 from apv_fast.run.curves import (

@@ -12,22 +12,15 @@ import torch
 from apv_fast.agent import Pretrainer
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
 from apv_fast.agent.validation import validation_loss
-from apv_fast.commands.common import (
-    MeanMetrics,
-    begin,
-    computing,
-    going_on,
-    replay_place,
-    stopped,
-    to_device,
-    user_settings,
-)
 from apv_fast.commands.ingest import ingest
-from apv_fast.commands.quality import warn_of_mixture
-from apv_fast.config import IngestConfig, PretrainConfig, check
+from apv_fast.commands.parts.device import computing, replay_place, to_device
+from apv_fast.commands.parts.rendering_mismatch import warn_of_mixture
+from apv_fast.commands.parts.training_run import begin, going_on, stopped
+from apv_fast.config import IngestConfig, PretrainConfig, check, user_settings
 from apv_fast.data import Prefetcher, VideoDataset, is_store, open_videos
 from apv_fast.profile import annotate, annotated
 from apv_fast.run import (
+    MeanMetrics,
     Metrics,
     Progress,
     RunDirectory,
@@ -61,9 +54,9 @@ def pretrain(config: PretrainConfig) -> RunDirectory:
             trainer = Pretrainer(config, device)
         run = begin(config, trainer, f"pretrain: {config.steps} updates, {dataset.description}")
         means = MeanMetrics()
-        found = load_latest(run.checkpoints) if config.resume else None
-        if found is not None:
-            source, _, state = found
+        checkpoint = load_latest(run.checkpoints) if config.resume else None
+        if checkpoint is not None:
+            source, _, state = checkpoint
             trainer.restore(state["trainer"], source)
             if "videos" in state:  # else it was imported: weights only
                 videos.load_state_dict(state["videos"])

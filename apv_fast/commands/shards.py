@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from apv_fast.commands.common import user_settings
-from apv_fast.commands.ingest_card import LICENCE_OF_SOURCES, sample_frames
-from apv_fast.config import ShardsConfig
+from apv_fast.commands.parts.ingest_card import LICENCE_OF_SOURCES, sample_frames
+from apv_fast.config import ShardsConfig, user_settings
 from apv_fast.config.command_line import command_line
 from apv_fast.data import VideoStore
-from apv_fast.data.card import write_card
+from apv_fast.data.dataset_card import write_card
 from apv_fast.data.shards import write_shards
 from apv_fast.run import Progress, stop_on_signal
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from apv_fast.agent import Pretrainer, VideoModel, WorldModel
 from apv_fast.agent.open_loop import CONTEXT, SEQUENCES, open_loop_video
-from apv_fast.commands.common import checkpoint_of, computing, to_device, user_settings
-from apv_fast.commands.evaluate import load_agent
+from apv_fast.commands.parts.device import computing, to_device
+from apv_fast.commands.parts.training_run import checkpoint_of, load_agent
 from apv_fast.commands.pretrain import make_dataset
-from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, VideoConfig, from_dict
+from apv_fast.config import ConfigError, FinetuneConfig, PretrainConfig, VideoConfig, from_dict, user_settings
 from apv_fast.data import Replay
 from apv_fast.run import RunDirectory, write_gif
 

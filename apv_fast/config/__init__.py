@@ -18,7 +18,7 @@ from apv_fast.config.commands import (
     ShardsConfig,
     VideoConfig,
 )
-from apv_fast.config.parts import (
+from apv_fast.config.groups import (
     Backend,
     BehaviorConfig,
     Device,
@@ -38,12 +38,8 @@ from apv_fast.config.presets import (
     PRESETS,
     Preset,
 )
-from apv_fast.config.saved import (
-    ConfigError,
-    check,
-    from_dict,
-    to_dict,
-)
+from apv_fast.config.serialization import from_dict, to_dict
+from apv_fast.config.validation import ConfigError, check, user_settings
 
 __all__ = [
     "PRESETS",
@@ -79,4 +75,5 @@ __all__ = [
     "check",
     "from_dict",
     "to_dict",
+    "user_settings",
 ]

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from apv_fast.config.saved import to_dict
+from apv_fast.config.serialization import to_dict
 
 
 def command_line(command: str, config: object, default: object) -> str:

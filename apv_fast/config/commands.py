@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from apv_fast.config.parts import (
+from apv_fast.config.groups import (
     Backend,
     BehaviorConfig,
     Device,

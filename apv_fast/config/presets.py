@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apv_fast.config.commands import CollectConfig, FinetuneConfig, PretrainConfig
-from apv_fast.config.parts import BehaviorConfig, KLConfig, ModelConfig, OptimizerConfig, VideoBonusConfig, WorldConfig
+from apv_fast.config.groups import BehaviorConfig, KLConfig, ModelConfig, OptimizerConfig, VideoBonusConfig, WorldConfig
 
 
 @dataclass(frozen=True)

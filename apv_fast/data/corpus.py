@@ -11,12 +11,12 @@ from typing import Protocol
 
 import numpy as np
 
-from apv_fast.data.collected import VIEWS_AGREE, recorded_quality
+from apv_fast.data.episode_folders import cache_folder, episode_files, episode_folder
 from apv_fast.data.episodes import VIDEO_KEYS, EpisodeError, episode_length, read_episode
-from apv_fast.data.folders import cache_folder, episode_files, episode_folder
-from apv_fast.data.frames import FrameStore
+from apv_fast.data.frame_cache import FrameCache
 from apv_fast.data.store import StoreError, VideoStore
 from apv_fast.data.store_format import EPISODE
+from apv_fast.data.video_metadata import VIEWS_AGREE, recorded_quality
 
 FRAME_SHAPE = (64, 64, 3)
 VERIFY_BYTES = 2**30  # stores up to this size are compared with their checksums when opened: a second
@@ -65,12 +65,12 @@ class Corpus(Protocol):
 class FolderCorpus:
     """A folder of official episode files. Each is inflated once, into a file outside of RAM."""
 
-    def __init__(self, folder: Path, store: FrameStore) -> None:
+    def __init__(self, folder: Path, cache: FrameCache) -> None:
         quality = recorded_quality(folder)
         self.source, self.qualities = str(folder), {quality} if quality else set()
         self.skipped_short = self.skipped_damaged = 0
-        self._folder, self._store = folder, store
-        self._held: dict[str, tuple[int, int, int]] = {}  # place in the store, frames and checksum, by name
+        self._folder, self._cache = folder, cache
+        self._held: dict[str, tuple[int, int, int]] = {}  # place in the cache, frames and checksum, by name
         self.names: list[str] = []
 
     @property
@@ -90,12 +90,12 @@ class FolderCorpus:
             EpisodeError: it is damaged.
         """
         image = read_episode(path, VIDEO_KEYS, image_shape=FRAME_SHAPE)["image"]
-        self._held[path.name] = self._store.write(image), len(image), zlib.crc32(np.ascontiguousarray(image).data)
+        self._held[path.name] = self._cache.write(image), len(image), zlib.crc32(np.ascontiguousarray(image).data)
         self.names.append(path.name)
 
     def read_into(self, episode: int, start: int, out: np.ndarray) -> None:
         """See :class:`Corpus`."""
-        self._store.read_into(self._held[self.names[episode]][0] + start, out)
+        self._cache.read_into(self._held[self.names[episode]][0] + start, out)
 
     def select(self, names: Sequence[str]) -> None:
         """See :class:`Corpus`. Files that are not held yet are read."""
@@ -104,12 +104,12 @@ class FolderCorpus:
                 self.add(self._folder / name)
         for name in self._held.keys() - set(names):
             place, frames, _ = self._held.pop(name)
-            self._store.free(place, frames)
+            self._cache.free(place, frames)
         self.names = list(names)
 
     def close(self) -> None:
         """See :class:`Corpus`."""
-        self._store.close()
+        self._cache.close()
 
 
 def open_folders(directories: Sequence[Path], *, shortest: int, capacity_steps: int) -> list[FolderCorpus]:
@@ -125,8 +125,8 @@ def open_folders(directories: Sequence[Path], *, shortest: int, capacity_steps: 
         EpisodeError: a folder does not exist. (A damaged file only warns, and is counted.)
     """
     folders = [episode_folder(directory) for directory in directories]
-    store = FrameStore(cache_folder(folders[0]), frame_bytes=int(np.prod(FRAME_SHAPE)))
-    corpora = {folder: FolderCorpus(folder, store) for folder in folders}
+    cache = FrameCache(cache_folder(folders[0]), frame_bytes=int(np.prod(FRAME_SHAPE)))
+    corpora = {folder: FolderCorpus(folder, cache) for folder in folders}
     steps = 0
     for path in reversed(episode_files(folders)):
         corpus = corpora[path.parent]

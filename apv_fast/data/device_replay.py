@@ -1,8 +1,8 @@
 """A copy of the replay on the device: a batch is drawn by one gather a key, and only its indices cross the bus.
 
-The host still draws which sequences it wants and keeps every frame (:class:`apv_fast.data.frames.FrameStore`), so
+The host still draws which sequences it wants and keeps every frame (:class:`apv_fast.data.frame_cache.FrameCache`), so
 draws and checkpoints do not depend on where frames lie, and the copy can be given up at any time.
-Rows lie at the places that the frame store gave them.
+Rows lie at the places that the frame cache gave them.
 
 Floor of a batch of B·T frames of 64×64×3: 2·12288·B·T bytes of device memory, 61 MB at 50×50, 18 µs of an H100's
 3.35 TB/s; launches: a copy of 8·B·T bytes of indices and one gather a key. Frames are gathered in words of 8 bytes.

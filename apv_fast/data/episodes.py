@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apv_fast.data.atomic import atomic_file
+from apv_fast.atomic_file import atomic_file
 
 Episode = dict[str, np.ndarray]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apv_fast.data.atomic import atomic_file
+from apv_fast.atomic_file import atomic_file
 
 QUALITY = 0  # crf: 0 is lossless, 51 the worst
 

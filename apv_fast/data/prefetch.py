@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from apv_fast.data.videos import Position, VideoDataset
+from apv_fast.data.video_dataset import Position, VideoDataset
 
 
 class Prefetcher:

@@ -1,7 +1,7 @@
 """The replay: finished episodes, from which sequences are drawn.
 
 The files are the truth and stay on disk; dropping an episode beyond the capacity only ends its being drawn. Flags,
-actions and rewards are held in RAM (about 50 bytes a step), frames in a :class:`FrameStore`.
+actions and rewards are held in RAM (about 50 bytes a step), frames in a :class:`FrameCache`.
 
 After a crash: a checkpoint names its episodes, so a resumed run draws from exactly those, in the same order. Episodes
 finished between checkpoint and crash stay on disk but are not drawn by that run: it lives through those steps again,
@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apv_fast.data.atomic import DiskError
+from apv_fast.atomic_file import DiskError
 from apv_fast.data.device_replay import DeviceRows
+from apv_fast.data.episode_folders import cache_folder, episode_files, episode_folder
 from apv_fast.data.episodes import (
     EPISODE_KEYS,
     Episode,
@@ -37,14 +38,13 @@ from apv_fast.data.episodes import (
     stack_transitions,
     write_episode,
 )
-from apv_fast.data.folders import cache_folder, episode_files, episode_folder
-from apv_fast.data.frames import FrameStore
+from apv_fast.data.frame_cache import FrameCache
 
 
 @dataclass
 class _Stored:
     name: str  # of the file
-    place: int  # of its frames in the store
+    place: int  # of its frames in the cache
     frames: int
     arrays: Episode  # all keys but the image
 
@@ -104,8 +104,8 @@ class Replay:
         self._keys = tuple(keys)
         self._image_shape = image_shape
         self._generator = np.random.default_rng(seed)
-        cache = Path(cache_directory) if cache_directory else cache_folder(self.directories[0])
-        self._store = FrameStore(cache, frame_bytes=int(np.prod(image_shape)))
+        folder = Path(cache_directory) if cache_directory else cache_folder(self.directories[0])
+        self._cache = FrameCache(folder, frame_bytes=int(np.prod(image_shape)))
         self._rows, self._pin_memory = rows, pin_memory
         self._episodes: list[_Stored] = []  # oldest first
         self._ongoing: dict[int, list[dict[str, Any]]] = {}  # by stream
@@ -130,7 +130,7 @@ class Replay:
             "total_episodes": self._total_episodes,
             "skipped_short": self._short,
             "skipped_damaged": self._damaged,
-            "cache_bytes": self._store.file_bytes,
+            "cache_bytes": self._cache.file_bytes,
         }
 
     def sample(self, batch_size: int) -> dict[str, Tensor]:
@@ -161,7 +161,7 @@ class Replay:
         shape = (len(drawn), length, *self._image_shape)
         batch = {"image": torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)}
         for row, (episode, start) in zip(batch["image"].numpy(), drawn, strict=True):
-            self._store.read_into(episode.place + start, row)
+            self._cache.read_into(episode.place + start, row)
         for key in self._keys:
             if key != "image":
                 stacked = np.stack([episode.arrays[key][start : start + length] for episode, start in drawn])
@@ -212,7 +212,7 @@ class Replay:
         try:
             path = write_episode(self.directories[0], episode)
         except DiskError:
-            self._store.free(stored.place, stored.frames)
+            self._cache.free(stored.place, stored.frames)
             raise
         stored.name = path.name
         del self._ongoing[stream]
@@ -258,7 +258,7 @@ class Replay:
                 held[name] = self._hold(path, self._read(path))
             episodes.append(held.pop(name))
         for episode in held.values():
-            self._store.free(episode.place, episode.frames)
+            self._cache.free(episode.place, episode.frames)
         self._episodes = episodes
         self._generator.bit_generator.state = json.loads(state["generator"])
         self._total_steps, self._total_episodes = state["total_steps"], state["total_episodes"]
@@ -274,7 +274,7 @@ class Replay:
 
     def close(self) -> None:
         """Give the space of the decoded frames back."""
-        self._store.close()
+        self._cache.close()
 
     def _draw(self) -> tuple[_Stored, int]:
         episode = self._episodes[int(self._generator.integers(len(self._episodes)))]
@@ -307,7 +307,7 @@ class Replay:
         self._total_steps, self._total_episodes = steps, len(self._episodes)
 
     def _hold(self, path: Path, episode: Episode) -> _Stored:
-        """Move a checked episode's frames to the store, if it is like the others."""
+        """Move a checked episode's frames to the cache, if it is like the others."""
         for key in self._keys:
             if key not in episode:
                 raise EpisodeError(path, key, f"is missing; the episode has: {', '.join(episode)}")
@@ -317,7 +317,7 @@ class Replay:
             if value.shape[1:] != like.shape[1:] or value.dtype != like.dtype:
                 expected = f"{like.dtype} {list(like.shape[1:])} a step, as in the other episodes"
                 raise EpisodeError(path, key, f"must be {expected}, not {value.dtype} {list(value.shape[1:])}")
-        place = self._store.write(episode["image"])
+        place = self._cache.write(episode["image"])
         if self._rows is not None and not self._rows.write(place, {key: episode[key] for key in self._keys}):
             self._rows = None
         return _Stored(path.name, place, len(episode["image"]), arrays)
@@ -326,7 +326,7 @@ class Replay:
         steps = sum(episode.steps for episode in self._episodes)
         while len(self._episodes) > 1 and steps > self._capacity_steps:
             oldest = self._episodes.pop(0)
-            self._store.free(oldest.place, oldest.frames)
+            self._cache.free(oldest.place, oldest.frames)
             steps -= oldest.steps
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from apv_fast.data.atomic import atomic_file
+from apv_fast.atomic_file import atomic_file
 from apv_fast.data.corpus import FRAME_SHAPE
 from apv_fast.data.episodes import EpisodeError
 from apv_fast.data.store import StoreError, VideoStore

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from apv_fast.data.atomic import disk_error, sync_directory
+from apv_fast.atomic_file import disk_error, sync_directory
 from apv_fast.data.store_format import (
     INDEX_FILE,
     VERSION,
@@ -139,8 +139,8 @@ class StoreWriter:
         if name in self._names:
             raise StoreError(self.directory, "name", f"{name!r} is in the store already")
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != self.image_shape or not len(frames):
-            wanted = f"must be uint8 [1 or more, {', '.join(map(str, self.image_shape))}]"
-            raise StoreError(name, "frames", f"{wanted}, not {frames.dtype} {list(frames.shape)}")
+            expected = f"must be uint8 [1 or more, {', '.join(map(str, self.image_shape))}]"
+            raise StoreError(name, "frames", f"{expected}, not {frames.dtype} {list(frames.shape)}")
         if self._end and self._end + frames.nbytes > self._shard_bytes:
             self._shard, self._end = self._shard + 1, 0
             self._open_shard()
@@ -275,8 +275,8 @@ class VideoStore:
                 f"episode {episode} has {self.lengths[episode]} frames, not those from {start} to {start + len(out)}"
             )
         if out.dtype != np.uint8 or out.shape[1:] != self.image_shape:
-            wanted = f"uint8 [n, {', '.join(map(str, self.image_shape))}]"
-            raise ValueError(f"out must be {wanted}, not {out.dtype} {list(out.shape)}")
+            expected = f"uint8 [n, {', '.join(map(str, self.image_shape))}]"
+            raise ValueError(f"out must be {expected}, not {out.dtype} {list(out.shape)}")
         file = self._file(shard_file(int(self._shard[episode])))
         file.read_into(out.data.cast("B"), int(self._offset[episode]) + start * int(np.prod(self.image_shape)))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apv_fast.data.atomic import atomic_file
+from apv_fast.atomic_file import atomic_file
 from apv_fast.data.episodes import EpisodeError
 
 STORE_FILE = "store.json"

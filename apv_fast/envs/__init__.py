@@ -80,11 +80,11 @@ def list_tasks(suite: str | None = None) -> list[str]:
     """
     if suite is not None:
         return [f"{suite}:{task}" for task in _module(suite).tasks()]
-    found = []
+    ids = []
     for name in SUITES:
         with contextlib.suppress(ImportError):
-            found += list_tasks(name)
-    return found
+            ids += list_tasks(name)
+    return ids
 
 
 def _module(suite: str) -> ModuleType:

@@ -3,11 +3,12 @@
 All of them have ``save_pretrained(path)`` and ``from_pretrained(path)``, see :mod:`apv_fast.nn.saving`.
 """
 
-from apv_fast.nn.bonus import StreamNorm, VideoBonus
 from apv_fast.nn.cnn import Decoder, Encoder, normalize
 from apv_fast.nn.heads import Actor, Critic, MLPHead
 from apv_fast.nn.rssm import RSSM, StackedRSSM
 from apv_fast.nn.saving import SavedModuleError
+from apv_fast.nn.stream_norm import StreamNorm
+from apv_fast.nn.video_bonus import VideoBonus
 from apv_fast.reference.distributions import OneHot, TruncatedNormal
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, distributions, nn
 
-from apv_fast.narrow import narrow
+from apv_fast.mixed_precision import cast
 from apv_fast.nn.init import dense, keras_init
 from apv_fast.nn.saving import Savable
 from apv_fast.ops.mlp import mlp
@@ -34,7 +34,7 @@ class Trunk(nn.Module):
             raise ValueError(
                 f"the features have shape {tuple(x.shape)}; their last size must be {layers[0].in_features}"
             )
-        weights = [(narrow(layer.weight, self.dtype), narrow(layer.bias, self.dtype)) for layer in layers]
+        weights = [(cast(layer.weight, self.dtype), cast(layer.bias, self.dtype)) for layer in layers]
         return mlp(x, weights, backend=self.backend)
 
 
@@ -132,7 +132,7 @@ class Actor(Savable):
         """The weights as the ops take them, in the dtype of the products."""
         heads = [layer for layer in (self.out, self.std) if layer is not None]
         layers = [*self.trunk.layers, *heads]
-        tensors = [narrow(x, self.dtype) for layer in layers for x in (layer.weight, layer.bias)]
+        tensors = [cast(x, self.dtype) for layer in layers for x in (layer.weight, layer.bias)]
         return ActorParams.of(tensors, discrete=self.std is None)
 
     def forward(self, feat: Tensor) -> ActionDistribution:

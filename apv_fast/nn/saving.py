@@ -44,8 +44,8 @@ class Savable(nn.Module):
             bound = inspect.signature(cls.__init__).bind_partial(self, *args, **options)
         except TypeError:  # the constructor says it better
             return self
-        _, *given = bound.arguments.items()
-        object.__setattr__(self, "_arguments", {name: value for name, value in given if name != "backend"})
+        _, *arguments = bound.arguments.items()
+        object.__setattr__(self, "_arguments", {name: value for name, value in arguments if name != "backend"})
         return self
 
     def save_pretrained(self, path: Path | str) -> Path:
@@ -58,7 +58,7 @@ class Savable(nn.Module):
         """
         from safetensors.torch import save
 
-        from apv_fast.data.atomic import atomic_file, disk_error
+        from apv_fast.atomic_file import atomic_file, disk_error
 
         folder = Path(path)
         text = json.dumps({"format": FORMAT, **_describe(self)}, indent=2)
@@ -149,11 +149,11 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def _check(module: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
     """See that the tensors are the module's, by name and shape."""
-    wanted = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
+    expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
+    actual = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
             raise SavedModuleError(
-                f"{source}: {name} is {found.get(name, 'missing')}; {type(module).__name__} with these arguments has "
-                f"{wanted.get(name, 'no such tensor')}"
+                f"{source}: {name} is {actual.get(name, 'missing')}; {type(module).__name__} with these arguments has "
+                f"{expected.get(name, 'no such tensor')}"
             )

@@ -59,12 +59,12 @@ def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
         )
     arrays: dict[str, np.ndarray] = {}
     for part, names in CHECKPOINT.items():
-        found = read_arrays(paths[part])
-        if len(found) != len(names):
+        values = read_arrays(paths[part])
+        if len(values) != len(names):
             raise CheckpointError(
-                paths[part], "arrays", f"there are {len(found)}; there must be {len(names)}: {', '.join(names)}"
+                paths[part], "arrays", f"there are {len(values)}; there must be {len(names)}: {', '.join(names)}"
             )
-        for name, array in zip(names, found, strict=True):
+        for name, array in zip(names, values, strict=True):
             rank = 1 if not name.endswith("kernel") else 4 if name in _variables(*_CONVS) else 2
             if array.ndim != rank or 0 in array.shape:
                 raise CheckpointError(paths[part], name, f"has shape {list(array.shape)}; it must have {rank} sizes")

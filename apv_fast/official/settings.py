@@ -49,13 +49,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(official, Mapping):
         raise ConfigError(f"{path} must hold settings by name, not a {type(official).__name__}")
-    for name, value in _FIXED.items():
-        if (found := _find(official, name, value)) != value:
-            raise ConfigError(f"{path}: {name} is {found!r}; only models with {value!r} can be imported")
+    for name, required in _FIXED.items():
+        if (value := _find(official, name, required)) != required:
+            raise ConfigError(f"{path}: {name} is {value!r}; only models with {required!r} can be imported")
     settings: dict[str, Any] = {}
     for ours, theirs in _NAMES.items():
-        if (found := _find(official, theirs, None)) is not None:
-            _put(settings, ours, found)
+        if (value := _find(official, theirs, None)) is not None:
+            _put(settings, ours, value)
     return settings
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from apv_fast.backend import choose, probe
+from apv_fast.backend import choose, load, probe
 from apv_fast.ops.check import Arguments
 from apv_fast.ops.rssm_checks import stoch_dims
 from apv_fast.types import Latent, Noise, NoisePair, RSSMParams, state_dtype
+
+GUMBEL = "apv_fast.cpu.parts.noise:gumbel"  # of a seed
 
 
 def seeded(latent: Latent, dtype: torch.dtype, device: torch.device) -> bool:
@@ -34,9 +36,8 @@ def sample_noise(
         return torch.randn(*leading, latent.stoch, dtype=dtype, device=device, generator=generator)
     shape = (*leading, latent.stoch, latent.discrete)
     if seeded(latent, dtype, device):
-        from apv_fast.cpu.parts.noise import gumbel  # the extension may be missing
-
-        return gumbel(sample_seeds(1, generator)[0], shape)
+        gumbel: Tensor = load(GUMBEL)(sample_seeds(1, generator)[0], shape)  # the extension may be missing
+        return gumbel
     return -torch.empty(shape, dtype=dtype, device=device).exponential_(generator=generator).log()
 
 

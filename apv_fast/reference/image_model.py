@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apv_fast.ops.image_loss import normalize_image
-from apv_fast.reference.image_loss import normalize_image as normalize
+from apv_fast.reference.image_loss import normalize_image
 
 
 def _cast(weight: Tensor, x: Tensor) -> Tensor:
@@ -20,12 +19,9 @@ def _cast(weight: Tensor, x: Tensor) -> Tensor:
 
 def image_encoder(image: Tensor, layers: list[Tensor], dtype: torch.dtype) -> Tensor:
     """``[..., 64, 64, C] → [..., E]``, E = height, width, channel; see :func:`apv_fast.ops.image_encoder`."""
-    if image.dtype != torch.uint8:
-        x = image
-    elif image.is_cuda:
-        x = normalize_image(image, dtype)  # one pass
-    else:
-        x = normalize(image, torch.promote_types(dtype, torch.float32))
+    x = image
+    if image.dtype == torch.uint8:
+        x = normalize_image(image, torch.promote_types(dtype, torch.float32))
     leading = x.shape[:-3]
     x = x.reshape(leading.numel(), *x.shape[-3:]).permute(0, 3, 1, 2).to(dtype)  # channels last in memory
     for weight, bias in zip(layers[::2], layers[1::2], strict=True):

@@ -12,13 +12,14 @@ from apv_fast.run.checkpoint import (
     save_checkpoint,
 )
 from apv_fast.run.directory import RunDirectory, RunError
+from apv_fast.run.gif import open_loop_grid, write_gif
 from apv_fast.run.interrupt import StopRequest, stop_on_signal
-from apv_fast.run.metrics import Metrics, read_metrics
+from apv_fast.run.metrics import MeanMetrics, Metrics, read_metrics
 from apv_fast.run.progress import Progress
-from apv_fast.run.video import open_loop_grid, write_gif
 
 __all__ = [
     "CheckpointError",
+    "MeanMetrics",
     "Metrics",
     "Progress",
     "RunDirectory",

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import torch
 
-from apv_fast.data.atomic import atomic_file
+from apv_fast.atomic_file import atomic_file
 
 FORMAT = 2
 _PATTERN = "step-*.pt"
@@ -124,14 +124,14 @@ def check_state(expected: Mapping[str, Any], found: Mapping[str, Any], source: P
         name = f"{field}.{key}"
         if key not in expected:
             raise CheckpointError(source, name, f"is not part of this configuration; the file is of another {_OTHER}")
-        wanted = expected[key]
-        if isinstance(wanted, Mapping) and isinstance(value, Mapping):
-            check_state(wanted, value, source, name)
-        elif _shape(wanted) != _shape(value):
+        like = expected[key]
+        if isinstance(like, Mapping) and isinstance(value, Mapping):
+            check_state(like, value, source, name)
+        elif _shape(like) != _shape(value):
             raise CheckpointError(
                 source,
                 name,
-                f"must be {_describe(wanted)}, not {_describe(value)}; the file is of another {_OTHER}",
+                f"must be {_describe(like)}, not {_describe(value)}; the file is of another {_OTHER}",
             )
 
 

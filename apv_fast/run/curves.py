@@ -1,6 +1,6 @@
 """Learning curves as numbers: read from runs, published ones, and their interquartile means over seeds.
 
-The published curves, ``learning_curves.json``, are the raw data of the official code's repository
+The published curves, ``published_curves.json``, are the raw data of the official code's repository
 (https://github.com/younggyoseo/apv, ``data/*.pkl``): 8 seeds a task, evaluations only.
 """
 
@@ -116,7 +116,7 @@ def published_source() -> str:
 
 
 def _published() -> dict[str, Any]:
-    curves: dict[str, Any] = json.loads((resources.files("apv_fast.run") / "learning_curves.json").read_text())
+    curves: dict[str, Any] = json.loads((resources.files("apv_fast.run") / "published_curves.json").read_text())
     return curves
 
 

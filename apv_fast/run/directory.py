@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apv_fast.data.atomic import atomic_file, remove_temporaries
+from apv_fast.atomic_file import atomic_file, remove_temporaries
 
 
 class RunError(ValueError):

@@ -1,4 +1,4 @@
-"""Metrics: one JSON object a line, and the same in TensorBoard.
+"""Metrics: one JSON object a line, and the same in TensorBoard; means over updates.
 
 A line is ``{"step": …, "time": seconds since 1970, name: value, …}``; NaN and infinities are the strings "NaN",
 "Infinity" and "-Infinity", as JSON has no such numbers.
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from apv_fast.data.atomic import atomic_file, disk_error
-from apv_fast.run.video import encode_gif
+from apv_fast.atomic_file import atomic_file, disk_error
+from apv_fast.run.gif import encode_gif
 
 
 class Metrics:
@@ -85,6 +87,41 @@ class Metrics:
     def __exit__(self, *exception: object) -> None:
         """Finish the files."""
         self.close()
+
+
+class MeanMetrics:
+    """Means since they were last taken; nothing is fetched from a GPU before."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._sums: Tensor | None = None  # float64 [number of names]
+        self._count = 0
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Count the metrics of one update: always the same ones. They are copied, so they may be overwritten."""
+        values = torch.stack(list(metrics.values())).double()
+        self._names, self._sums = (
+            tuple(metrics),
+            values if self._sums is None else values + self._sums.to(values.device),
+        )
+        self._count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means, and start anew; empty if nothing was added."""
+        sums = [] if self._sums is None else self._sums.tolist()
+        means = {name: value / self._count for name, value in zip(self._names, sums, strict=True)}
+        self._names, self._sums, self._count = (), None, 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since."""
+        sums = {} if self._sums is None else dict(zip(self._names, self._sums.unbind(), strict=True))
+        return {"sums": sums, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put it back."""
+        self._names, self._count = tuple(state["sums"]), state["count"]
+        self._sums = torch.stack(list(state["sums"].values())) if state["sums"] else None
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, float]]:

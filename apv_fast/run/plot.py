@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from apv_fast.data.atomic import atomic_file
+from apv_fast.atomic_file import atomic_file
 from apv_fast.run.curves import Curve, published_curves, read_curve
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; the markers say the same again.

@@ -205,10 +205,11 @@ def rehearse(config: Any, seconds: float, report: Report) -> Found:
     """Train with ``config`` for ``seconds``; see :func:`measure`."""
     from contextlib import closing
 
-    from apv_fast.agent.episode import evaluate
-    from apv_fast.commands.common import computing, make_worlds
     from apv_fast.commands.finetune import Finetuner, new_agent
+    from apv_fast.commands.parts.device import computing
+    from apv_fast.commands.parts.environments import make_envs
     from apv_fast.config import PRESETS, to_dict
+    from apv_fast.envs.episode import evaluate
     from apv_fast.run import Metrics, RunDirectory
 
     begin = time.perf_counter()
@@ -217,13 +218,13 @@ def rehearse(config: Any, seconds: float, report: Report) -> Found:
     with (
         tempfile.TemporaryDirectory() as folder,
         computing(config.seed, config.device, config.backend) as device,
-        closing(make_worlds(config.env, config.world, config.seed, config.envs)) as worlds,
+        closing(make_envs(config.env, config.world, config.seed, config.envs)) as envs,
     ):
-        agent = new_agent(config, worlds.action_space, device)
+        agent = new_agent(config, envs.action_space, device)
         run = RunDirectory.create(Path(folder) / "run", to_dict(config))
         clock = Clock(device.type == "cuda")
         with (
-            closing(Finetuner(config, run, worlds, agent)) as trainer,
+            closing(Finetuner(config, run, envs, agent)) as trainer,
             Metrics(run.path, tensorboard=False) as metrics,
         ):
             agent.update = clock.wrap(agent.update)  # type: ignore[method-assign]
@@ -243,7 +244,7 @@ def rehearse(config: Any, seconds: float, report: Report) -> Found:
             report(found)
             if trainer.training:
                 start = time.perf_counter()
-                scores = evaluate(trainer.eval_worlds, trainer.eval_policy, trainer.eval_worlds.count, config.seed)
+                scores = evaluate(trainer.eval_envs, trainer.eval_policy, trainer.eval_envs.count, config.seed)
                 steps = sum(score["length"] for score in scores)
                 found["evaluation_steps_per_s"] = round(steps / (time.perf_counter() - start), 2)
     if "env_steps_per_s" in found:

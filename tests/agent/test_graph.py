@@ -18,7 +18,7 @@ from torch import Tensor
 
 from apv_fast import backend
 from apv_fast.agent import Agent, Pretrainer
-from apv_fast.agent.graph import CudaRecorder, GraphedUpdate, Recorder, optimizer_tensors
+from apv_fast.agent.cuda_graph import CudaRecorder, GraphedUpdate, Recorder, optimizer_tensors
 from apv_fast.config import ConfigError
 from apv_fast.ops import noise
 from apv_fast.run import restore_rng, rng_state
@@ -101,7 +101,7 @@ def test_replays_are_updates(kind: str) -> None:
 def test_replays_of_the_kernels_are_updates(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with every Triton kernel that there is, interpreted."""
     monkeypatch.setitem(backend.AUTO_ORDER, "cpu", ("triton", "reference"))
-    monkeypatch.setattr("apv_fast.agent.graph.WARM_UP", 1)
+    monkeypatch.setattr("apv_fast.agent.cuda_graph.WARM_UP", 1)
     assert_replays_are_updates(kind, updates=2, engine="auto", batch=1, length=2)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from apv_fast.agent import Agent
 from apv_fast.agent import overlap as overlap_module
 from apv_fast.agent.acting import Acting
-from apv_fast.agent.episode import AgentPolicy
+from apv_fast.agent.agent_policy import AgentPolicy
 from apv_fast.agent.overlap import Updates
 from apv_fast.cli import main, parse
 from apv_fast.commands.finetune import finetune

@@ -258,7 +258,7 @@ def test_a_long_episode_is_given_up(
 
 
 def test_two_at_a_time_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from apv_fast.data.outputs import Journal
+    from apv_fast.data.collect_writers import Journal
 
     with Journal(data):
         error = refused(f"{COMMAND} {VIEWS} --episodes {EPISODES} --out {data}", capsys)

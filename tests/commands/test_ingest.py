@@ -18,7 +18,7 @@ from apv_fast.cli import main
 from apv_fast.commands.ingest import SKIPPED, ingest
 from apv_fast.config import ConfigError, IngestConfig
 from apv_fast.data import DiskError, StoreError, VideoStore, write_episode
-from apv_fast.data.ingest import Decoded, Piece, decode, decode_all
+from apv_fast.data.parallel_decoding import Decoded, Piece, decode, decode_all
 from apv_fast.data.sources import ClipOptions, SourceError, open_source
 from apv_fast.data.store_format import INDEX_FILE, shard_file
 from tests.data.sources.test_datasets import write_hdf5, write_lerobot

@@ -15,7 +15,9 @@ import torch
 import apv_fast
 from apv_fast import backend, kernels
 from apv_fast.backend import BackendError, Status
-from apv_fast.commands import common, info, paths
+from apv_fast.commands import info
+from apv_fast.commands.parts import backend_report
+from apv_fast.commands.parts.device import replay_place
 from apv_fast.config import PRESETS, ConfigError
 from tests.support import ROOT
 
@@ -49,7 +51,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         cuDeviceGetAttribute=attribute,
     )
     driver_only = types.SimpleNamespace(CDLL=lambda name: driver, c_int=ctypes.c_int, byref=ctypes.byref)
-    monkeypatch.setattr(paths, "ctypes", driver_only)
+    monkeypatch.setattr(backend_report, "ctypes", driver_only)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
@@ -60,19 +62,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_facts_about_a_gpu(gpu: dict[str, Any]) -> None:
     start = "GPU 0: NVIDIA Test, sm_90, 132 multiprocessors, 80.0 GiB, driver for CUDA 13.1, cooperative launch: "
-    assert paths.gpu_facts(0) == start + "yes"
+    assert backend_report.gpu_facts(0) == start + "yes"
     gpu["cooperative"] = 0
-    assert paths.gpu_facts(0) == start + "no"
+    assert backend_report.gpu_facts(0) == start + "no"
     gpu["failure"] = 3
-    assert paths.gpu_facts(0).endswith("driver for CUDA unknown, cooperative launch: unknown (CUDA error 3)")
+    assert backend_report.gpu_facts(0).endswith("driver for CUDA unknown, cooperative launch: unknown (CUDA error 3)")
 
 
 def test_facts_without_a_driver(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr(paths, "ctypes", types.SimpleNamespace(CDLL=missing))
-    assert paths.gpu_facts(0).endswith("driver for CUDA unknown, cooperative launch: unknown")
+    monkeypatch.setattr(backend_report, "ctypes", types.SimpleNamespace(CDLL=missing))
+    assert backend_report.gpu_facts(0).endswith("driver for CUDA unknown, cooperative launch: unknown")
 
 
 def test_an_old_gpu_has_the_reference(gpu: dict[str, Any]) -> None:
@@ -86,7 +88,7 @@ def test_an_old_gpu_has_the_reference(gpu: dict[str, Any]) -> None:
 def statuses(monkeypatch: pytest.MonkeyPatch, **found: Status) -> None:
     monkeypatch.setattr(backend, "probe", lambda name: found.get(name, Status(False, "not built")))
     on_meta = types.SimpleNamespace(empty=lambda size, device, dtype: torch.empty(size, dtype=dtype, device="meta"))
-    monkeypatch.setattr(paths, "torch", types.SimpleNamespace(**vars(on_meta), float32=torch.float32))
+    monkeypatch.setattr(backend_report, "torch", types.SimpleNamespace(**vars(on_meta), float32=torch.float32))
     monkeypatch.setitem(backend.AUTO_ORDER, "meta", backend.AUTO_ORDER["cuda"])
 
 
@@ -99,29 +101,31 @@ def test_every_op_says_who_runs_it_and_why_not_a_better_one(monkeypatch: pytest.
     )
     table = {"rssm_observe": {"triton": "", "reference": ""}, "kl_balance": {"cuda": "", "reference": ""}}
     monkeypatch.setattr(backend, "IMPLEMENTATIONS", table)
-    monkeypatch.setattr(paths, "IMPLEMENTATIONS", table)
-    assert paths.op_paths(table, GPU) == [
+    monkeypatch.setattr(backend_report, "IMPLEMENTATIONS", table)
+    assert backend_report.op_backends(table, GPU) == [
         "triton on cuda:0: rssm_observe (not cuda: it has none of them)",
         "reference on cuda:0: kl_balance (not cuda: not built; not triton: it has none of them)",
     ]
-    (line, _) = paths.op_paths(table, GPU, dtype=torch.bfloat16)
+    (line, _) = backend_report.op_backends(table, GPU, dtype=torch.bfloat16)
     assert line == (
         "reference on cuda:0: rssm_observe (not cuda: it has none of them; "
         "not triton: it does not take torch.bfloat16 (it takes: torch.float32))"
     )
-    assert paths.op_paths(["kl_balance"], GPU, "reference") == ["reference on cuda:0: kl_balance (as asked for)"]
+    assert backend_report.op_backends(["kl_balance"], GPU, "reference") == [
+        "reference on cuda:0: kl_balance (as asked for)"
+    ]
     with pytest.raises(BackendError, match="backend 'cuda' cannot run kl_balance: not built; backend='auto' picks"):
-        paths.op_paths(["kl_balance"], GPU, "cuda")
+        backend_report.op_backends(["kl_balance"], GPU, "cuda")
 
 
 def test_what_cuda_leaves_to_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     can = Status(True, devices=("meta",), dtypes=(torch.float32,))
     statuses(monkeypatch, cuda=can, triton=can)
     table = {"rssm_observe": {"cuda": "", "triton": ""}, "kl_balance": {"triton": ""}}
-    for module in (backend, paths):
+    for module in (backend, backend_report):
         monkeypatch.setattr(module, "IMPLEMENTATIONS", table)
     monkeypatch.setattr(backend, "OBSTACLES", {})
-    assert paths.op_paths(table, GPU, "cuda") == [
+    assert backend_report.op_backends(table, GPU, "cuda") == [
         "cuda on cuda:0: rssm_observe (as asked for)",
         "triton on cuda:0: kl_balance (asked for cuda, which has none of them)",
     ]
@@ -131,16 +135,16 @@ def test_sizes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     can = Status(True, devices=("meta",), dtypes=(torch.float32,))
     statuses(monkeypatch, cuda=can, reference=can)
     table = {name: {"cuda": "", "reference": ""} for name in ("rssm_observe", "kl_balance")}
-    for module in (backend, paths):
+    for module in (backend, backend_report):
         monkeypatch.setattr(module, "IMPLEMENTATIONS", table)
         monkeypatch.setattr(module, "OBSTACLES", {("rssm_observe", "cuda"): "tests.commands.test_paths:too_large"})
-    assert paths.op_paths(table, GPU, sizes={"deter": 4}) == ["cuda on cuda:0: rssm_observe, kl_balance"]
-    assert paths.op_paths(table, GPU, sizes={"deter": 5}) == [
+    assert backend_report.op_backends(table, GPU, sizes={"deter": 4}) == ["cuda on cuda:0: rssm_observe, kl_balance"]
+    assert backend_report.op_backends(table, GPU, sizes={"deter": 5}) == [
         "reference on cuda:0: rssm_observe (not cuda: deter is 5, at most 4 fits; not triton: it has none of them)",
         "cuda on cuda:0: kl_balance",
     ]
     with pytest.raises(BackendError, match="backend 'cuda' cannot run rssm_observe: deter is 5, at most 4 fits"):
-        paths.op_paths(table, GPU, "cuda", sizes={"deter": 5})
+        backend_report.op_backends(table, GPU, "cuda", sizes={"deter": 5})
 
 
 def too_large(tensor: torch.Tensor, deter: int) -> str:
@@ -151,9 +155,9 @@ def test_the_scans_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from apv_fast.kernels.parts import grid
 
-    assert paths.scan_path(CPU) == []
+    assert backend_report.triton_scan(CPU) == []
     monkeypatch.setattr(grid, "scan_driver", lambda device: ("phases", "no cooperative launch"))
-    assert paths.scan_path(GPU) == ["triton's scan on cuda:0: phases (no cooperative launch)"]
+    assert backend_report.triton_scan(GPU) == ["triton's scan on cuda:0: phases (no cooperative launch)"]
 
 
 def test_info_on_a_gpu(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +165,8 @@ def test_info_on_a_gpu(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
         raise BackendError("APV_FAST_SCAN is 'x'; it must be one of: auto, persistent, phases")
 
     monkeypatch.setattr(apv_fast, "backends", dict)
-    monkeypatch.setattr(info, "auto_paths", lambda: ["triton on cuda:0: rssm_observe"])
-    monkeypatch.setattr(info, "scan_path", broken)
+    monkeypatch.setattr(info, "auto_backends", lambda: ["triton on cuda:0: rssm_observe"])
+    monkeypatch.setattr(info, "triton_scan", broken)
     report = info.report()
     for line in (
         "GPU 0: NVIDIA Test, sm_90,",
@@ -180,14 +184,14 @@ def test_info_does_not_care_what_the_environment_asks_for(monkeypatch: pytest.Mo
 
 def test_where_batches_come_from(gpu: dict[str, Any]) -> None:
     config = PRESETS["small"].pretrain
-    assert common.replay_place(config, CPU) == {"pin_memory": False}
-    rows = common.replay_place(config, GPU)["rows"]
+    assert replay_place(config, CPU) == {"pin_memory": False}
+    rows = replay_place(config, GPU)["rows"]
     assert (rows.device, rows.strict, rows.budget) == (GPU, False, int(0.4 * 80 * 2**30))
-    assert common.replay_place(replace(config, replay_device="host"), GPU) == {"pin_memory": True}
-    strict = common.replay_place(replace(config, replay_device="device"), GPU)
+    assert replay_place(replace(config, replay_device="host"), GPU) == {"pin_memory": True}
+    strict = replay_place(replace(config, replay_device="device"), GPU)
     assert strict["rows"].strict and strict["pin_memory"]
     with pytest.raises(ConfigError, match="replay_device is 'device', but the device is cpu"):
-        common.replay_place(replace(config, replay_device="device"), CPU)
+        replay_place(replace(config, replay_device="device"), CPU)
 
 
 def test_the_agent_needs_no_simulator_and_no_command_line() -> None:
@@ -196,9 +200,9 @@ def test_the_agent_needs_no_simulator_and_no_command_line() -> None:
 import sys
 for name in ("pydantic", "tyro", "gymnasium", "dm_control", "mujoco", "metaworld", "tensorboard", "matplotlib"):
     sys.modules[name] = None
+import apv_fast.ops, apv_fast.nn, apv_fast.commands.parts.backend_report
 from apv_fast.agent import Agent, Pretrainer
 from apv_fast.config import PRESETS
-import apv_fast.ops, apv_fast.nn, apv_fast.commands.paths
 print(PRESETS["small"].finetune.graph)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

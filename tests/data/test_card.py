@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apv_fast.data.card import contact_sheet, write_card
+from apv_fast.data.dataset_card import contact_sheet, write_card
 from apv_fast.data.mp4 import read_mp4, write_mp4
 
 

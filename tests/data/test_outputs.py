@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from apv_fast.data import DiskError, EpisodeError, read_episode
-from apv_fast.data.outputs import EpisodeFiles, Journal, Mp4Files, Output, StoreFiles
+from apv_fast.data.collect_writers import EpisodeWriter, Journal, Mp4Writer, NpzWriter, VideoStoreWriter
 from tests.support.samples import make_episode, small_files
 
 VIEWS = ("front", "a camera/of a robot")
-OUTPUTS: dict[str, Callable[[Path], Output]] = {
-    "npz": lambda folder: EpisodeFiles(folder, "20261125T100000", "{}"),
-    "mp4": lambda folder: Mp4Files(folder, 20),
-    "store": lambda folder: StoreFiles(folder, 20, "fast", 64, {"env": "x"}),
+OUTPUTS: dict[str, Callable[[Path], EpisodeWriter]] = {
+    "npz": lambda folder: NpzWriter(folder, "20261125T100000", "{}"),
+    "mp4": lambda folder: Mp4Writer(folder, 20),
+    "store": lambda folder: VideoStoreWriter(folder, 20, "fast", 64, {"env": "x"}),
 }
 
 
-def _write(output: Output, index: int) -> dict[str, np.ndarray]:
+def _write(output: EpisodeWriter, index: int) -> dict[str, np.ndarray]:
     """Episode ``index``, of ``index + 5`` steps; its videos."""
     rows = make_episode(index + 5, seed=index)
     image = rows.pop("image")
@@ -44,7 +44,7 @@ def test_every_video_is_where_it_belongs(name: str, tmp_path: Path) -> None:
 
 def test_mp4_files_have_the_names_of_episode_and_view(tmp_path: Path) -> None:
     rows = make_episode(5)
-    Mp4Files(tmp_path, 20).write(7, {"front": rows.pop("image")}, rows)
+    Mp4Writer(tmp_path, 20).write(7, {"front": rows.pop("image")}, rows)
     assert [path.name for path in (tmp_path / "videos").iterdir()] == ["000007-front.mp4"]
 
 
@@ -60,7 +60,7 @@ def test_episode_files_sort_by_episode_whenever_they_were_written(tmp_path: Path
 def test_no_two_data_sets_have_files_of_the_same_names(tmp_path: Path) -> None:
     names = set()
     for identity in ("a", "b"):
-        _write(EpisodeFiles(tmp_path / identity, "20261125T100000", identity), 0)
+        _write(NpzWriter(tmp_path / identity, "20261125T100000", identity), 0)
         names |= {path.name for path in (tmp_path / identity / "train_episodes").iterdir()}
     assert len(names) == 4
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apv_fast.data import VIDEO_KEYS, DeviceRows, DiskError, EpisodeError, Replay, write_episode
-from apv_fast.data.frames import FrameStore
+from apv_fast.data.frame_cache import FrameCache
 from tests.support.samples import make_episode, rows_of, small_disk, small_files, through_a_file
 
 
@@ -405,7 +405,7 @@ def test_frame_store_never_mixes_runs(sizes: list[int], seed: int) -> None:
     """Runs come and go in any order; each stays what was written, and freed space is used again."""
     generator = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as directory:
-        store = FrameStore(Path(directory), frame_bytes=6)
+        store = FrameCache(Path(directory), frame_bytes=6)
         held: dict[int, np.ndarray] = {}
         for value, size in enumerate(sizes):
             frames = np.full((size, 2, 3), value, np.uint8)

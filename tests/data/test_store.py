@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apv_fast.data.atomic import DiskError
+from apv_fast.atomic_file import DiskError
 from apv_fast.data.store import StoredEpisode, StoreError, StoreWriter, VideoStore, is_store
 from apv_fast.data.store_format import INDEX_FILE, STORE_FILE, shard_file
 from tests.support.samples import small_files

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from apv_fast.data import DeviceRows, EpisodeError, Prefetcher, StoreWriter, VideoDataset, open_videos, write_episode
+from apv_fast.data.collect_writers import EpisodeWriter, NpzWriter, VideoStoreWriter
 from apv_fast.data.corpus import StoreCorpus
-from apv_fast.data.draws import held_out
 from apv_fast.data.mixture import Entry, parse_entries
-from apv_fast.data.outputs import EpisodeFiles, Output, StoreFiles
 from apv_fast.data.store_format import INDEX_FILE, StoredEpisode, shard_file
+from apv_fast.data.validation_split import held_out
 from tests.support.samples import make_episode, through_a_file
 
 LENGTH = 5
@@ -180,9 +180,9 @@ def test_the_split_depends_on_the_frames_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["npz", "store"])
 def test_views_of_an_episode_stay_together(kind: str, tmp_path: Path) -> None:
     """As ``apv-fast collect`` writes them: the source of a video is its camera here."""
-    output: Output = EpisodeFiles(tmp_path, "20260101T000000", "of a test")
+    output: EpisodeWriter = NpzWriter(tmp_path, "20260101T000000", "of a test")
     if kind == "store":
-        output = StoreFiles(tmp_path, 30.0, "fast", 64, {})
+        output = VideoStoreWriter(tmp_path, 30.0, "fast", 64, {})
     rows = {key: value for key, value in make_episode(6, video_only=True).items() if key != "image"}
     for index in range(30):
         output.write(index, {f"camera{view}": video(view, index, 7) for view in range(3)}, rows)

@@ -18,7 +18,7 @@ import torch
 
 from apv_fast import envs
 from apv_fast.cli import main
-from apv_fast.commands.evaluate import load_agent
+from apv_fast.commands.parts.training_run import load_agent
 from apv_fast.data import EPISODE_KEYS, read_episode
 from tests.support.corridor import Continuous, Corridor
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from apv_fast import envs
-from apv_fast.agent import worlds as worlds_module
-from apv_fast.agent.episode import RandomPolicy, evaluate, play
-from apv_fast.agent.worlds import OneWorld, ParallelWorlds, Row
+from apv_fast.envs import parallel
+from apv_fast.envs.episode import RandomPolicy, evaluate, play
+from apv_fast.envs.parallel import ParallelEnvs, Row, SingleEnv
 
 pytest.importorskip("dm_control")
 
@@ -38,8 +38,8 @@ class Deadly(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 @pytest.fixture(scope="module")
-def worlds() -> Iterator[ParallelWorlds]:
-    two = ParallelWorlds(MAKE, 2)
+def pair() -> Iterator[ParallelEnvs]:
+    two = ParallelEnvs(MAKE, 2)
     yield two
     two.close()
 
@@ -62,40 +62,40 @@ def same(one: Row, other: Row) -> bool:
 
 
 @pytest.mark.parametrize("victims", [(), (1,), (0, 1)], ids=["undisturbed", "one killed", "both killed"])
-def test_same_episodes_as_alone(worlds: ParallelWorlds, alone: list[list[Row]], victims: tuple[int, ...]) -> None:
-    """World 1 begins its episode two steps later than world 0, and then another."""
-    first = worlds.begin({0: 5})
+def test_same_episodes_as_alone(pair: ParallelEnvs, alone: list[list[Row]], victims: tuple[int, ...]) -> None:
+    """Environment 1 begins its episode two steps later than environment 0, and then another."""
+    first = pair.begin({0: 5})
     assert same(first[0], alone[0][0])
     delayed = [alone[0], [alone[1][0]] * 2 + alone[1]]
     for step in range(1, LENGTH + 1):
         if step == 3:
-            assert same(worlds.begin({1: 6})[1], alone[1][0])
+            assert same(pair.begin({1: 6})[1], alone[1][0])
         if step == 4 and victims:
             for victim in victims:
-                worlds._vector.processes[victim].kill()
+                pair._vector.processes[victim].kill()
             with pytest.warns(UserWarning, match=rf"environment {victims[0]} \(exit code -9\).* back where they were"):
-                rows = worlds.step(actions_at(delayed, step))
+                rows = pair.step(actions_at(delayed, step))
         else:
-            rows = worlds.step(actions_at(delayed, step))
+            rows = pair.step(actions_at(delayed, step))
         assert same(rows[0], alone[0][step])
         assert step < 3 or same(rows[1], alone[1][step - 2])
     assert rows[0]["is_last"] and not rows[1]["is_last"]
-    assert same(worlds.begin({0: 7})[0], alone[2][0])
-    rows = worlds.step(np.stack([alone[2][1]["action"], alone[1][LENGTH - 1]["action"]]))
+    assert same(pair.begin({0: 7})[0], alone[2][0])
+    rows = pair.step(np.stack([alone[2][1]["action"], alone[1][LENGTH - 1]["action"]]))
     assert same(rows[0], alone[2][1]) and same(rows[1], alone[1][LENGTH - 1])
 
 
-def test_an_ended_episode_stays_at_its_end(worlds: ParallelWorlds, alone: list[list[Row]]) -> None:
-    one = OneWorld(MAKE())
-    for two in (one, worlds):
+def test_an_ended_episode_stays_at_its_end(pair: ParallelEnvs, alone: list[list[Row]]) -> None:
+    one = SingleEnv(MAKE())
+    for two in (one, pair):
         row = two.recover({0: 5}, {0: [row["action"] for row in alone[0][1:]]})[0]
         assert same(row, alone[0][-1]) and row["is_last"]
         assert same(two.step(np.zeros((two.count, 1), np.float32))[0], row)
     one.close()
 
 
-def test_evaluation_has_the_same_starts(worlds: ParallelWorlds) -> None:
-    """Three episodes in two worlds, with actions that do not depend on the order."""
+def test_evaluation_has_the_same_starts(pair: ParallelEnvs) -> None:
+    """Three episodes in two environments, with actions that do not depend on the order."""
 
     class Still:
         def __call__(self, image: np.ndarray, is_first: np.ndarray) -> np.ndarray:
@@ -103,16 +103,16 @@ def test_evaluation_has_the_same_starts(worlds: ParallelWorlds) -> None:
             return np.zeros((len(is_first), 1), np.float32)
 
     ended: list[int] = []
-    one = OneWorld(MAKE())
+    one = SingleEnv(MAKE())
     expected = evaluate(one, Still(), 3, seed=2)
-    assert evaluate(worlds, Still(), 3, seed=2, on_episode=lambda index, rows: ended.append(index)) == expected
+    assert evaluate(pair, Still(), 3, seed=2, on_episode=lambda index, rows: ended.append(index)) == expected
     assert sorted(ended) == [0, 1, 2] and len({score["return"] for score in expected}) == 3
     one.close()
 
 
 def test_a_process_that_dies_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worlds_module, "ATTEMPTS", 2)
-    deadly = ParallelWorlds(partial(Deadly, "die"), 1)
+    monkeypatch.setattr(parallel, "ATTEMPTS", 2)
+    deadly = ParallelEnvs(partial(Deadly, "die"), 1)
     deadly.begin({0: 1})
     with pytest.warns(UserWarning, match="died"), pytest.raises(ChildProcessError, match=r"died 2 times.*fewer --envs"):
         deadly.step(np.zeros((1, 3), np.float32))
@@ -121,7 +121,7 @@ def test_a_process_that_dies_again_and_again(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.filterwarnings("ignore:.*ERROR")
 def test_an_error_in_an_environment_is_not_a_death() -> None:
-    raising = ParallelWorlds(partial(Deadly, "raise"), 1)
+    raising = ParallelEnvs(partial(Deadly, "raise"), 1)
     raising.begin({0: 1})
     with pytest.raises(FloatingPointError, match="exploded"):
         raising.step(np.zeros((1, 3), np.float32))
@@ -130,4 +130,4 @@ def test_an_error_in_an_environment_is_not_a_death() -> None:
 
 def test_count_is_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="count is 0"):
-        ParallelWorlds(MAKE, 0)
+        ParallelEnvs(MAKE, 0)

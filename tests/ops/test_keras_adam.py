@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from apv_fast.agent.graph import optimizer_tensors
+from apv_fast.agent.cuda_graph import optimizer_tensors
 from apv_fast.backend import IMPLEMENTATIONS, probe
 from apv_fast.optim import KerasAdam
 from tests.support.recording_graph import RecordingGraph

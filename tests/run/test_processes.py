@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from apv_fast.run import StopRequest, processes
-from apv_fast.run.processes import spread
+from apv_fast.run import StopRequest, process_pool
+from apv_fast.run.process_pool import spread
 
 
 def _square() -> Callable[[int], tuple[int, int]]:
@@ -90,7 +90,7 @@ def test_a_piece_that_a_broken_pool_refuses_is_done_later(monkeypatch: pytest.Mo
                 raise BrokenProcessPool
             return super().submit(*args, **kwargs)
 
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", Breaking)
+    monkeypatch.setattr(process_pool, "ProcessPoolExecutor", Breaking)
     with pytest.warns(UserWarning, match="a process died"):
         done = [square for square, _ in spread(_square, range(5), 2, StopRequest())]
     assert sorted(done) == [n * n for n in range(5)]
@@ -98,7 +98,7 @@ def test_a_piece_that_a_broken_pool_refuses_is_done_later(monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("none_left")
 def test_dying_again_and_again_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "ATTEMPTS", 1)
+    monkeypatch.setattr(process_pool, "ATTEMPTS", 1)
     with pytest.raises(ChildProcessError, match=r"processes died 1 times over pieces \[0(, 1)?\]"):
         list(spread(_dies, range(2), 2, StopRequest()))
 

@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image
 
-from apv_fast.data.collected import filmed
 from apv_fast.data.episodes import EpisodeError
+from apv_fast.data.video_metadata import video_metadata
 
 Aspect = Literal["crop", "pad", "stretch"]
 MAX_GAP_S = 600.0  # a longer pause between two frames is a damaged clock, not a video
@@ -55,7 +55,7 @@ class Clip:
     @classmethod
     def of_file(cls, source: Source, frames: Iterator[np.ndarray], fps: float | None) -> Clip:
         """The video of a file, with what ``apv-fast collect`` tells of it if that made it."""
-        known = filmed(source.path)
+        known = video_metadata(source.path)
         folder = source.name.rpartition("/")[0]
         return cls(source.name, frames, fps, known.view, known.quality, known.episode and f"{folder}/{known.episode}")
 
@@ -112,20 +112,20 @@ def resample(timed: Iterable[tuple[float, _Frame]], fps: float, last_s: float) -
     Raises:
         SourceError: the clock jumps.
     """
-    given, begin, now = 0, None, 0.0
+    emitted, begin, now = 0, None, 0.0
     shown: list[_Frame] = []  # at most one
     for time, frame in timed:
         begin = time if begin is None else begin
         if abs(time - begin - now) > MAX_GAP_S:
             raise SourceError("video", "time", f"jumps from {now:.0f} to {time - begin:.0f} s")
         now = time - begin
-        while shown and given / fps < now - 1e-6:
+        while shown and emitted / fps < now - 1e-6:
             yield shown[0]
-            given += 1
+            emitted += 1
         shown = [frame]
-    while shown and given / fps < now + last_s - 1e-6:
+    while shown and emitted / fps < now + last_s - 1e-6:
         yield shown[0]
-        given += 1
+        emitted += 1
 
 
 @dataclass(frozen=True)

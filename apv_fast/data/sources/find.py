@@ -37,10 +37,10 @@ def open_source(path: Path, options: ClipOptions) -> list[Source]:
         raise SourceError(path, "path", "does not exist")
     name = path.resolve().name
     if path.is_file():
-        found = _file(path, name, options)
-        if found is None:
+        source = _file(path, name, options)
+        if source is None:
             raise SourceError(path, "file", f"{path.suffix or 'no suffix'} is not known; what can be read: {READABLE}")
-        return [found]
+        return [source]
     if is_store(path):
         raise SourceError(path, "folder", "is a store already; give it to apv-fast pretrain --data as it is")
     others: Counter[str] = Counter()
@@ -66,12 +66,12 @@ def _folder(path: Path, name: str, options: ClipOptions, others: Counter[str], s
         kinds = {entry.name: entry.is_dir() for entry in entries if not entry.name.startswith(".")}
     files = natural_order(file for file, folder in kinds.items() if not folder)
     pictures = tuple(file for file in files if Path(file).suffix.lower() in images.EXTENSIONS)
-    found = [source for file in files if (source := _file(path / file, f"{name}/{file}", options))]
-    if len(pictures) > 1 and not found:
-        found = [FrameFolder(name, path, pictures)]
-    elif not found:
+    sources = [source for file in files if (source := _file(path / file, f"{name}/{file}", options))]
+    if len(pictures) > 1 and not sources:
+        sources = [FrameFolder(name, path, pictures)]
+    elif not sources:
         others.update(Path(file).suffix.lower() for file in files)
-    yield from found
+    yield from sources
     for folder in natural_order(file for file, folder in kinds.items() if folder):
         yield from _folder(path / folder, f"{name}/{folder}", options, others, seen)
 

@@ -36,19 +36,19 @@ class Hdf5File(Source):
                 clip.episode = f"{self.name.removesuffix(f'/{options.camera}')}/{demo}"
                 yield from cut(clip, options.max_frames)
 
-    def _choose_camera(self, demo: str, observations: Any, wanted: str | None) -> str:
+    def _choose_camera(self, demo: str, observations: Any, camera: str | None) -> str:
         cameras = [
             key for key, one in observations.items() if one.ndim == 4 and one.shape[-1] == 3 and one.dtype == np.uint8
         ]
-        found = [key for key in cameras if wanted in (None, key, key.removesuffix(_SUFFIX))]
-        if len(found) != 1:
+        matches = [key for key in cameras if camera in (None, key, key.removesuffix(_SUFFIX))]
+        if len(matches) != 1:
             problem = (
-                f"{wanted!r} is not one of those" if wanted else "choose one of several with apv-fast ingest --camera"
+                f"{camera!r} is not one of those" if camera else "choose one of several with apv-fast ingest --camera"
             )
             there = ", ".join(key.removesuffix(_SUFFIX) for key in cameras)
             problem = f"{problem}; the cameras are: {there}" if cameras else "there are no uint8 images in obs"
             raise SourceError(self.path, f"camera of {demo}", problem)
-        return found[0]
+        return matches[0]
 
 
 def h5py() -> Any:

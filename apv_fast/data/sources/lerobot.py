@@ -146,13 +146,13 @@ def parquet() -> Any:
     return optional("pyarrow.parquet", "LeRobot datasets need", "lerobot")
 
 
-def _choose_camera(root: Path, kinds: dict[str, str], wanted: str | None) -> str:
-    found = [key for key in kinds if wanted is None or wanted == key or key.endswith("." + wanted)]
-    if len(found) != 1:
+def _choose_camera(root: Path, kinds: dict[str, str], camera: str | None) -> str:
+    matches = [key for key in kinds if camera is None or camera == key or key.endswith("." + camera)]
+    if len(matches) != 1:
         there = ", ".join(kinds) or "none"
-        problem = f"{wanted!r} is not one of those" if wanted else "choose one of several with apv-fast ingest --camera"
+        problem = f"{camera!r} is not one of those" if camera else "choose one of several with apv-fast ingest --camera"
         raise SourceError(root, "camera", f"{problem if kinds else 'there is no video'}; the cameras are: {there}")
-    return found[0]
+    return matches[0]
 
 
 def _episodes(root: Path) -> list[dict[str, Any]]:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from apv_fast.data.atomic import disk_error
+from apv_fast.atomic_file import disk_error
 
 
-class FrameStore:
+class FrameCache:
     """Runs of equally large frames, each run kept together; freed space is used again.
 
     Args:

@@ -17,7 +17,7 @@ _VIEW_DIGITS = 8
 
 
 @dataclass(frozen=True)
-class Filmed:
+class VideoMetadata:
     """What is known of a video; None where nothing is."""
 
     episode: str | None = None
@@ -43,18 +43,18 @@ def recorded_quality(folder: Path) -> str | None:
     return str(world["quality"]) if isinstance(world, dict) and "quality" in world else None
 
 
-def filmed(path: Path) -> Filmed:
+def video_metadata(path: Path) -> VideoMetadata:
     """What is known of one of the files; nothing if something else made it."""
     quality = recorded_quality(path.parent)
     if quality is None:
-        return Filmed()
+        return VideoMetadata()
     episode, _, view = path.stem.partition("-")
     for name in _description(path.parent).get("views", ()):
         if path.suffix == ".npz" and path.name[VIEWS_AGREE:].startswith(_digits(str(name))):
-            return Filmed(path.name[:VIEWS_AGREE], str(name), quality)
+            return VideoMetadata(path.name[:VIEWS_AGREE], str(name), quality)
         if path.suffix == ".mp4" and view == name:
-            return Filmed(episode, view, quality)
-    return Filmed(quality=quality)
+            return VideoMetadata(episode, view, quality)
+    return VideoMetadata(quality=quality)
 
 
 def _digits(view: str) -> str:

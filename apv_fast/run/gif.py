@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from apv_fast.data.atomic import atomic_file
+from apv_fast.atomic_file import atomic_file
 
 
 def open_loop_grid(truth: np.ndarray, model: np.ndarray) -> np.ndarray:

@@ -14,18 +14,20 @@ import numpy as np
 import torch
 
 from apv_fast.agent import Agent
-from apv_fast.agent.episode import AgentPolicy, Policy, RandomPolicy, episode_scores, episode_seed, play
-from apv_fast.agent.worlds import Row, action_size
-from apv_fast.commands.common import camera_id, computing, make_env, user_settings
-from apv_fast.commands.evaluate import load_agent
-from apv_fast.config import CollectConfig, ConfigError, to_dict
+from apv_fast.agent.agent_policy import AgentPolicy
+from apv_fast.commands.parts.device import computing
+from apv_fast.commands.parts.environments import camera_id, make_env
+from apv_fast.commands.parts.training_run import load_agent
+from apv_fast.config import CollectConfig, ConfigError, to_dict, user_settings
 from apv_fast.data.episodes import Episode, stack_transitions
+from apv_fast.envs.episode import Policy, RandomPolicy, episode_scores, episode_seed, play
+from apv_fast.envs.parallel import Row, action_size
 from apv_fast.run import StopRequest
-from apv_fast.run.processes import GivenUp
+from apv_fast.run.process_pool import GivenUp
 
 
 @dataclass
-class Recorded:
+class CollectedEpisode:
     """One episode."""
 
     index: int
@@ -34,7 +36,7 @@ class Recorded:
     scores: dict[str, float]
 
 
-class Player:
+class EpisodeCollector:
     """Plays the episodes of a data set, any of them in any order; each is the same in whatever process.
 
     One thread computes, so that the number of cores does not show in the last bits of an action.
@@ -74,7 +76,7 @@ class Player:
             self._look(observation["image"])
         return len(observation["image"])
 
-    def __call__(self, index: int) -> Recorded:
+    def __call__(self, index: int) -> CollectedEpisode:
         """Play episode ``index``.
 
         Raises:
@@ -91,7 +93,7 @@ class Player:
             rows.append({key: value for key, value in row.items() if key != "image"})
         videos = {name: np.stack(frames) for name, frames in views.items()}
         scores = episode_scores(rows) | {"frames": float(len(rows))}
-        return Recorded(index, videos, stack_transitions(rows), scores)
+        return CollectedEpisode(index, videos, stack_transitions(rows), scores)
 
     def close(self) -> None:
         """Let go of the environment, and of the settings that computing had here."""

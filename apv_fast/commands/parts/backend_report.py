@@ -1,4 +1,4 @@
-"""Which path runs and why: backend of every op, driver of the scan, facts about the GPU."""
+"""Which backend runs each op and why, how Triton's scan is driven, facts about the GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apv_fast.backend import IMPLEMENTATIONS, OBSTACLES, choose, obstacles, requ
 _COOPERATIVE_LAUNCH = 95  # CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH in cuda.h
 
 
-def op_paths(
+def op_backends(
     ops: Iterable[str],
     device: torch.device,
     backend: str = "auto",
@@ -54,14 +54,14 @@ def _why_not_better(op: str, tensor: torch.Tensor, chosen: str, backend: str, si
     return f" ({'; '.join(before)})" if before else ""
 
 
-def auto_paths() -> list[str]:
+def auto_backends() -> list[str]:
     """What "auto" picks for every op on every device here, whatever the environment asks for."""
     devices = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     with use_backend("auto"):
-        return [line for device in devices for line in op_paths(IMPLEMENTATIONS, torch.device(device))]
+        return [line for device in devices for line in op_backends(IMPLEMENTATIONS, torch.device(device))]
 
 
-def scan_path(device: torch.device) -> list[str]:
+def triton_scan(device: torch.device) -> list[str]:
     """How the Triton scan would be driven on a GPU, and why; nothing elsewhere.
 
     Raises:

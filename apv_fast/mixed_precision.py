@@ -1,7 +1,7 @@
 """Weights in the dtype of the products: a cast, or the copy that an optimiser writes along with the weight.
 
-A copy is used while it is the weight's: :func:`narrow` and :func:`refresh` compare the weight's version counter and
-address with what they were when it was written, and write it again if anything else has changed the weight since
+A copy is used while it is the weight's: :func:`cast` and :func:`refresh_copies` compare the weight's version counter
+and address with what they were when it was written, and write it again if anything else has changed the weight since
 (``load_state_dict``, in-place operations, other memory). So a copy is always what a cast would give, bit for bit.
 
 Limits: a change through ``weight.data.copy_()`` and the like escapes version counters; nothing here does that. The
@@ -28,21 +28,24 @@ class _Copy:
 _copies: Any = WeakIdKeyDictionary()  # weight -> _Copy
 
 
-def keep(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Make a copy of ``weight`` in ``dtype``, from now on in the place of casts; whose steps write it calls written."""
-    made = weight.detach().to(dtype, copy=True)
-    _copies[weight] = _Copy(made, _state(weight))
-    return made
+def keep_copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Make a copy of ``weight`` in ``dtype``, which :func:`cast` gives from now on.
+
+    Whoever writes it in the step that writes the weight calls :func:`mark_written`.
+    """
+    copy = weight.detach().to(dtype, copy=True)
+    _copies[weight] = _Copy(copy, _state(weight))
+    return copy
 
 
-def written(weights: Iterable[Tensor]) -> None:
+def mark_written(weights: Iterable[Tensor]) -> None:
     """Say that the copies of ``weights``, of those that have one, have just been written with them."""
     for weight in weights:
         if (copy := _copies.get(weight)) is not None:
             copy.written = _state(weight)
 
 
-def refresh(weights: Iterable[Tensor]) -> None:
+def refresh_copies(weights: Iterable[Tensor]) -> None:
     """Write the copies of ``weights`` that are not what a cast would give."""
     for weight in weights:
         if (copy := _copies.get(weight)) is not None and copy.written != _state(weight):
@@ -51,13 +54,13 @@ def refresh(weights: Iterable[Tensor]) -> None:
             copy.written = _state(weight)
 
 
-def narrow(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """``weight.to(dtype)``, differentiable; without a pass over memory if there is a copy."""
     copy = None if torch.compiler.is_compiling() else _copies.get(weight)
     if copy is None or copy.tensor.dtype != dtype or copy.tensor.device != weight.device:
         return weight.to(dtype)
-    refresh([weight])
-    result: Tensor = _Narrow.apply(weight, copy.tensor)  # type: ignore[no-untyped-call]
+    refresh_copies([weight])
+    result: Tensor = _Cast.apply(weight, copy.tensor)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -65,7 +68,7 @@ def _state(weight: Tensor) -> tuple[int, int]:
     return weight._version, weight.data_ptr()
 
 
-class _Narrow(torch.autograd.Function):
+class _Cast(torch.autograd.Function):
     """The copy as a function of the weight."""
 
     @staticmethod

@@ -29,7 +29,7 @@ ATTEMPTS = 3  # at the same step, before it is taken for a fault of the environm
 _DEATH = (EOFError, ConnectionResetError, BrokenPipeError)  # what a pipe says whose other end is gone
 
 
-class Worlds(Protocol):
+class Envs(Protocol):
     """N environments. One whose episode has ended stays at its end until it begins another."""
 
     count: int
@@ -82,7 +82,7 @@ def next_row(env: gymnasium.Env[Any, Any], action: np.ndarray) -> Row:
     return row | ({"success": np.float32(info["success"])} if "success" in info else {})
 
 
-class OneWorld:
+class SingleEnv:
     """An environment in this process."""
 
     count = 1
@@ -92,50 +92,50 @@ class OneWorld:
         self._row: Row = {"is_last": True}
 
     def begin(self, seeds: Mapping[int, int]) -> dict[int, Row]:
-        """See :class:`Worlds`."""
+        """See :class:`Envs`."""
         self._row = first_row(self.env, seeds[0])
         return {0: self._row}
 
     def step(self, actions: np.ndarray) -> list[Row]:
-        """See :class:`Worlds`."""
+        """See :class:`Envs`."""
         if not self._row["is_last"]:
             self._row = next_row(self.env, actions[0])
         return [self._row]
 
     def recover(self, seeds: Mapping[int, int], actions: Mapping[int, Sequence[np.ndarray]]) -> dict[int, Row]:
-        """See :class:`Worlds`."""
+        """See :class:`Envs`."""
         rows = self.begin(seeds)
         for action in actions.get(0, ()):
             rows = {0: self.step(np.asarray(action)[None])[0]}
         return rows
 
     def close(self) -> None:
-        """See :class:`Worlds`."""
+        """See :class:`Envs`."""
         self.env.close()
 
 
-class _Stage(gymnasium.Wrapper[Any, Any, Any, Any]):
+class _EnvProcess(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One of several environments, in a process of its own. Each is told what all shall do and does its part."""
 
     def __init__(self, make: Make, index: int) -> None:
         if multiprocessing.parent_process() is not None:
             begin_worker()
         super().__init__(make())
-        self._index, self._world = index, OneWorld(self.env)
+        self._index, self._single = index, SingleEnv(self.env)
 
     def begin(self, seeds: Mapping[int, int]) -> Row | None:
-        return self._world.begin({0: seeds[self._index]})[0] if self._index in seeds else None
+        return self._single.begin({0: seeds[self._index]})[0] if self._index in seeds else None
 
     def act(self, actions: np.ndarray) -> Row:
-        return self._world.step(actions[self._index : self._index + 1])[0]
+        return self._single.step(actions[self._index : self._index + 1])[0]
 
     def recover(self, seeds: Mapping[int, int], actions: Mapping[int, Sequence[np.ndarray]]) -> Row | None:
         if self._index not in seeds:
             return None
-        return self._world.recover({0: seeds[self._index]}, {0: actions.get(self._index, ())})[0]
+        return self._single.recover({0: seeds[self._index]}, {0: actions.get(self._index, ())})[0]
 
 
-class ParallelWorlds:
+class ParallelEnvs:
     """N environments that ``make`` makes, each in a process of its own; see the head of this file.
 
     Args:
@@ -154,7 +154,7 @@ class ParallelWorlds:
         self._actions: dict[int, list[np.ndarray]] = {}
 
     def begin(self, seeds: Mapping[int, int]) -> dict[int, Row]:
-        """See :class:`Worlds`.
+        """See :class:`Envs`.
 
         Raises:
             ChildProcessError: a process dies again and again.
@@ -165,7 +165,7 @@ class ParallelWorlds:
         return {index: rows[index] for index in seeds}
 
     def step(self, actions: np.ndarray) -> list[Row]:
-        """See :class:`Worlds`; raises as :meth:`begin`."""
+        """See :class:`Envs`; raises as :meth:`begin`."""
         rows = list(self._call("act", actions))
         for index, row in enumerate(rows):
             if index in self._seeds and row["is_last"]:  # nobody will have to come back to it
@@ -175,23 +175,23 @@ class ParallelWorlds:
         return rows
 
     def recover(self, seeds: Mapping[int, int], actions: Mapping[int, Sequence[np.ndarray]]) -> dict[int, Row]:
-        """See :class:`Worlds`; raises as :meth:`begin`."""
+        """See :class:`Envs`; raises as :meth:`begin`."""
         rows = self._call("recover", dict(seeds), dict(actions))
         self._seeds |= seeds
         self._actions |= {index: list(actions.get(index, ())) for index in seeds}
         return {index: rows[index] for index in seeds}
 
     def close(self) -> None:
-        """See :class:`Worlds`."""
+        """See :class:`Envs`."""
         try:
             self._vector.close(timeout=5)
         except (*_DEATH, AssertionError):
             self._kill()
 
     def _start(self) -> AsyncVectorEnv:
-        stages = [partial(_Stage, self._make, index) for index in range(self.count)]
+        makers = [partial(_EnvProcess, self._make, index) for index in range(self.count)]
         with interrupt_held():
-            return AsyncVectorEnv(stages, shared_memory=False, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+            return AsyncVectorEnv(makers, shared_memory=False, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
 
     def _call(self, name: str, *arguments: object) -> tuple[Any, ...]:
         """What every environment's ``name`` returns; starts them all again if a process dies over it."""

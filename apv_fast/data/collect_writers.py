@@ -18,17 +18,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from apv_fast.data.atomic import disk_error
-from apv_fast.data.collected import mp4_name, npz_stem
+from apv_fast.atomic_file import disk_error
 from apv_fast.data.episodes import Episode, EpisodeError, read_episode, write_episode
 from apv_fast.data.mp4 import read_mp4, write_mp4
 from apv_fast.data.store import StoreWriter, VideoStore
 from apv_fast.data.store_format import EPISODE
+from apv_fast.data.video_metadata import mp4_name, npz_stem
 
 Videos = Mapping[str, np.ndarray]  # camera -> uint8 [T, height, width, 3]
 
 
-class Output(Protocol):
+class EpisodeWriter(Protocol):
     """Writes the videos of episodes."""
 
     def write(self, index: int, videos: Videos, rows: Episode) -> None:
@@ -41,7 +41,7 @@ class Output(Protocol):
         """Let go of files."""
 
 
-class EpisodeFiles:
+class NpzWriter:
     """Official episode files, those of all cameras in one folder.
 
     Args:
@@ -58,20 +58,20 @@ class EpisodeFiles:
         return npz_stem(self._begin, index, camera)
 
     def write(self, index: int, videos: Videos, rows: Episode) -> None:
-        """See :class:`Output`."""
+        """See :class:`EpisodeWriter`."""
         for camera, image in videos.items():
             write_episode(self._folder, {"image": image, **rows}, stem=self._stem(index, camera))
 
     def read(self, index: int, camera: str) -> np.ndarray:
-        """See :class:`Output`."""
+        """See :class:`EpisodeWriter`."""
         (path,) = self._folder.glob(f"{self._stem(index, camera)}-*.npz")
         return read_episode(path, ("image",))["image"]
 
     def close(self) -> None:
-        """See :class:`Output`."""
+        """See :class:`EpisodeWriter`."""
 
 
-class Mp4Files:
+class Mp4Writer:
     """MP4 files, ``videos/000012-camera.mp4``; actions and rewards are left out."""
 
     def __init__(self, directory: Path, fps: float) -> None:
@@ -81,19 +81,19 @@ class Mp4Files:
         return self._folder / mp4_name(index, camera)
 
     def write(self, index: int, videos: Videos, rows: Episode) -> None:
-        """See :class:`Output`."""
+        """See :class:`EpisodeWriter`."""
         for camera, image in videos.items():
             write_mp4(self._path(index, camera), image, fps=self._fps)
 
     def read(self, index: int, camera: str) -> np.ndarray:
-        """See :class:`Output`."""
+        """See :class:`EpisodeWriter`."""
         return read_mp4(self._path(index, camera))
 
     def close(self) -> None:
-        """See :class:`Output`."""
+        """See :class:`EpisodeWriter`."""
 
 
-class StoreFiles:
+class VideoStoreWriter:
     """A store with the videos of every camera; actions and rewards are left out."""
 
     def __init__(self, directory: Path, fps: float, quality: str, size: int, settings: Mapping[str, Any]) -> None:
@@ -105,7 +105,7 @@ class StoreFiles:
         self._places: dict[str, int] = {}
 
     def write(self, index: int, videos: Videos, rows: Episode) -> None:
-        """See :class:`Output`."""
+        """See :class:`EpisodeWriter`."""
         for camera, image in videos.items():
             name = _name(index, camera)
             if name not in self._writer:  # else an interrupted process got as far as this
@@ -113,14 +113,14 @@ class StoreFiles:
                 self._writer.append(name, image, fps=self._fps, camera=camera, quality=self._quality, source=episode)
 
     def read(self, index: int, camera: str) -> np.ndarray:
-        """See :class:`Output`; knows what was there at the first call."""
+        """See :class:`EpisodeWriter`; knows what was there at the first call."""
         if self._reader is None:
             self._reader = VideoStore(self._directory)
             self._places = {episode.name: place for place, episode in enumerate(self._reader)}
         return self._reader.read(self._places[_name(index, camera)])
 
     def close(self) -> None:
-        """See :class:`Output`."""
+        """See :class:`EpisodeWriter`."""
         self._writer.close()
 
 

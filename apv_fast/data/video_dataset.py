@@ -26,8 +26,9 @@ from torch import Tensor
 
 from apv_fast.data.corpus import FRAME_SHAPE, Corpus
 from apv_fast.data.device_replay import DeviceRows
-from apv_fast.data.draws import Choice, Draw, held_out
 from apv_fast.data.episodes import EpisodeError
+from apv_fast.data.sequence_sampler import SequenceIndices, SequenceSampler
+from apv_fast.data.validation_split import held_out
 
 FIXED_SEED = 20220325  # of the sequences for validation and videos: the same in every run
 _COPIED = 1024  # frames copied to a device at once
@@ -148,14 +149,14 @@ class VideoDataset:
         """Draw and read a batch, see :meth:`draw` and :meth:`read`."""
         return self.read(self.draw(batch_size))
 
-    def draw(self, batch_size: int) -> Draw:
+    def draw(self, batch_size: int) -> SequenceIndices:
         """Choose the sequences of the next batch."""
         draw = self._train.draw(self._generator, batch_size)
         for index in range(len(self._streams)):
             self._streamed[index] += int((draw.source == len(self._corpora) + index).sum())
         return draw
 
-    def read(self, draw: Draw, *, host: bool = False) -> dict[str, Tensor]:
+    def read(self, draw: SequenceIndices, *, host: bool = False) -> dict[str, Tensor]:
         """The sequences of ``draw``. With streams, batches must be read in the order of their draws.
 
         Args:
@@ -250,10 +251,11 @@ class VideoDataset:
         held = [one[out] for one, out in zip(usable, held_out(keys, self._validation), strict=True)]
         train = [np.setdiff1d(one, out) for one, out in zip(usable, held, strict=True)]
         weights = [1.0] if self._weights is None and self._streams else self._weights
-        self._train = Choice(train, self._frames, weights, length=self._length, extra=self._extra)
+        self._train = SequenceSampler(train, self._frames, weights, length=self._length, extra=self._extra)
         self._held_out = sum(map(len, held))
         only_corpora = None if weights is None else weights[: len(self._corpora)]
-        self._shown = Choice(held if self._held_out else train, self._frames, only_corpora, length=self._length)
+        shown = held if self._held_out else train
+        self._shown = SequenceSampler(shown, self._frames, only_corpora, length=self._length)
 
     def _copy_to_device(self) -> None:
         """Copy the training videos, unless they do not fit."""

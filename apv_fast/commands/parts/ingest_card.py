@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from apv_fast.config import IngestConfig
-from apv_fast.data.card import SHEET_FRAMES, write_card
+from apv_fast.data.dataset_card import SHEET_FRAMES, write_card
 from apv_fast.data.store import VideoStore
 
 LICENCE_OF_SOURCES = "That of the sources, which apv-fast does not know; see there before passing the videos on."

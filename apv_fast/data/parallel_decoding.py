@@ -18,7 +18,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import BinaryIO
 
-from apv_fast.data.atomic import DiskError, disk_error
+from apv_fast.atomic_file import DiskError, disk_error
 from apv_fast.data.sources import Clip, ClipOptions, Source
 from apv_fast.worker import begin_worker, interrupt_held
 

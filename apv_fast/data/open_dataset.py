@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from apv_fast.data.corpus import Corpus, StoreCorpus, open_folders
+from apv_fast.data.episode_folders import EPISODE_GLOB, episode_folder
 from apv_fast.data.episodes import EpisodeError
-from apv_fast.data.folders import EPISODE_GLOB, episode_folder
 from apv_fast.data.mixture import parse_entries
 from apv_fast.data.shards import SHARDS_FILE, VideoStream
 from apv_fast.data.store import is_store
-from apv_fast.data.videos import VideoDataset
+from apv_fast.data.video_dataset import VideoDataset
 
 
 def open_videos(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from apv_fast.data.atomic import atomic_file
+from apv_fast.atomic_file import atomic_file
 
 CARD, SHEET = "README.md", "contact_sheet.png"
 SHEET_FRAMES = 32  # a good number for a sheet: four rows

@@ -280,5 +280,5 @@ def _walk(value: Any) -> Iterator[Tensor]:
 
 def _unique(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Each piece of memory once."""
-    found = {(t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape), t.stride()): t for t in tensors}
-    return list(found.values())
+    unique = {(t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape), t.stride()): t for t in tensors}
+    return list(unique.values())

@@ -1,29 +1,20 @@
-"""What ``apv-fast collect`` tells: the choices that there are, and the card of a data set."""
+"""The card of a data set that ``apv-fast collect`` made: what is in it, and a sheet of its frames."""
 
 from __future__ import annotations
 
 import dataclasses
-import textwrap
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import apv_fast
-from apv_fast import envs
-from apv_fast.commands.collect_play import view_name
-from apv_fast.commands.common import make_env
+from apv_fast.commands.parts.collect_episodes import view_name
 from apv_fast.config import PRESETS, CollectConfig
 from apv_fast.config.command_line import command_line
-from apv_fast.data.card import SHEET_FRAMES, write_card
-from apv_fast.data.outputs import Journal, Output
+from apv_fast.data.collect_writers import EpisodeWriter, Journal
+from apv_fast.data.dataset_card import SHEET_FRAMES, write_card
 
-_POLICIES = """policies:
-  random      uniform actions
-  scripted    the experts of metaworld:, one a task
-  RUN         the run directory of a policy that apv-fast finetune has trained
-"""
 _FORMATS = {
     "npz": "official episode files (npz) with actions and rewards, all views in train_episodes/",
     "mp4": "MP4 files (lossless H.264 4:4:4) in videos/, named by episode and view; no actions",
@@ -31,31 +22,10 @@ _FORMATS = {
 }
 
 
-def show_choices(config: CollectConfig) -> None:
-    """Print environments by suite, policies and cameras; with ``config.env`` the cameras of that one alone."""
-    if config.env:
-        with closing(make_env(config.env, config.world, config.seed)) as env:
-            inner: Any = env.unwrapped
-            names = ", ".join(inner.cameras) or "one view only"
-            print(f"{config.env}: cameras: {names}; actions: {env.action_space}")
-        return
-    for suite in envs.SUITES:
-        try:
-            ids = envs.list_tasks(suite)
-        except ImportError as error:
-            print(f"{suite}: not here: {error}\n")
-            continue
-        print(f"{suite}: {len(ids)} environments")
-        print(textwrap.fill(", ".join(ids), 118, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
-        print()
-    print(_POLICIES)
-    print("cameras: apv-fast collect --list --env ID shows those of an environment")
-
-
-def write_collect_card(config: CollectConfig, journal: Journal, output: Output, fps: float) -> Path:
+def write_collect_card(config: CollectConfig, journal: Journal, writer: EpisodeWriter, fps: float) -> Path:
     """README.md and contact sheet of what the folder has now."""
     views = [view_name(config, camera) for camera in config.cameras or (None,)]
-    frames = _sample(journal, output, views)
+    frames = _sample(journal, writer, views)
     return write_card(
         config.out,
         title=f"Videos of {config.env}",
@@ -100,13 +70,13 @@ def _spread(values: Any) -> str:
     return f"{np.mean(every):.1f} on average, {min(every):.1f} to {max(every):.1f}"
 
 
-def _sample(journal: Journal, output: Output, views: list[str]) -> np.ndarray:
+def _sample(journal: Journal, writer: EpisodeWriter, views: list[str]) -> np.ndarray:
     """Frames from all over the data set, uint8 ``[N, height, width, 3]``, N at most :data:`SHEET_FRAMES`."""
     videos = [(index, view) for index in sorted(journal.entries) for view in views]
     count = min(len(videos), SHEET_FRAMES)
     frames = []
     for place in np.linspace(0, len(videos) - 1, count).round().astype(int):
-        video = output.read(*videos[place])
+        video = writer.read(*videos[place])
         times = np.linspace(0, len(video) - 1, SHEET_FRAMES // count + 2)[1:-1].round().astype(int)
         frames.append(video[times])
     return np.concatenate(frames)
