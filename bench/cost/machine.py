@@ -33,8 +33,8 @@ class Machine:
         return self.shared - 32 * KB + 64 * KB
 
 
-# Peaks are dense. SMs, clocks, bandwidth, L2 and peaks: NVIDIA's "H100 Tensor ScanBackend GPU Architecture" (SXM5) and "A100
-# Tensor ScanBackend GPU Architecture" (SXM4 80GB) papers; shared memory: CUDA's compute capabilities 9.0 and 8.0.
+# Peaks are dense. SMs, clocks, bandwidth, L2 and peaks: NVIDIA's "H100 Tensor Core GPU Architecture" (SXM5) and "A100
+# Tensor Core GPU Architecture" (SXM4 80GB) papers; shared memory: CUDA's compute capabilities 9.0 and 8.0.
 # L2 is an assumption: the A100's paper gives 5120 bytes a clock (7.2 TB/s) as its peak, Chips and Cheese (July 2023)
 # read 5.5 to 6 TB/s on an H100 PCIe with 114 SMs. So are barrier and launch: 0.73 and 0.83 µs on a 3090 (MegaQwen), and
 # what stores before a barrier add, which its measurement without any does not show: a trip to the far half of L2.

@@ -1,4 +1,4 @@
-"""csrc/cpu/parts/math.h and noise.h on every instruction set: units in the last place, special values, the same noise."""
+"""csrc/cpu/parts/math.h and noise.h on every instruction set: last places, special values, the same noise."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_values_and_gradients(backend: str, case: Case, dtype: torch.dtype) -> N
 
 
 def assert_exact(backend: str, case: Case, dtype: torch.dtype, tiny: bool = False) -> None:
-    """Values and gradients, see :func:`tests.support.yardstick.judge`; ``tiny`` as in :func:`tests.ops.test_rssm_observe.measure`."""
+    """Values and gradients, see :func:`tests.support.yardstick.judge`; ``tiny`` as in test_rssm_observe's measure."""
 
     def measure(seed: int) -> dict[str, tuple[float, float]]:
         got, reference = compare(case, backend, dtype, seed)
