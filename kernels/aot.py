@@ -31,8 +31,8 @@ from apv_fast.types import Latent
 
 from . import interpreting
 from .aot_imagination import imagination
-from .parts.rssm_arguments import WARPS, Backward, Forward, LinkBackward, LinkForward, make_shape, stacked_registers
-from .parts.rssm_arguments import Device as Chip
+from .parts.scan_arguments import WARPS, Backward, Forward, LinkBackward, LinkForward, make_shape, stacked_registers
+from .parts.scan_arguments import Device as Chip
 
 # Multiprocessors and shared memory of a chip; sm_80 and sm_90 share an H100's number and an A100's memory.
 CHIPS = {

@@ -25,9 +25,9 @@ from apv_fast.types import Latent
 
 from .parts.grid import device_of, grid_barrier, scan_driver
 from .parts.latent import sample_latent, sample_latent_backward
-from .parts.rssm_arguments import WARPS, Backward, Device, Forward, Shape, make_shape
 from .parts.rssm_backward import backward_phase
 from .parts.rssm_forward import forward_phase
+from .parts.scan_arguments import WARPS, Backward, Device, Forward, Shape, make_shape
 from .parts.tiles import on, precision
 
 PHASES = tl.constexpr(5)  # of either direction

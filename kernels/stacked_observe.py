@@ -23,9 +23,9 @@ from apv_fast.recurrence.stacked import Link, Model, stacked_on
 
 from . import rssm_observe
 from .parts.grid import grid_barrier
-from .parts.rssm_arguments import Device, LinkBackward, LinkForward, Shape, stacked_registers
 from .parts.rssm_backward import backward_phase
 from .parts.rssm_forward import forward_phase
+from .parts.scan_arguments import Device, LinkBackward, LinkForward, Shape, stacked_registers
 from .rssm_observe import PHASES, TritonScan, packed, scan_grads
 
 

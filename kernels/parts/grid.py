@@ -30,7 +30,7 @@ import triton.language as tl
 
 from apv_fast.backend import BackendError
 
-from .rssm_arguments import Device
+from .scan_arguments import Device
 from .tiles import INTERPRETED
 
 ENVIRONMENT_VARIABLE = "APV_FAST_SCAN"

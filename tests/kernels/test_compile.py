@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from apv_fast.kernels import aot
-from apv_fast.kernels.parts.rssm_arguments import Device, make_shape
+from apv_fast.kernels.parts.scan_arguments import Device, make_shape
 
 from apv_fast.types import Latent
 

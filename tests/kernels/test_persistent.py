@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl
 from apv_fast.kernels import interpreting, rssm_observe, stacked_observe
 from apv_fast.kernels.parts import grid
-from apv_fast.kernels.parts.rssm_arguments import Device, Shape, make_shape
+from apv_fast.kernels.parts.scan_arguments import Device, Shape, make_shape
 from triton.runtime import interpreter
 from triton.runtime.errors import InterpreterError
 
