@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 # op -> backend -> "module:function". A later backend adds a column here and nothing else changes. Every
 # function in a row takes the fields of the op's call; modules are imported when first used.
@@ -242,6 +243,11 @@ def requested(argument: str | None) -> str:
     return _check_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", ENVIRONMENT_VARIABLE)
 
 
+def _transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is going on."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
 def _obstacle(op: str, backend: str, tensor: torch.Tensor, sizes: dict[str, int]) -> str | None:
     """Why ``backend`` cannot run ``op`` on ``tensor``, or None if it can."""
     if backend not in IMPLEMENTATIONS[op]:
@@ -249,6 +255,8 @@ def _obstacle(op: str, backend: str, tensor: torch.Tensor, sizes: dict[str, int]
     status = probe(backend)
     if not status.available:
         return status.reason
+    if backend != "reference" and _transformed():
+        return "its kernels know nothing of torch.func's transforms or forward-mode derivatives"
     if tensor.device.type not in status.devices:
         return f"it takes tensors on {' or '.join(status.devices)}, not on {tensor.device.type}"
     if tensor.dtype not in status.dtypes:

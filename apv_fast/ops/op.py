@@ -18,7 +18,6 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from apv_fast.backend import resolve
 from apv_fast.profile import annotated
@@ -191,6 +190,7 @@ class Kernel(Generic[C]):
         if backward is not None:
             schema = f"{schema}, Tensor[] results, Tensor?[] grads, bool[] needs"
             self.backward_op = self._register(f"{name}_backward", schema, self._backward, self._fake_backward)
+            _LIBRARY.impl(f"{name}_backward", self._autograd_of_backward, "Autograd", with_keyset=True)
 
     @staticmethod
     def _register(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -235,6 +235,13 @@ class Kernel(Generic[C]):
         with torch._C._AutoDispatchBelowAutograd():
             return self.op.redispatch(keyset & _BELOW_AUTOGRAD, *values)
 
+    def _autograd_of_backward(self, keyset: Any, *values: Any) -> Any:
+        if wants_gradients(*values):  # with create_graph
+            slots = [x for value in values for x in (value if isinstance(value, list) else [value])]
+            return list(_Once.apply(self, keyset, values, *slots))  # type: ignore[no-untyped-call]
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.backward_op.redispatch(keyset & _BELOW_AUTOGRAD, *values)
+
 
 def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
     """``run``, into whose frames torch.compile does not look; free where nothing has been compiled."""
@@ -271,7 +278,6 @@ class _Differentiable(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         kernel, saved, needed = ctx.kernel, ctx.saved_tensors, ctx.needs_input_grad[3:]
         given, results = list(grads[: kernel.outputs]), list(saved[len(needed) :])
@@ -294,3 +300,19 @@ class _Differentiable(torch.autograd.Function):
                     [next(flat) for _ in range(count)] if ready is None else _listed(ready[kernel.signature.names[i]])
                 )
         return tuple(out)
+
+
+class _Once(torch.autograd.Function):
+    """A kernel's backward op, which cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel[Any], keyset: Any, values: Sequence[Any], *slots: Any) -> Any:
+        ctx.kernel = kernel
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(kernel.backward_op.redispatch(keyset & _BELOW_AUTOGRAD, *values))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise RuntimeError(
+            f"{ctx.kernel.op} can be differentiated once; backend='reference' can be differentiated again and again"
+        )

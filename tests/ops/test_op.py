@@ -1,0 +1,216 @@
+"""What all ops have in common: schemas made of calls, autograd around kernels, transforms of torch.func."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from apv_fast import ops
+from apv_fast.backend import BackendError, probe
+from apv_fast.ops.op import OPS, Kernel, Signature
+from apv_fast.types import ActorParams, Latent, NoisePair, RSSMParams, State
+
+needs_cpu = pytest.mark.skipif(not probe("cpu").available, reason=f"cpu: {probe('cpu').reason}")
+
+
+class Everything(NamedTuple):
+    """A field of every kind."""
+
+    x: Tensor
+    maybe: Tensor | None
+    several: list[Tensor]
+    params: RSSMParams
+    actor: ActorParams
+    state: State
+    noise: NoisePair
+    latent: Latent
+    count: int
+    share: float
+    on: bool
+    name: str
+    dtype: torch.dtype
+
+
+def everything() -> Everything:
+    """Numbers that tell each tensor apart."""
+    numbers = iter(range(100))
+
+    def t() -> Tensor:
+        return torch.tensor(float(next(numbers)))
+
+    return Everything(
+        t(),
+        None,
+        [t(), t()],
+        RSSMParams(*(t() for _ in RSSMParams._fields)),
+        ActorParams((t(), t()), t(), t(), t(), t()),
+        {"deter": t(), "stoch": t()},
+        (t(), None),
+        Latent(3, 4, 0.5),
+        7,
+        0.25,
+        True,
+        "mean",
+        torch.bfloat16,
+    )
+
+
+def test_a_call_comes_back_from_its_arguments() -> None:
+    signature, call = Signature(Everything), everything()
+    assert signature.schema == (
+        "Tensor x, Tensor? maybe, Tensor[] several, Tensor[] params, Tensor[] actor, bool actor_discrete, "
+        "Tensor state_deter, Tensor state_stoch, Tensor? noise_post, Tensor? noise_prior, int latent_stoch, "
+        "int latent_discrete, float latent_min_std, int count, float share, bool on, str name, ScalarType dtype"
+    )
+    values = signature.flatten(call)
+    assert len(values) == len(signature.names) == signature.schema.count(",") + 1
+    assert str(signature.restore(values)) == str(call)
+    slots = signature.slots(values)
+    assert [None if x is None else x.item() for x in slots] == [0.0, None, *(float(i) for i in range(1, 26)), None]
+
+
+def test_a_field_that_no_schema_has() -> None:
+    class Call(NamedTuple):
+        x: set[Tensor]
+
+    Call.__annotations__["x"] = set[Tensor]
+    with pytest.raises(TypeError, match="field x is of set"):
+        Signature(Call)
+
+
+class Pair(NamedTuple):
+    """Two numbers."""
+
+    a: Tensor
+    b: Tensor | None
+    several: list[Tensor]
+
+
+def _forward(call: Pair, keep: bool) -> list[Tensor]:
+    total = call.a + sum(call.several)
+    return [total, total.round(), call.a.clone()] if keep else [total, total.round()]
+
+
+KERNEL = Kernel(
+    "test_op_pair",
+    Pair,
+    outputs=2,
+    forward=_forward,
+    fake=_forward,
+    backward=lambda call, results, grads, needs: {
+        "a": grads[0] * results[2],
+        "several": [grads[0] for _ in call.several],
+    },
+    constant=lambda _: [1],
+)
+
+
+def pair() -> tuple[Tensor, Tensor, Tensor]:
+    """Leaves."""
+    a, b, c = (torch.tensor([x, 2.0], requires_grad=True) for x in (3.0, 4.0, 5.0))
+    return a, b, c
+
+
+def test_a_kernel_is_differentiable() -> None:
+    """By what its backward pass says; what that leaves out is zero, and a constant output has no gradient."""
+    a, b, c = pair()
+    total, rounded = KERNEL(a, b, [c, c.detach()])
+    assert total.requires_grad and not rounded.requires_grad
+    of_a, of_b, of_c = torch.autograd.grad(total.sum(), (a, b, c))
+    assert torch.equal(of_a, a) and torch.equal(of_b, torch.zeros(2)) and torch.equal(of_c, torch.ones(2))
+
+
+def test_a_kernel_without_gradients_keeps_nothing() -> None:
+    a, b, c = pair()
+    with torch.no_grad():
+        assert not any(x.requires_grad for x in KERNEL(a, b, [c]))
+    assert not any(x.requires_grad for x in KERNEL(a.detach(), None, [c.detach()]))
+    assert len(torch.ops.apv_fast.test_op_pair(a, b, [c], False)) == 2
+
+
+def test_only_what_is_needed_is_asked_for() -> None:
+    asked = []
+
+    def backward(
+        call: Pair, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]
+    ) -> dict[str, Tensor]:
+        asked.append(needs)
+        assert grads[0] is not None
+        return {"a": grads[0]}
+
+    kernel = Kernel("test_op_needs", Pair, outputs=1, forward=_forward, fake=_forward, backward=backward)
+    a, b, c = pair()
+    (total,) = kernel(a, b.detach(), [c.detach()])
+    torch.autograd.grad(total.sum(), a)
+    (total,) = kernel(a, b, [c])
+    torch.autograd.grad(total.sum(), (a, c))
+    assert asked == [{"a"}, {"a", "b", "several"}]
+
+
+def test_a_second_derivative_is_an_error() -> None:
+    a, b, c = pair()
+    total, _ = KERNEL(a, b, [c])
+    (grad,) = torch.autograd.grad(total.square().sum(), a, create_graph=True)
+    with pytest.raises(RuntimeError, match="test_op_pair.* can be differentiated once"):
+        torch.autograd.grad(grad.sum(), a)
+
+
+def test_opcheck_and_compilation() -> None:
+    torch.library.opcheck(torch.ops.apv_fast.test_op_pair.default, (*pair()[:2], [pair()[2]], True))
+    a, b, c = pair()
+    compiled = torch.compile(lambda: KERNEL(a, b, [c])[0], backend="aot_eager")
+    assert torch.equal(compiled(), KERNEL(a, b, [c])[0])
+    torch.compiler.reset()
+
+
+def returns(backend: str | None = None) -> tuple[Tensor, ...]:
+    """Arguments of the λ-return."""
+    generator = torch.Generator().manual_seed(0)
+    reward, value, discount = (torch.rand(3, 4, generator=generator) for _ in range(3))
+    return reward, value, discount, torch.rand(4, generator=generator)
+
+
+TRANSFORMS = {
+    "grad": lambda f, x: torch.func.grad(lambda x: f(x).sum())(x),
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+    "vmap": lambda f, x: torch.func.vmap(f)(torch.stack([x, x])),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+}
+
+
+@needs_cpu
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_run_on_the_reference(name: str) -> None:
+    """Whose PyTorch they know; a backend that is named is no other one."""
+    reward, *rest = returns()
+
+    def run(backend: str | None) -> Tensor:
+        result: Tensor = TRANSFORMS[name](lambda x: ops.lambda_return(x, *rest, backend=backend), reward)
+        return result
+
+    expected = run("reference")
+    assert expected.any() and torch.equal(run(None), expected)
+    with pytest.raises(BackendError, match=r"backend 'cpu' cannot run lambda_return: .* torch\.func's transforms"):
+        run("cpu")
+
+
+@needs_cpu
+def test_forward_mode_runs_on_the_reference() -> None:
+    reward, *rest = returns()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(reward, torch.ones_like(reward))
+        tangents = [
+            forward_ad.unpack_dual(ops.lambda_return(dual, *rest, backend=b)).tangent for b in ("reference", None)
+        ]
+        with pytest.raises(BackendError, match="forward-mode"):
+            ops.lambda_return(dual, *rest, backend="cpu")
+    assert tangents[0].any() and torch.equal(*tangents)
+
+
+def test_every_op_is_registered() -> None:
+    assert all(hasattr(torch.ops.apv_fast, name) for name in OPS)
+    assert {"rssm_observe", "kl_balance", "mlp", "knn_bonus"} <= set(OPS)
