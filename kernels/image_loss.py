@@ -25,7 +25,6 @@ Source: Hafner et al., "Learning Latent Dynamics for Planning from Pixels" (2019
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -38,6 +37,7 @@ from apv_fast.ops.image_loss import ImageLoss, NormalizeImage, like_normalized
 from apv_fast.ops.op import Gradients, Kernel
 
 from .parts.pointwise import divide
+from .parts.tiles import on
 
 BLOCK = 2048  # numbers a program holds at a time: 16 a thread, so 16 bytes of each image and 16 or more of the mean
 STEPS = 8  # blocks a program takes one after the other: 1875 programs for 2500 images of 64 x 64 x 3
@@ -147,11 +147,6 @@ def _constants(image: Tensor, acc: torch.dtype) -> dict[str, Any]:
     return dict(H=h, W=w, C=c, IMAGE_FLAT=image.is_contiguous(), ACC=kind, BLOCK=BLOCK)
 
 
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
 def _forward(call: ImageLoss, keep: bool) -> list[Tensor]:
     mean, image = call
     acc, count = _acc(mean), mean.numel()
@@ -159,7 +154,7 @@ def _forward(call: ImageLoss, keep: bool) -> list[Tensor]:
     partial = mean.new_empty(programs, dtype=acc)
     loss = partial.new_empty(())
     constants = _constants(image, acc)
-    with _on(mean):
+    with on(mean):
         if programs:
             forward_kernel[(programs,)](
                 mean, image, partial, count, *mean.stride(), *image.stride(),
@@ -174,7 +169,7 @@ def _backward(call: ImageLoss, results: list[Tensor], grads: list[Tensor | None]
     (grad,), (mean, image) = grads, call
     gradient = torch.empty_like(mean)  # strides and all, if the mean's memory has neither gaps nor overlaps
     if count := mean.numel():
-        with _on(mean):
+        with on(mean):
             backward_kernel[(triton.cdiv(count, BLOCK),)](
                 grad, mean, image, gradient, count, len(mean), *mean.stride(), *image.stride(), *gradient.stride(),
                 MEAN_FLAT=mean.is_contiguous(), GRAD_FLAT=gradient.is_contiguous(), **_constants(image, _acc(mean)),
@@ -185,7 +180,7 @@ def _backward(call: ImageLoss, results: list[Tensor], grads: list[Tensor | None]
 def _normalize(call: NormalizeImage, keep: bool) -> list[Tensor]:
     image, out = call.image, call.image.new_empty(call.image.shape, dtype=call.dtype)
     if count := image.numel():
-        with _on(image):
+        with on(image):
             normalize_kernel[(triton.cdiv(count, BLOCK),)](
                 image, out, count, *image.stride(), **_constants(image, _acc(out))
             )

@@ -27,10 +27,8 @@ ms of an H100's 3.35 TB/s.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -39,7 +37,7 @@ from torch import Tensor
 
 from apv_fast.reference.keras_adam import Settings, laid_out
 
-from .parts.tiles import only_if, rounded
+from .parts.tiles import on, only_if, rounded
 
 CHUNK = 4096  # numbers of one weight that a program takes at a time
 WARPS = 16  # 8 numbers a thread
@@ -162,11 +160,6 @@ def step_kernel(
             _copy(copies, nothing, weight, start, lane, count, number, COPY)
 
 
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
 def _logarithm(beta: float) -> float:
     return math.log(beta) if beta > 0 else -math.inf
 
@@ -233,7 +226,7 @@ class Step:
         (beta1, beta2), programs = settings.betas, len(self._partial)
         narrow = [copy for copy in self.copies if copy is not None]
         copy_kind = tl.float16 if narrow and narrow[0].dtype == torch.float16 else tl.bfloat16
-        with _on(norm):
+        with on(norm):
             self._write(self._places, self.weights)
             self._write(self._gradients, tensors)
             if narrow:

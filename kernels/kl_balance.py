@@ -30,7 +30,6 @@ Source: Hafner et al., "Mastering Atari with Discrete World Models" (2021), algo
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -42,6 +41,7 @@ from apv_fast.ops.kl_balance import Divergence, balanced, like_divergence
 from apv_fast.ops.op import Gradients, Kernel
 
 from .parts.pointwise import divide, exp
+from .parts.tiles import on
 
 TILE = 2048  # numbers of each latent that a program holds at a time
 FINISH = 1024  # steps that the finishing program adds at a time
@@ -204,11 +204,6 @@ def _constants(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
 def _strides(statistics: list[Tensor]) -> list[int]:
     return [stride for tensor in statistics for stride in tensor.stride()]
 
@@ -222,7 +217,7 @@ def _forward(call: Divergence, keep: bool) -> list[Tensor]:
     if not first.numel():
         value.zero_()
     constants, limit = _constants(first), {"FREE": call.free, "PER_STEP": call.per_step}
-    with _on(first):
+    with on(first):
         if first.numel():
             kernel = categorical_forward_kernel if first.dim() == 4 else normal_forward_kernel
             kernel[(value.numel(),)](*statistics, value, *_strides(statistics), **constants)
@@ -236,7 +231,7 @@ def _backward(call: Divergence, results: list[Tensor], grads: list[Tensor | None
     gradients = [tensor.new_empty(tensor.shape) for tensor in statistics]
     if first.numel():
         kernel = categorical_backward_kernel if first.dim() == 4 else normal_backward_kernel
-        with _on(first):
+        with on(first):
             kernel[(value.numel(),)](
                 grad, *statistics, value, mean, *gradients, *_strides(statistics), **_constants(first),
                 P_WEIGHT=call.p_weight, Q_WEIGHT=call.q_weight, FREE=call.free, PER_STEP=call.per_step,

@@ -14,7 +14,6 @@ thread looks at its 32 numbers of a tile about 12 times.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 
 import torch
@@ -27,6 +26,7 @@ from apv_fast.ops.op import Kernel
 
 from . import interpreting
 from .parts.knn_select import POSITION_BITS, filter_kernel, scan_kernel, verify_kernel
+from .parts.tiles import on
 
 MAX_K = 64  # of the filter: its lists live in registers
 MAX_D = 256  # of the filter: a tile of queries lives in shared memory
@@ -128,7 +128,7 @@ def nearest(
         return result
     mean = int(reduce == "mean")  # a bool would be a 1-bit argument
     fast = result.dtype == torch.float32 and k <= MAX_K and d <= MAX_D and n <= MAX_SPLITS << POSITION_BITS
-    with torch.cuda.device(query.device) if query.is_cuda else contextlib.nullcontext():
+    with on(query):
         unproven = _filtered(query, keys, filled, result, k, mean, exclude_self) if fast else None
         _scan(query, keys, filled, unproven, result, k, mean, exclude_self)
     return result

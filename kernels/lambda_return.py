@@ -28,7 +28,6 @@ Source: Hafner et al., "Mastering Atari with Discrete World Models" (2021), eq. 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -38,6 +37,8 @@ from torch import Tensor
 
 from apv_fast.ops.lambda_return import LambdaReturn, like_rewards
 from apv_fast.ops.op import Gradients, Kernel
+
+from .parts.tiles import on
 
 BLOCK = 64  # columns a program: 2500 columns spread over 40 SMs
 WARPS = BLOCK // 32  # one column a thread
@@ -129,17 +130,12 @@ def _constants(tensor: Tensor, lambda_: float) -> dict[str, Any]:
     return dict(H=h, LAMBDA=lambda_, ACC=acc, BLOCK=BLOCK, ROWS=min(h, ROWS), num_warps=WARPS)
 
 
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
 def _forward(call: LambdaReturn, keep: bool) -> list[Tensor]:
     reward, value, discount, bootstrap, lambda_ = call
     horizon, n = reward.shape
     returns = reward.new_empty(horizon, n)
     if returns.numel():
-        with _on(reward):
+        with on(reward):
             forward_kernel[(triton.cdiv(n, BLOCK),)](
                 reward, value, discount, bootstrap, returns, n,
                 *reward.stride(), *value.stride(), *discount.stride(), *bootstrap.stride(),
@@ -158,7 +154,7 @@ def _backward(
     grad_reward, grad_value, grad_discount = (returns.new_empty(horizon, n) for _ in range(3))
     grad_bootstrap = returns.new_empty(n)
     if returns.numel():
-        with _on(grad):
+        with on(grad):
             backward_kernel[(triton.cdiv(n, BLOCK),)](
                 grad, value, discount, bootstrap, returns, grad_reward, grad_value, grad_discount, grad_bootstrap, n,
                 *grad.stride(), *value.stride(), *discount.stride(), *bootstrap.stride(),

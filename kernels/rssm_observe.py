@@ -20,7 +20,16 @@ import triton.language as tl
 from torch import Tensor
 
 from apv_fast.recurrence.observe import observe_on
-from apv_fast.recurrence.phases import ScanGrads, ScanInputs, ScanStart, ScanWeights, TorchProducts, Trace, TraceGrads
+from apv_fast.recurrence.phases import (
+    ScanGrads,
+    ScanInputs,
+    ScanStart,
+    ScanWeights,
+    TorchProducts,
+    Trace,
+    TraceGrads,
+    empty_trace,
+)
 from apv_fast.types import Latent
 
 from .parts.grid import device_of, grid_barrier, scan_driver
@@ -91,21 +100,6 @@ def shape_of(start: ScanStart, weights: ScanWeights, latent: Latent, device: Dev
     kind, _ = _noise(start.noise)
     hidden, itemsize = len(weights.obs), weights.gru.element_size()
     return make_shape(deter, hidden, latent, batch, itemsize, kind, precision(), device)
-
-
-def new_trace(weights: ScanWeights, start: ScanStart, latent: Latent) -> Trace:
-    """Empty tensors for what the forward pass leaves."""
-    (batch, length), deter, hidden = start.keep.shape, start.deter.shape[1], len(weights.obs)
-    wide, narrow = start.deter.new_empty, weights.gru.new_empty
-    return Trace(
-        wide(batch, length, deter),
-        wide(batch, length, latent.stoch * (latent.discrete or 1)),
-        wide(batch, length, len(weights.dist_bias)),
-        narrow(batch, length, hidden),
-        wide(batch, length, 3 * deter),
-        wide(batch, length, 2),
-        narrow(batch, length, hidden),
-    )
 
 
 def forward_arguments(
@@ -207,7 +201,7 @@ class TritonScan(TorchProducts):
         """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
         device, (batch, length) = device_with(start.deter), start.keep.shape
         z = shape_of(start, weights, latent, device)
-        trace = new_trace(weights, start, latent)
+        trace = empty_trace(weights, start, latent)
         if batch and length:
             f = forward_arguments(weights, inputs, start, trace, latent, z)
             arguments = (batch, length, f, z)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from apv_fast.recurrence.phases import ScanBackend, ScanGrads, ScanInputs, Trace, TraceGrads
+from apv_fast.recurrence.phases import ScanBackend, ScanGrads, ScanInputs, Trace, TraceGrads, empty_trace
 from apv_fast.recurrence.stacked import Link, Model, stacked_on
 
 from . import rssm_observe
@@ -99,7 +99,7 @@ class Wavefront:
         """See :class:`apv_fast.recurrence.stacked.StackedBackend`."""
         device, zl, zu = _shapes(lower, upper)
         batch, length = lower.start.keep.shape
-        below, above = (rssm_observe.new_trace(model.weights, model.start, model.latent) for model in (lower, upper))
+        below, above = (empty_trace(model.weights, model.start, model.latent) for model in (lower, upper))
         if batch and length:
             fl = rssm_observe.forward_arguments(lower.weights, inputs[0], lower.start, below, lower.latent, zl)
             fu = rssm_observe.forward_arguments(upper.weights, inputs[1], upper.start, above, upper.latent, zu)

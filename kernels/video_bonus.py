@@ -13,8 +13,6 @@ issue slots; the push moves 2.1 + 2.1 + 1.3 MB, 2 µs; then the neighbours.
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
@@ -26,6 +24,7 @@ from apv_fast.ops.video_bonus import Bonus, like_bonus
 from . import interpreting
 from .knn_bonus import nearest
 from .parts.knn_select import quotient
+from .parts.tiles import on
 
 
 @triton.jit
@@ -74,7 +73,7 @@ def _forward(call: Bonus, keep: bool) -> list[Tensor]:
     batch, steps, _ = call.af_feat.shape
     queue, projection = call.queue, call.projection
     size, windows = len(queue), steps - call.window + 1
-    with torch.cuda.device(queue.device) if queue.is_cuda else contextlib.nullcontext():
+    with on(queue):
         projected = torch.mm(call.af_feat.to(projection.dtype).flatten(0, 1), projection)
         pushed, filled = _push(projected.unflatten(0, (batch, steps)), queue, call.filled, call.window)
         bonus = nearest(pushed[: batch * windows], pushed[:size], filled, call.k, call.reduce, call.exclude_self)

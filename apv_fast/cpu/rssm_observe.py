@@ -20,6 +20,7 @@ from apv_fast.recurrence.phases import (
     TorchProducts,
     Trace,
     TraceGrads,
+    empty_trace,
 )
 from apv_fast.types import Latent
 
@@ -45,18 +46,7 @@ class CpuScan(TorchProducts):
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
         """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
-        (batch, length, hidden), deter = inputs.x.shape, start.deter.shape[1]
-        wide, narrow = start.deter.new_empty, inputs.x.new_empty
-        mixed, stats = weights.stoch.shape[1], len(weights.dist_bias)
-        trace = Trace(
-            wide(batch, length, deter),
-            wide(batch, length, mixed),
-            wide(batch, length, stats),
-            narrow(batch, length, hidden),
-            wide(batch, length, 3 * deter),
-            wide(batch, length, 2),
-            narrow(batch, length, hidden),
-        )
+        trace = empty_trace(weights, start, latent)
         _run(False, weights, start, trace, latent, input_x=inputs.x.contiguous(), input_obs=inputs.obs.contiguous())
         return trace
 

@@ -22,6 +22,7 @@ from apv_fast.recurrence.phases import (
     Trace,
     TraceGrads,
     add,
+    empty_trace,
     scan_weights,
 )
 from apv_fast.types import Latent, RSSMParams, State, state_of
@@ -192,19 +193,8 @@ def products_after(
 
 def like_traces(call: RssmObserve) -> tuple[Trace, PriorTrace]:
     """Empty traces."""
-    params, latent, like = call.params, call.latent, call.state["deter"]
-    (batch, length), deter, narrow = call.is_first.shape, like.shape[1], params.gru_weight
-    hidden, stats, mixed = (
-        params.img_in_bias.shape[0],
-        params.obs_dist_bias.shape[0],
-        latent.stoch * (latent.discrete or 1),
-    )
-    widths = {"deter": deter, "stoch": mixed, "stats": stats, "x": hidden, "parts": 3 * deter, "norm": 2, "y": hidden}
-    trace = {
-        name: (narrow if name in ("x", "y") else like).new_empty(batch, length, width) for name, width in widths.items()
-    }
-    prior = (like.new_empty(batch, length, mixed), like.new_empty(batch, length, stats))
-    return Trace(**trace), PriorTrace(*prior, narrow.new_empty(batch, length, hidden))
+    trace = empty_trace(scan_weights(call.params, call.latent), start_of(call), call.latent)
+    return trace, PriorTrace(*(torch.empty_like(x) for x in (trace.stoch, trace.stats, trace.y)))
 
 
 OUTPUTS = ("deter", "stoch", "stats", "prior_stoch", "prior_stats")  # of one model, as an op gives them

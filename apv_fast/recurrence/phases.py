@@ -186,6 +186,21 @@ def scan_weights(params: RSSMParams, latent: Latent) -> ScanWeights:
     )
 
 
+def empty_trace(weights: ScanWeights, start: ScanStart, latent: Latent) -> Trace:
+    """For what the recurrence leaves."""
+    (batch, length), deter, hidden = start.keep.shape, start.deter.shape[1], weights.obs.shape[0]
+    wide, narrow = start.deter.new_empty, weights.gru.new_empty
+    return Trace(
+        wide(batch, length, deter),
+        wide(batch, length, latent.stoch * (latent.discrete or 1)),
+        wide(batch, length, weights.dist_bias.shape[0]),
+        narrow(batch, length, hidden),
+        wide(batch, length, 3 * deter),
+        wide(batch, length, 2),
+        narrow(batch, length, hidden),
+    )
+
+
 def sample_latent(stats: Tensor, noise: Tensor | None, latent: Latent) -> Tensor:
     """The sample ``[..., L]``, or the mode without noise, of ``stats [..., M]``; noise as in :class:`ScanStart`."""
     noise = whole_noise(noise, tuple(stats.shape[:-1]), latent, stats.dtype)

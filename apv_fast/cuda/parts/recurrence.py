@@ -12,7 +12,16 @@ from torch import Tensor
 
 from apv_fast.backend import BackendError
 from apv_fast.cuda.parts.library import Library, Matrix, Sample, Scan
-from apv_fast.recurrence.phases import ScanGrads, ScanInputs, ScanStart, ScanWeights, TorchProducts, Trace, TraceGrads
+from apv_fast.recurrence.phases import (
+    ScanGrads,
+    ScanInputs,
+    ScanStart,
+    ScanWeights,
+    TorchProducts,
+    Trace,
+    TraceGrads,
+    empty_trace,
+)
 from apv_fast.types import Latent
 
 MAX_ROWS = 64  # of one launch, csrc/cuda/layout.h
@@ -56,18 +65,7 @@ class CudaScan(TorchProducts):
 
     def forward(self, weights: ScanWeights, inputs: ScanInputs, start: ScanStart, latent: Latent) -> Trace:
         """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
-        (batch, length, hidden), deter = inputs.x.shape, start.deter.shape[1]
-        wide, narrow = start.deter.new_empty, inputs.x.new_empty
-        mixed, stats = weights.stoch.shape[1], len(weights.dist_bias)
-        trace = Trace(
-            wide(batch, length, deter),
-            wide(batch, length, mixed),
-            wide(batch, length, stats),
-            narrow(batch, length, hidden),
-            wide(batch, length, 3 * deter),
-            wide(batch, length, 2),
-            narrow(batch, length, hidden),
-        )
+        trace = empty_trace(weights, start, latent)
         inputs = ScanInputs(*(x.contiguous() for x in inputs))
         for scan, row in self._launches("forward", weights, start, trace, latent):
             scan.input_x, scan.input_obs = (_address(x, row) for x in inputs)
