@@ -1,8 +1,8 @@
 """Bad and empty input to every op that has a CPU kernel: the reference's answer, or an error that names the argument.
 
-Each problem of :mod:`tests.support.cpu_problems` is spoilt one tensor at a time. Both engines must then raise the same error,
-one of :mod:`apv_fast.ops` and not of a kernel, or return the same. All of it runs in another process, so that a crash
-is a failure of one test.
+Each problem of :mod:`tests.support.cpu_problems` is spoilt one tensor at a time. Both backends must then raise the same
+error, one of :mod:`apv_fast.ops` and not of a kernel, or return the same. All of it runs in another process, so that a
+crash is a failure of one test.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from apv_fast.reference.noise import gumbel_noise, normal_noise
 from apv_fast.scan.core import PlainCore
 from apv_fast.scan.observe import define_observe
 from apv_fast.scan.stacked import TwoScans, define_stacked
-from tests.ops.test_rssm_observe import relative_errors, run
 from tests.support.rssm_cases import CASES, SIZES, Sizes, make_case, make_problem, observe, params_of
+from tests.support.rssm_errors import relative_errors, run
 
 plain_observe = define_observe("plain", PlainCore())
 plain_stacked = define_stacked("plain", TwoScans(PlainCore()))
