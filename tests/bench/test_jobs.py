@@ -14,7 +14,6 @@ pytest.importorskip("bench", reason="bench/ is not installed; it runs from a che
 from bench.gpu.checkout import ROOT, environment
 from bench.gpu.jobs import Job, Outcome, Worker, run_to_the_end, run_together
 
-
 FAKE = """
 import os, sys, time
 def run(kind, arguments, tell):

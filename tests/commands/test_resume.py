@@ -18,6 +18,8 @@ from apv_fast.run import latest_checkpoint
 from tests.support import ROOT
 from tests.support.runs import EPISODE, FINETUNE, PRETRAIN, apv, differences, learnt, metrics_of, state_of
 
+pytest.importorskip("dm_control")
+
 
 @pytest.mark.parametrize(
     ("command", "number", "envs"),
