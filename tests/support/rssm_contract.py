@@ -24,6 +24,10 @@ sizes_strategy = st.builds(
     *(st.integers(2, 9), st.integers(2, 9), st.integers(1, 4), st.integers(0, 5)),
 )
 
+# Tests of backends that take float64; and of an op, whatever its cases.
+IN_FLOAT64 = {"test_gradcheck", "test_values_without_gradients", "test_definition"}
+OF_AN_OP = {"test_opcheck", "test_compiles_without_graph_break"}
+
 
 class RSSMOp:
     """The tests of all RSSM ops, for each case in ``cases`` and each backend that implements it."""
@@ -189,7 +193,3 @@ class Defined(RSSMOp):
         expected = numpy_scan(tensors, sizes, look=case == "observe", sample=sample)
         errors = relative_errors(CASES[case][1](tensors, sizes, backend, sample), expected)
         assert max(errors.values()) < 1e-12, errors
-
-
-IN_FLOAT64 = {"test_gradcheck", "test_values_without_gradients", "test_definition"}
-OF_AN_OP = {"test_opcheck", "test_compiles_without_graph_break"}  # the form of its call, however the case fills it
