@@ -1,4 +1,4 @@
-# make install | demo | test | test-all | bench | lint | sanitize | package-test | clean
+# make install | demo | test | test-all | faults | bench | lint | sanitize | package-test | clean
 #   QUICK=1      a demo of under two minutes, without the claim about learning
 #   ARGS="..."   passed on, as in: make test ARGS="-k knn"; make bench ARGS="--only knn*"
 #   PYTHON=...   makes .venv (3.11 or newer)
@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt .ci/install $(shell find csrc -type f)
 
-.PHONY: install demo test test-all bench lint sanitize package-test clean
+.PHONY: install demo test test-all faults bench lint sanitize package-test clean
 install: $(INSTALLED)
 
 $(INSTALLED): $(SOURCES)
@@ -20,13 +20,21 @@ demo: install
 # A process a core; those that are done take over from others.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
+# Every test but those marked thorough or slow: each op on each backend that can run here (Triton's kernels interpreted
+# and CUDA's emulated, at the sizes that show most), the agent, data, environments, runs, commands and the benchmarks.
 test: install
 	$(PYTEST) $(ARGS)
 
-# What `make test` leaves out for its time, and the tests of the CPU under other instruction sets and random numbers.
+# What `make test` leaves out for its time (marked thorough: most dtypes and sizes in Triton's interpreter, compilation
+# for GPUs, whole updates there, more ways to crash), then the tests of the ops under other instruction sets and random
+# numbers (python -m tests.matrix). Not what is marked slow: many minutes, or the network.
 test-all: install
 	$(PYTEST) --dist loadfile -m "thorough and not slow" $(ARGS)
 	$(BIN)/python -m tests.matrix -- -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+# Plants faults one at a time and shows which test notices each; ARGS="--cpp" also those that rebuild the C++ extension.
+faults: install
+	$(BIN)/python -m tests.faults $(ARGS)
 
 bench: install
 	$(BIN)/python -m bench $(ARGS)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from apv_fast.backend import AUTO_ORDER, IMPLEMENTATIONS, probe
-from tests.ops import test_rssm_observe as test_rssm
-from tests.ops.test_rssm_observe import LEAVES_NOT, assert_exact
-from tests.support.rssm_cases import CASES, SIZES, EqualSizes, Sizes, make_case
+from tests.support.rssm_cases import CASES, SIZES, EqualSizes, full, make_case
+from tests.support.rssm_errors import LEAVES_NOT, REFERENCE_ERROR, assert_exact
 
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
 from bench.gpu import barrier
@@ -37,14 +36,9 @@ OPS = [
     (op, backend) for op, row in IMPLEMENTATIONS.items() for backend in BACKENDS if backend in row and op not in SCANS
 ]
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
-TF32_ERROR = 1e-2  # as test_rssm.REFERENCE_ERROR: the largest error of PyTorch itself that is believed
+TF32_ERROR = 1e-2  # as rssm_errors.REFERENCE_ERROR: the largest error of PyTorch itself that is believed
 RUNS = 20
 ROUNDS, FAULTY_ROUNDS = 100_000, 20_000
-
-
-def full(batch: int, length: int) -> Sizes:
-    """The paper's sizes; the encoder of depth 48, four actions."""
-    return Sizes(batch, length, 1536, 4, 50, 1024, 1024, 32, 32)
 
 
 def need(backend: str, dtype: torch.dtype) -> None:
@@ -63,7 +57,7 @@ def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     if name == "tf32":
-        monkeypatch.setitem(test_rssm.REFERENCE_ERROR, torch.float32, TF32_ERROR)
+        monkeypatch.setitem(REFERENCE_ERROR, torch.float32, TF32_ERROR)
     yield name
     torch.set_float32_matmul_precision(before)
 

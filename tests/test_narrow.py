@@ -19,7 +19,7 @@ from apv_fast.backend import probe
 from apv_fast.mixed_precision import _copies, cast, keep_copy, mark_written, refresh_copies
 from apv_fast.ops import noise
 from apv_fast.optim import KerasAdam
-from tests.agent.test_agent import CPU, FINETUNE, MODEL, PRETRAIN, differing, make_batch
+from tests.support.learners import CPU, FINETUNE, MODEL, PRETRAIN, differing, make_batch
 from tests.support.recording_graph import RecordingGraph
 
 NARROW = torch.bfloat16

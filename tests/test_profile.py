@@ -34,7 +34,7 @@ class annotate:
                 return function(*args, **kwargs)
         return inside
 sys.modules["nvtx"] = types.SimpleNamespace(annotate=annotate)
-from tests.agent.test_agent import make, make_batch
+from tests.support.learners import make, make_batch
 import torch
 for kind in ("video", "stacked"):
     make(kind).update(make_batch())

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apv_fast.backend import probe
-from tests.ops import test_mlp
-from tests.ops import test_rssm_observe as test_rssm
-from tests.ops import test_rssm_rollout as test_imagination
+from tests.ops import mlp_problems, rssm_rollout_problems
+from tests.support import rssm_errors
 from tests.support.rssm_cases import SIZES
 from tests.support.yardstick import PROBLEMS, TERMS, PlainSums, judge, product
 
@@ -107,10 +106,10 @@ FAULTS: dict[str, Callable[[Product, Tensor, Tensor], Tensor]] = {
     "sums in bfloat16": lambda product, a, b: product(a, b).bfloat16().to(b.dtype),
 }
 PROBLEMS_OF: dict[str, Callable[[], None]] = {
-    "mlp": lambda: test_mlp.test_values_and_gradients("cpu", test_mlp.SIZES[2], torch.float32),
-    "observe": lambda: test_rssm.assert_exact("observe", "cpu", SIZES["wide"], torch.float32, True),
-    "stacked": lambda: test_rssm.assert_exact("stacked", "cpu", SIZES["odd"], torch.float32, True),
-    "small observe": lambda: test_rssm.assert_exact("observe", "cpu", SIZES["odd"], torch.float32, True),
+    "mlp": lambda: mlp_problems.assert_exact("cpu", mlp_problems.SIZES[2], torch.float32),
+    "observe": lambda: rssm_errors.assert_exact("observe", "cpu", SIZES["wide"], torch.float32, True),
+    "stacked": lambda: rssm_errors.assert_exact("stacked", "cpu", SIZES["odd"], torch.float32, True),
+    "small observe": lambda: rssm_errors.assert_exact("observe", "cpu", SIZES["odd"], torch.float32, True),
 }
 
 
@@ -141,14 +140,14 @@ def test_planted_faults(
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1 + 1e-6), (torch.bfloat16, 1.01)], ids=str)
 def test_planted_faults_in_outputs(dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of imagination, whose products are all within."""
-    case = test_imagination.CASES["odd"]
-    right = test_imagination.rollout
+    case = rssm_rollout_problems.CASES["odd"]
+    right = rssm_rollout_problems.rollout
 
     def wrong(tensors: Any, case: Any, backend: str | None, **changes: Any) -> Any:
         outputs = right(tensors, case, backend, **changes)
         return outputs | {"logit": outputs["logit"] * scale} if backend == "cpu" else outputs
 
-    test_imagination.assert_exact("cpu", case, dtype)
-    monkeypatch.setattr(test_imagination, "rollout", wrong)
+    rssm_rollout_problems.assert_exact("cpu", case, dtype)
+    monkeypatch.setattr(rssm_rollout_problems, "rollout", wrong)
     with pytest.raises(AssertionError):
-        test_imagination.assert_exact("cpu", case, dtype)
+        rssm_rollout_problems.assert_exact("cpu", case, dtype)

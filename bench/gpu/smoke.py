@@ -57,8 +57,8 @@ def observe(backend: str, batch: int) -> Figures:
         RuntimeError: the backend cannot run here.
     """
     from apv_fast.backend import probe
-    from tests.ops.test_rssm_observe import assert_exact
-    from tests.test_gpu import full
+    from tests.support.rssm_cases import full
+    from tests.support.rssm_errors import assert_exact
 
     if not probe(backend).available:
         raise RuntimeError(probe(backend).reason)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import itertools
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,44 +15,13 @@ from torch import Tensor
 
 from apv_fast import backend
 from apv_fast.agent import Agent, Pretrainer
-from apv_fast.agent.cuda_graph import CudaRecorder, GraphedUpdate, Recorder, optimizer_tensors
+from apv_fast.agent.graph import CudaRecorder, GraphedUpdate
 from apv_fast.config import ConfigError
 from apv_fast.ops import noise
 from apv_fast.run import restore_rng, rng_state
-from tests.agent.test_agent import CPU, FILE, FINETUNE, PRETRAIN, VARIANTS, differing, make_batch
-from tests.support.recording_graph import CaptureError, RecordingGraph
-
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda") if GPU else CPU
-KINDS: dict[str, Any] = {
-    "video": PRETRAIN,
-    **VARIANTS,
-    "discrete": FINETUNE,
-    # The video model's rate is switched on before the update of index 5, so between two replays.
-    "frozen": replace(FINETUNE, pretrained=Path("x"), freeze_updates=5),
-    "self": replace(FINETUNE, video_bonus=replace(FINETUNE.video_bonus, exclude_self=True, reduce="kth")),
-}
-
-
-def learner(kind: str, device: torch.device = DEVICE, *, graph: str = "off", engine: str | None = None) -> Any:
-    torch.manual_seed(0)
-    engine = engine or ("auto" if GPU else "reference")  # the kernels for the CPU may read their arguments' values
-    config: Any = replace(KINDS[kind], graph=graph, backend=engine)
-    if kind == "video":
-        return Pretrainer(config, device)
-    return Agent(config, 2, discrete=kind == "discrete", device=device)
-
-
-def recorded(one: Any, recorder: Recorder | None = None, mode: Any = "on") -> Any:
-    """The learner with its updates as a graph."""
-    recorder = recorder or (CudaRecorder(DEVICE) if GPU else RecordingGraph(one.tensors))
-    one.run = GraphedUpdate(one.learn, one.tensors, DEVICE, mode, recorder, ready=one.run._ready)
-    return one
-
-
-def train(one: Any, seeds: range, **shape: int) -> list[dict[str, Tensor]]:
-    """The metrics of updates from seeded batches."""
-    return [{name: value.clone() for name, value in one.update(make_batch(seed, **shape)).items()} for seed in seeds]
+from tests.support.graphs import DEVICE, GPU, KINDS, learner, recorded, train
+from tests.support.learners import CPU, FILE, differing, make_batch
+from tests.support.recording_graph import RecordingGraph
 
 
 @pytest.fixture(autouse=True)
@@ -293,205 +259,6 @@ def test_a_batch_is_copied_and_metrics_are_overwritten() -> None:
     assert one.update({name: value.clone() for name, value in make_batch(1).items()})["image_loss"] is first
     assert not torch.equal(before, first)
     assert torch.equal(batch["image"], make_batch()["image"])
-
-
-# The recording graph catches what a CUDA graph would freeze or refuse
-
-
-def test_optimizer_tensors_are_found_at_any_depth() -> None:
-    weight = torch.nn.Parameter(torch.ones(3))
-    adam = torch.optim.Adam([weight], lr=torch.tensor(0.1), capturable=False)
-    weight.sum().backward()
-    adam.step()
-    found = list(optimizer_tensors(adam))
-    # The weight, its rate (in the group and the defaults), step, and two moments.
-    assert {tuple(tensor.shape) for tensor in found} == {(3,), ()} and len(found) >= 5
-
-
-def faulty(name: str) -> Callable[[Tensor, Tensor], object]:
-    """A function of a state and an input, ``[4]`` each, which a graph cannot hold."""
-    counter = itertools.count(1)
-    box = [torch.zeros(4)]
-
-    def replace_tensor(state: Tensor, x: Tensor) -> None:
-        box[0] = box[0] + x
-        state.copy_(box[0])
-
-    functions: dict[str, Callable[[Tensor, Tensor], object]] = {
-        "host counter": lambda state, x: state.add_(x * next(counter)),
-        "host random number": lambda state, x: state.add_(x * float(torch.Generator().seed() % 1000 + next(counter))),
-        "replaced tensor": replace_tensor,
-        "hidden from the dispatcher": lambda state, x: hidden(state),
-        "item": lambda state, x: state.add_(x.sum().item()),
-        "float": lambda state, x: state.add_(float(x[0])),
-        "int": lambda state, x: state[: int(x[0])].add_(1),
-        "if": lambda state, x: state.add_(1) if x[0] > 0 else state.sub_(1),
-        "tolist": lambda state, x: state.add_(sum(x.tolist())),
-        "cpu": lambda state, x: state.add_(x.cpu()),
-        "to cpu": lambda state, x: state.add_(x.to("cpu")),
-        "numpy": lambda state, x: x.numpy(),
-        "nonzero": lambda state, x: state.add_(len(x.nonzero())),
-        "unique": lambda state, x: state.add_(len(x.unique())),
-        "masked_select": lambda state, x: state.add_(x.masked_select(x > 0).sum()),
-        "mask": lambda state, x: state.add_(x[x > 0].sum()),
-        "put at a mask": lambda state, x: state.__setitem__(x > 0, x[1]),
-        "equal": lambda state, x: torch.equal(state, x),
-        "allclose": lambda state, x: torch.allclose(state, x),
-        "tensor from a number": lambda state, x: state.add_(torch.tensor(1.0)),
-        "tensor from a list": lambda state, x: state.add_(torch.as_tensor([1.0, 2.0, 3.0, 4.0])),
-    }
-    return functions[name]
-
-
-def hidden(state: Tensor) -> None:
-    """Work on a raw pointer, as a C function does it."""
-    import ctypes
-
-    ctypes.cast(state.data_ptr(), ctypes.POINTER(ctypes.c_float))[0] += 1
-
-
-FROZEN = ["host counter", "host random number", "replaced tensor", "hidden from the dispatcher"]
-REFUSED = [
-    *("item", "float", "int", "if", "tolist", "cpu", "to cpu", "numpy", "nonzero", "unique", "masked_select", "mask"),
-    *("put at a mask", "equal", "allclose", "tensor from a number", "tensor from a list"),
-]
-
-
-@pytest.mark.parametrize("name", FROZEN)
-def test_what_is_frozen_shows(name: str) -> None:
-    x = torch.tensor([1.0, -2.0, 3.0, 4.0])
-    plain, state = torch.zeros(4), torch.zeros(4)
-    work = faulty(name)
-    for _ in range(3):
-        work(plain, x)
-    again = faulty(name)
-    replay = RecordingGraph(lambda: [state]).record(lambda: again(state, x))
-    for _ in range(3):
-        replay()
-    assert not torch.equal(plain, state)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_would_stop_a_capture_is_refused(name: str) -> None:
-    state, x = torch.zeros(4), torch.tensor([1.0, -2.0, 3.0, 4.0])
-    with pytest.raises(CaptureError):
-        RecordingGraph(lambda: [state]).record(lambda: faulty(name)(state, x))
-    assert not state.any(), "what the recording changed is put back"
-
-
-def test_what_a_graph_can_hold_is_held() -> None:
-    """Views, changes in place, random numbers, autograd, clocks on the device, a batch that changes."""
-    weight = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
-    batch, clock = torch.zeros(5, 4), torch.zeros((), dtype=torch.int64)
-
-    def work() -> None:
-        weight.grad = None
-        noise = torch.randn(5, 3)
-        ((batch @ weight.t() + noise).tanh()[:, 1:].square().sum() * (clock % 2)).backward()
-        with torch.no_grad():
-            weight.t()[0].sub_(0.1)
-            assert weight.grad is not None
-            weight.sub_(weight.grad)
-            clock.add_(1)
-
-    def go(step: Callable[[], object]) -> tuple[Tensor, Tensor]:
-        torch.manual_seed(3)
-        for index in range(4):
-            batch.fill_(index / 10)
-            step()
-        return weight.detach().clone(), clock.clone()
-
-    start = weight.detach().clone()
-    expected = go(work)
-    with torch.no_grad():
-        weight.copy_(start)
-        clock.zero_()
-    graph = RecordingGraph(lambda: [weight, clock])
-    replay = graph.record(work)
-    assert torch.equal(weight, start) and not clock.any() and graph.operations > 10
-    got = go(replay)
-    assert torch.equal(expected[0], got[0]) and torch.equal(expected[1], got[1])
-
-
-# CUDA's side, against a torch.cuda that writes down what it is asked for
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls of a torch.cuda that does nothing."""
-    made: list[str] = []
-
-    def note(name: str) -> Callable[..., Any]:
-        return lambda *args, **kwargs: made.append(name)
-
-    @contextlib.contextmanager
-    def inside(name: str) -> Iterator[None]:
-        made.append(name)
-        yield
-        made.append(f"end of {name}")
-
-    class Stream:
-        def __init__(self, name: str = "side") -> None:
-            self.name = name
-
-        def wait_stream(self, other: Stream) -> None:
-            made.append(f"{self.name} waits for {other.name}")
-
-    current = Stream("current")
-    generator = types.SimpleNamespace(graphsafe_set_state=note("new random state"))
-    for name, value in {
-        "Stream": Stream,
-        "CUDAGraph": lambda: types.SimpleNamespace(replay=note("replay")),
-        "current_stream": lambda: current,
-        "set_stream": lambda stream: made.append(f"back to {stream.name}"),
-        "stream": lambda stream: inside(f"stream {stream.name}"),
-        "graph": lambda graph, stream, capture_error_mode: inside(f"{capture_error_mode} capture on {stream.name}"),
-        "device": lambda device: contextlib.nullcontext(),
-        "synchronize": note("synchronize"),
-        "default_generators": (generator,),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch, "Generator", lambda device: types.SimpleNamespace(graphsafe_get_state=lambda: None))
-    return made
-
-
-def test_the_cuda_recorder(calls: list[str]) -> None:
-    recorder = CudaRecorder(torch.device("cuda", 0))
-    recorder.warm_up(lambda: calls.append("work"))
-    warm_up = ["side waits for current", "stream side", "work", "end of stream side", "current waits for side"]
-    assert calls == warm_up
-    calls.clear()
-    replay = recorder.record(lambda: calls.append("work"))
-    captured = ["thread_local capture on side", "work", "end of thread_local capture on side", "back to current"]
-    assert calls == captured
-    calls.clear()
-    replay()
-    recorder.recover()
-    assert calls == ["replay", "synchronize", "new random state"]
-
-
-def test_the_cuda_recorder_knows_a_generator(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is registered before the capture, and gets a new state after one that failed, like torch's own."""
-    graph = types.SimpleNamespace(
-        replay=None, register_generator_state=lambda one: calls.append(f"register {one.name}")
-    )
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
-    own: Any = types.SimpleNamespace(name="own", graphsafe_set_state=lambda state: calls.append("own random state"))
-    recorder = CudaRecorder(torch.device("cuda", 0), own)
-    recorder.warm_up(lambda: None)
-    calls.clear()
-    recorder.record(lambda: calls.append("work"))
-    recorder.recover()
-    captured = ["thread_local capture on side", "work", "end of thread_local capture on side", "back to current"]
-    assert calls == ["register own", *captured, "synchronize", "new random state", "own random state"]
-
-
-def test_the_cuda_recorder_leaves_the_side_stream_when_a_capture_fails(calls: list[str]) -> None:
-    recorder = CudaRecorder(torch.device("cuda", 0))
-    recorder.warm_up(lambda: None)
-    with pytest.raises(ZeroDivisionError):
-        recorder.record(lambda: 1 // 0)
-    assert calls[-1] == "back to current"
 
 
 @pytest.mark.gpu

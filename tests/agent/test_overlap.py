@@ -23,12 +23,11 @@ from apv_fast.agent.agent_policy import AgentPolicy
 from apv_fast.agent.overlap import Updates
 from apv_fast.cli import main, parse
 from apv_fast.commands.finetune import finetune
-from apv_fast.config import FinetuneConfig, WorldConfig
 from apv_fast.data import Replay
 from apv_fast.ops import noise
 from apv_fast.run import latest_checkpoint, load_checkpoint, read_metrics
-from tests.agent.test_agent import CPU, FINETUNE, MODEL, VARIANTS, differing, make_batch
 from tests.support.corridor import Corridor
+from tests.support.learners import CORRIDOR, CPU, VARIANTS, differing, make_batch
 from tests.support.recording_graph import RecordingGraph
 
 IMAGES = make_batch(seed=5, batch=3, length=8)["image"]
@@ -239,28 +238,6 @@ def test_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Whole runs
-
-CORRIDOR = FinetuneConfig(
-    "gym:tests.support.corridor:apv/Continuous-v0",
-    Path(),
-    model=MODEL,
-    world=WorldConfig(),
-    video_bonus=FINETUNE.video_bonus,
-    behavior=FINETUNE.behavior,
-    batch=2,
-    length=4,
-    steps=60,
-    prefill=10,
-    first_updates=3,
-    train_every=5,
-    log_every=20,
-    eval_every=1000,
-    eval_episodes=1,
-    video_every=1000,
-    checkpoint_every=1000,
-    device="cpu",
-    overlap=True,
-)
 
 
 def run_of(out: Path, **changes: Any) -> Path:

@@ -15,7 +15,7 @@ import pytest
 from apv_fast.config import PRESETS
 from bench.gpu import train
 from bench.gpu.train import Clock, check_python, covered, extrapolate, main, measure, missing, rehearse
-from tests.agent.test_overlap import CORRIDOR
+from tests.support.learners import CORRIDOR
 
 PAPER = PRESETS["metaworld"].finetune
 

@@ -22,6 +22,7 @@ from apv_fast.cpu import ISA_VARIABLE
 from apv_fast.cpu import probe as cpu_probe
 from apv_fast.data import DiskError, write_episode
 from apv_fast.run import latest_checkpoint, load_checkpoint
+from tests.support.command_line import refused
 from tests.support.samples import make_episode, small_files
 
 MODEL = "--model.deter 8 --model.hidden 8 --model.stoch 3 --model.discrete 4 --model.cnn-depth 2 --batch 2 --length 8"
@@ -48,17 +49,6 @@ def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("pretrain") / "run"
     assert main(f"pretrain --data {data} --out {run} --steps 4 {PRETRAIN}".split()) == 0
     return run
-
-
-def refused(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a command ends with that cannot be done."""
-    capsys.readouterr()
-    assert main(command.split()) == 1, command
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    last = error.splitlines()[-1]
-    assert last.startswith(f"apv-fast {command.split()[0]}: ")
-    return last
 
 
 # Help

@@ -26,8 +26,8 @@ from apv_fast.data.corpus import StoreCorpus
 from apv_fast.data.mp4 import read_mp4
 from apv_fast.data.store import VideoStore
 from apv_fast.run import interrupt, latest_checkpoint, load_checkpoint
-from tests.commands.test_cli import refused
 from tests.support import ROOT
+from tests.support.command_line import refused
 
 WORLD = "--world.action-repeat 20 --world.time-limit 200 --world.quality fast"
 COMMAND = f"collect --env dmc:cartpole-balance {WORLD} --seed 3"

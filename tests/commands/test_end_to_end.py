@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,90 +12,12 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from apv_fast.cli import main
-from apv_fast.commands.parts.training_run import load_agent
+from apv_fast.commands.evaluate import load_agent
 from apv_fast.data import EPISODE_KEYS, VIDEO_KEYS, read_episode, write_episode
-from apv_fast.run import latest_checkpoint, load_checkpoint, read_metrics
-from tests.support import ROOT
+from apv_fast.run import load_checkpoint, read_metrics
+from tests.support.runs import EPISODE, FINETUNE, PRETRAIN, WORLD, apv, differences, learnt, metrics_of, state_of
 
 pytest.importorskip("dm_control")
-
-EPISODE = 15  # actions in an episode of WORLD
-WORLD = "--world.action-repeat 20 --world.time-limit 300 --world.quality fast"
-MODEL = "--model.deter 8 --model.hidden 8 --model.stoch 3 --model.discrete 4 --model.cnn-depth 2"
-SMALL = f"{MODEL} --batch 2 --length 8 --device cpu"
-# Checkpoints fall into the middle of episodes, and of the means between two lines of metrics.
-PRETRAIN = f"{SMALL} --log-every 4 --checkpoint-every 3 --video-every 6 --validate-every 5"
-FINETUNE = (
-    f"--env dmc:cartpole-swingup --prefill {EPISODE} --first-updates 2 {SMALL} {WORLD} --behavior.units 8 "
-    "--behavior.horizon 3 --log-every 10 --checkpoint-every 7 --video-every 20 --eval-every 20 --eval-episodes 1"
-)
-
-
-def apv(command: str) -> None:
-    """Run a command that must succeed."""
-    assert main(command.split()) == 0, command
-
-
-def state_of(run: Path) -> dict[str, Any]:
-    """The state in a run's newest checkpoint."""
-    path = latest_checkpoint(run / "checkpoints")
-    assert path is not None
-    return load_checkpoint(path)[1]
-
-
-def differences(one: Any, other: Any, name: str = "state") -> list[str]:
-    """Where two nested states differ in any bit."""
-    if isinstance(one, Mapping):
-        assert one.keys() == other.keys(), name
-        return [line for key in one for line in differences(one[key], other[key], f"{name}.{key}")]
-    if isinstance(one, list):
-        assert len(one) == len(other), name
-        return [
-            line for i, pair in enumerate(zip(one, other, strict=True)) for line in differences(*pair, f"{name}.{i}")
-        ]
-    same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-    return [] if same else [name]
-
-
-def learnt(run: Path) -> dict[str, Any]:
-    """Everything that decides how a run goes on; the names of episode files have the time in them."""
-    state = state_of(run)
-    if "videos" in state:
-        numbers = [len(names) for names in state["videos"]["episodes"].values()]
-        return state | {"videos": state["videos"] | {"episodes": numbers}}
-    return state | {"replay": state["replay"] | {"episodes": len(state["replay"]["episodes"])}}
-
-
-def metrics_of(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics without what the clock decides."""
-    lines = read_metrics(run / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key not in ("time", "data_wait")} for line in lines]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two videos."""
-    folder = tmp_path_factory.mktemp("videos") / "data"
-    apv(f"collect --env dmc:cartpole-balance --episodes 2 --out {folder} {WORLD}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pre-training run."""
-    run = tmp_path_factory.mktemp("pretrain") / "run"
-    apv(f"pretrain --data {data} --out {run} --steps 12 {PRETRAIN}")
-    return run
-
-
-@pytest.fixture(scope="module")
-def finetuned(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fine-tuning run."""
-    run = tmp_path_factory.mktemp("finetune") / "run"
-    apv(f"finetune --out {run} --pretrained {pretrained} --steps 50 {FINETUNE}")
-    return run
-
 
 # What the commands leave behind
 
@@ -291,126 +205,3 @@ def test_two_environments(finetuned: Path, pretrained: Path, tmp_path: Path) -> 
     agent, _, step = load_agent(run, torch.device("cpu"))
     assert (step, agent.updates) == (60, 2 + 30 // 5)
     assert state_of(run)["memory"]["action"].shape == (2, 1)
-
-
-# Crashes, Ctrl-C, resumption
-
-
-@pytest.mark.parametrize(
-    ("command", "number", "envs"),
-    [
-        pytest.param("pretrain", signal.SIGKILL, "", id="pretrain, kill -9"),
-        pytest.param("finetune", signal.SIGKILL, "", id="finetune, kill -9", marks=pytest.mark.thorough),
-        pytest.param("finetune", signal.SIGINT, "", id="finetune, Ctrl-C"),
-        pytest.param(
-            "finetune",
-            signal.SIGKILL,
-            "--overlap",
-            id="finetune beside the environment, kill -9",
-            marks=pytest.mark.thorough,
-        ),
-        pytest.param(
-            "finetune",
-            signal.SIGINT,
-            "--envs 2 --overlap",
-            id="finetune beside two, Ctrl-C",
-            marks=pytest.mark.thorough,
-        ),
-        pytest.param(
-            "finetune", signal.SIGINT, "--envs 2", id="finetune in two environments, Ctrl-C", marks=pytest.mark.thorough
-        ),
-    ],
-)
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
-    command: str,
-    number: signal.Signals,
-    envs: str,
-    data: Path,
-    pretrained: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    options = f"--data {data} {PRETRAIN}" if command == "pretrain" else f"--pretrained {pretrained} {FINETUNE} {envs}"
-    run, reference = tmp_path / "run", tmp_path / "reference"
-    endless = f"{command} {options} --out {run} --steps 1000000"
-    if number == signal.SIGINT:
-        interrupt(endless, run)
-        done = newest_step(run)
-        message = f"stopped at {done} of 1000000; go on with: apv-fast {command} --resume --out {run}\n"
-        assert message in capsys.readouterr().err
-    else:
-        kill(endless, run)
-        done = newest_step(run)
-    apv(f"{command} --resume --out {run} --steps {done + 10}")  # everything else it knows
-    apv(f"{command} {options} --out {reference} --steps {done + 10}")
-    assert differences(learnt(run), learnt(reference)) == []
-    assert metrics_of(run) == metrics_of(reference)
-
-
-def interrupt(command: str, run: Path) -> None:
-    """Start a run here, and interrupt it when it has some checkpoints."""
-    over, end = threading.Event(), time.monotonic() + 100
-
-    def press() -> None:
-        while newest_step(run) < EPISODE and time.monotonic() < end and not over.wait(0.01):
-            pass
-        if not over.is_set():
-            os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=press)
-    thread.start()
-    try:
-        assert main(command.split()) == 130
-    finally:
-        over.set()
-        thread.join()
-
-
-def kill(command: str, run: Path) -> None:
-    """Start a run in its own process, and kill it when it has some checkpoints."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "apv_fast.cli", *command.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        end = time.monotonic() + 100
-        while newest_step(run) < EPISODE:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < end, "it wrote no checkpoint"
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
-
-
-def newest_step(run: Path) -> int:
-    """Of the newest checkpoint; -1 if there is none."""
-    path = latest_checkpoint(run / "checkpoints")
-    return -1 if path is None else int(path.stem.removeprefix("step-"))
-
-
-def test_resuming_what_is_complete_changes_nothing(
-    finetuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = shutil.copytree(finetuned, tmp_path / "run")
-    apv(f"finetune --resume --out {run}")
-    assert "all 50 are done already" in capsys.readouterr().err
-    assert differences(state_of(finetuned), state_of(run)) == []
-    assert metrics_of(run) == metrics_of(finetuned)
-
-
-def test_resuming_with_other_settings(finetuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = shutil.copytree(finetuned, tmp_path / "run")
-    assert main(["finetune", "--resume", "--out", str(run), "--batch", "3", "--kl.free", "2"]) == 1
-    error = capsys.readouterr().err
-    assert (
-        f"apv-fast finetune: {run}/config.json is of another configuration: batch is 2 there and 3 now; kl.free"
-        in error
-    )
-
-
-def test_resuming_before_the_first_checkpoint(finetuned: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    shutil.copy(finetuned / "config.json", tmp_path / "run")
-    apv(f"finetune --resume --out {tmp_path / 'run'}")
-    assert differences(learnt(finetuned), learnt(tmp_path / "run")) == []

@@ -21,9 +21,9 @@ from apv_fast.data import DiskError, StoreError, VideoStore, write_episode
 from apv_fast.data.parallel_decoding import Decoded, Piece, decode, decode_all
 from apv_fast.data.sources import ClipOptions, SourceError, open_source
 from apv_fast.data.store_format import INDEX_FILE, shard_file
-from tests.data.sources.test_datasets import write_hdf5, write_lerobot
 from tests.support.played import Played
 from tests.support.samples import make_episode, small_files
+from tests.support.source_files import write_hdf5, write_lerobot
 from tests.support.video_files import numbers, plain, write_video
 
 COUNT = 60  # videos in the large folder

@@ -16,7 +16,7 @@ from apv_fast.cli import main
 from apv_fast.config import ModelConfig, PretrainConfig
 from apv_fast.data import VideoStore
 from apv_fast.run import latest_checkpoint, load_checkpoint, read_metrics
-from tests.data.test_videos import make_folder, make_store, open_, video
+from tests.support.video_sources import make_folder, make_store, open_, video
 
 SMALL = (
     "--model.deter 8 --model.hidden 8 --model.stoch 3 --model.discrete 4 --model.cnn-depth 2 --batch 2 --length 8 "

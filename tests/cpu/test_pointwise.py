@@ -1,6 +1,6 @@
 """Latents, KL loss, images and λ-returns in C++: every instruction set, any number of threads, latents' samples.
 
-What the ops compute is tested with the other backends in ``test_kl_balance.py`` and its like.
+What the ops compute is tested with the other backends in ``tests/ops``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from apv_fast import _C
 from apv_fast.cpu.parts.latent import sample, sample_backward
 from apv_fast.ops import normalize_image
 from apv_fast.optim import KerasAdam
-from apv_fast.recurrence.phases import sample_latent, sample_latent_backward
-from apv_fast.types import Latent
-from tests.ops import test_image_loss, test_kl_balance, test_lambda_return
+from apv_fast.scan.core import sample_latent, sample_latent_backward
+from apv_fast.structure import Latent
+from tests.ops import image_loss_problems, kl_balance_problems, lambda_return_problems
 from tests.support.yardstick import seed_of
 
 every_isa = pytest.mark.parametrize("isa", _C.supported_isas())
@@ -99,24 +99,24 @@ def test_ties_infinities_and_nan(dtype: torch.dtype) -> None:
 
 @every_isa
 @pytest.mark.usefixtures("forced")
-@pytest.mark.parametrize("kind", test_kl_balance.KINDS)
+@pytest.mark.parametrize("kind", kl_balance_problems.KINDS)
 @pytest.mark.parametrize("forward", [False, True])
 def test_kl(kind: str, forward: bool) -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         for shape, free in (((2, 3, 5, 13), 0.0), ((1, 2, 33, 64), 5.0)):
-            options = test_kl_balance.SETTINGS | {"forward": forward, "free": free, "free_avg": forward}
-            test_kl_balance.check(kind, "cpu", shape, dtype, 3, options)
+            options = kl_balance_problems.SETTINGS | {"forward": forward, "free": free, "free_avg": forward}
+            kl_balance_problems.check(kind, "cpu", shape, dtype, 3, options)
 
 
 @every_isa
 @pytest.mark.usefixtures("forced")
-@pytest.mark.parametrize("dtype", test_image_loss.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", image_loss_problems.DTYPES, ids=str)
 def test_images(dtype: torch.dtype) -> None:
     for shape in ((2, 3, 5, 7, 3), (3, 41, 43, 5)):
         for factor in (1.0, -2.5):
-            test_image_loss.test_value_and_gradient("cpu", dtype, shape, factor)
+            image_loss_problems.assert_exact("cpu", dtype, shape, factor)
     for layout in ("spaced", "contiguous"):
-        test_image_loss.test_normalize_image("cpu", dtype, layout)
+        image_loss_problems.assert_normalized("cpu", dtype, layout)
     image = torch.arange(41 * 43 * 5).to(torch.uint8).view(41, 43, 5)  # no whole number of vectors, more than one block
     wanted = normalize_image(image, dtype, backend="reference")
     assert torch.equal(normalize_image(image, dtype, backend="cpu"), wanted)
@@ -124,11 +124,11 @@ def test_images(dtype: torch.dtype) -> None:
 
 @every_isa
 @pytest.mark.usefixtures("forced")
-@pytest.mark.parametrize("dtype", test_lambda_return.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", lambda_return_problems.DTYPES, ids=str)
 def test_returns(dtype: torch.dtype) -> None:
     for shape in ((1, 1), (3, 7), (15, 65)):
-        inputs = test_lambda_return.inputs(shape, dtype, "cpu", positive=True)
-        test_lambda_return.assert_as_exact_as_reference(inputs, "cpu")
+        inputs = lambda_return_problems.inputs(shape, dtype, "cpu", positive=True)
+        lambda_return_problems.assert_as_exact_as_reference(inputs, "cpu")
 
 
 def _samples(dtype: torch.dtype) -> list[Tensor]:
@@ -140,18 +140,18 @@ def _samples(dtype: torch.dtype) -> list[Tensor]:
 
 
 def _kl(dtype: torch.dtype) -> list[Tensor]:
-    leaves = test_kl_balance.inputs("categorical", (7, 9, 32, 31), dtype)
-    loss, value = test_kl_balance.call("categorical", leaves, "cpu", free=0.5, free_avg=False)
+    leaves = kl_balance_problems.inputs("categorical", (7, 9, 32, 31), dtype)
+    loss, value = kl_balance_problems.call("categorical", leaves, "cpu", free=0.5, free_avg=False)
     return [loss, value, *torch.autograd.grad(loss, leaves)]
 
 
 def _images(dtype: torch.dtype) -> list[Tensor]:
-    mean, image = test_image_loss.inputs((11, 64, 61, 3), dtype, "cpu")
-    return [*test_image_loss.run(mean, image, "cpu"), normalize_image(image, dtype, backend="cpu")]
+    mean, image = image_loss_problems.inputs((11, 64, 61, 3), dtype, "cpu")
+    return [*image_loss_problems.run(mean, image, "cpu"), normalize_image(image, dtype, backend="cpu")]
 
 
 def _returns(dtype: torch.dtype) -> list[Tensor]:
-    return list(test_lambda_return.run(test_lambda_return.inputs((33, 2501), dtype, "cpu"), "cpu").values())
+    return list(lambda_return_problems.run(lambda_return_problems.inputs((33, 2501), dtype, "cpu"), "cpu").values())
 
 
 def _adam(dtype: torch.dtype) -> list[Tensor]:

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from apv_fast.backend import probe
-from tests.ops import test_rssm_observe as test_rssm
-from tests.ops import test_rssm_rollout as test_imagination
+from tests.ops import rssm_rollout_problems
+from tests.support import rssm_errors
 from tests.support.rssm_cases import Sizes
 
 if not probe("cpu").available:
@@ -68,22 +68,22 @@ class Problem(NamedTuple):
         return dtype
 
     @property
-    def imagination(self) -> test_imagination.Case:
-        return test_imagination.Case(self.sizes, units=self.hidden)
+    def imagination(self) -> rssm_rollout_problems.Case:
+        return rssm_rollout_problems.Case(self.sizes, units=self.hidden)
 
     def check(self) -> None:
         """Values and gradients, at most twice PyTorch's own error."""
         if self.op == "rollout":
-            test_imagination.assert_exact("cpu", self.imagination, self.torch_dtype, tiny=True)
+            rssm_rollout_problems.assert_exact("cpu", self.imagination, self.torch_dtype, tiny=True)
         else:
-            test_rssm.assert_exact(self.op, "cpu", self.sizes, self.torch_dtype, True, tiny=True)
+            rssm_errors.assert_exact(self.op, "cpu", self.sizes, self.torch_dtype, True, tiny=True)
 
     def errors(self, seed: int) -> tuple[dict[str, float], dict[str, float]]:
         """Relative errors of the kernels and of PyTorch, by tensor; those of a few numbers together."""
         if self.op == "rollout":
-            return test_imagination.compare(self.imagination, "cpu", self.torch_dtype, seed)
-        expected, *sides = test_rssm.compare(self.op, "cpu", self.sizes, self.torch_dtype, True, seed)
-        few = [name for name, x in expected.items() if x.numel() < test_rssm.FEW]
+            return rssm_rollout_problems.compare(self.imagination, "cpu", self.torch_dtype, seed)
+        expected, *sides = rssm_errors.compare(self.op, "cpu", self.sizes, self.torch_dtype, True, seed)
+        few = [name for name, x in expected.items() if x.numel() < rssm_errors.FEW]
         for side in sides:
             side["few numbers"] = statistics.fmean([0.0, *(side.pop(name) ** 2 for name in few)]) ** 0.5
         return sides[0], sides[1]

@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from apv_fast import backend as backends
-from apv_fast import cuda, ops
-from apv_fast.backend import BackendError, Status
-from apv_fast.cuda import rssm_observe as cuda_observe
-from apv_fast.cuda.parts.library import Library, Scan
-from apv_fast.cuda.parts.recurrence import CudaScan
-from apv_fast.cuda.stacked_observe import obstacle as stacked_obstacle
-from apv_fast.recurrence.observe import observe_on
-from apv_fast.recurrence.phases import (
+from apv_fast.backend import BackendError
+from apv_fast.cuda.library import Library
+from apv_fast.cuda.scan import CudaCore
+from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
+from apv_fast.scan.core import (
+    PlainCore,
     ScanInputs,
     ScanStart,
     ScanWeights,
@@ -32,75 +26,11 @@ from apv_fast.recurrence.phases import (
     sample_latent,
     sample_latent_backward,
 )
-from apv_fast.recurrence.plain import PlainScan
-from apv_fast.recurrence.stacked import TwoScans, stacked_on
-from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
-from apv_fast.types import Latent
-from tests.ops import test_rssm_observe as test_rssm
-from tests.ops.test_rssm_observe import assert_exact
-from tests.support import ROOT
-from tests.support.rssm_cases import SIZES, EqualSizes, Sizes, make_problem, params_of
-
-COMPILER = shutil.which("c++") or shutil.which("g++")
-if COMPILER is None:
-    pytest.skip("there is no C++ compiler; Debian: apt install build-essential", allow_module_level=True)
-
-SOURCE = ROOT / "csrc" / "cuda" / "host" / "emulate.cpp"
-AMPLE = 1 << 18  # bytes of shared memory: all weights fit
-# Multiprocessors, and shared memory of a block.
-H100, A100, B200, RTX_5090, RTX_5070 = (132, 232448), (108, 166912), (148, 232448), (170, 101376), (48, 101376)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    path = tmp_path_factory.mktemp("emulator") / "emulated.so"
-    flags = ["-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden"]
-    subprocess.run([str(COMPILER), *flags, str(SOURCE), "-o", str(path)], check=True)
-    return Library(path)
-
-
-@pytest.fixture
-def emulate(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CudaScan]]:
-    """Makes a core on a new imaginary GPU, and a backend "emulated" in the table that uses it. NaN is what torch gives
-    for memory that nothing wrote."""
-    core = CudaScan(lambda: library)
-
-    def configure(
-        blocks: int = 3, shared: int = AMPLE, seed: int = 0, mixed: bool = False, fault: int = -1
-    ) -> CudaScan:
-        library.c.apv_emulator(blocks, shared, ctypes.c_uint64(seed), mixed, fault)
-        core._planned.cache_clear()
-        return core
-
-    monkeypatch.setitem(backends.PROBES, "emulated", f"{__name__}:probe")
-    monkeypatch.setitem(backends.IMPLEMENTATIONS["rssm_observe"], "emulated", f"{__name__}:observe")
-    monkeypatch.setitem(backends.OBSTACLES, ("rssm_observe", "emulated"), f"{__name__}:obstacle")
-    monkeypatch.setitem(backends.IMPLEMENTATIONS["stacked_observe"], "emulated", f"{__name__}:stacked_observe")
-    monkeypatch.setattr(f"{__name__}.current.library", lambda: library)
-    monkeypatch.setattr(f"{__name__}.current._planned", core._planned)
-    torch.use_deterministic_algorithms(True)
-    configure()
-    yield configure
-    torch.use_deterministic_algorithms(False)
-    backends.probe.cache_clear()
-    backends._implementation.cache_clear()
-
-
-def not_yet() -> Library:
-    raise AssertionError("the fixture emulate sets the library")
-
-
-current = CudaScan(not_yet)
-observe = observe_on("emulated", current)
-stacked_observe = stacked_on("emulated", TwoScans(current))
-
-
-def obstacle(tensor: Tensor, batch: int, deter: int, hidden: int, stoch: int, discrete: int) -> str:
-    return current.obstacle(tensor.device, batch, deter, hidden, Latent(stoch, discrete))
-
-
-def probe() -> Status:
-    return Status(True, devices=("cpu",), isa="emulator", dtypes=(torch.bfloat16,))
+from apv_fast.structure import Latent
+from tests.support.cuda_emulator import AMPLE
+from tests.support.rssm_cases import SIZES, EqualSizes, Sizes
+from tests.support.rssm_contract import RSSMOp
+from tests.support.rssm_errors import assert_exact
 
 
 @pytest.mark.parametrize("sample", [True, False], ids=["sample", "mode"])
@@ -121,7 +51,7 @@ def test_stacked(emulate: Callable[..., CudaScan], concat_embed: bool, sizes: Si
 def test_as_an_op(emulate: Callable[..., CudaScan], check: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tests of all backends ask of an op that runs here."""
     more = (monkeypatch,) if check == "opcheck" else ()
-    getattr(test_rssm, f"test_{check}")("observe", "emulated", *more)
+    getattr(RSSMOp(), f"test_{check}")("observe", "emulated", *more)
 
 
 Problem = tuple[ScanWeights, ScanInputs, ScanStart, TraceGrads, Latent]
@@ -344,104 +274,3 @@ def test_prior_samples(emulate: Callable[..., CudaScan], latent: Latent, noise: 
     assert (got is None) == (expected is None)
     if got is not None and expected is not None:
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("gpu", "batch", "direction", "resident"),
-    [
-        (H100, 16, 0, True),
-        (H100, 16, 1, True),
-        (H100, 50, 0, True),
-        (H100, 50, 1, False),
-        (A100, 16, 0, False),
-        (A100, 16, 1, False),
-        (B200, 16, 1, True),
-        (B200, 50, 0, True),
-        (RTX_5090, 16, 0, False),
-        (RTX_5090, 50, 0, False),
-        (RTX_5090, 50, 1, False),
-        (RTX_5070, 16, 1, False),
-    ],
-)
-def test_plan_at_full_size(library: Library, gpu: tuple[int, int], batch: int, direction: int, resident: bool) -> None:
-    """Every weight stays on the chip where it should, and what does not is 16.8 MB of workspace."""
-    scan = Scan(batch=batch, length=50, deter=1024, hidden=1024, stoch=32, discrete=32)
-    library.c.apv_plan_for.restype = ctypes.c_char_p
-    assert library.c.apv_plan_for(ctypes.byref(scan), direction, *gpu) is None
-    assert scan.blocks == min(128, gpu[0])
-    assert scan.shared_bytes <= gpu[1]
-    assert (scan.workspace_bytes < 2**21) == resident
-
-
-def test_a_plan_that_a_small_gpu_refuses(library: Library) -> None:
-    """48 multiprocessors own three tiles each, and their state of 50 rows is more than 99 KB."""
-    scan = Scan(batch=50, length=50, deter=1024, hidden=1024, stoch=32, discrete=32)
-    library.c.apv_plan_for.restype = ctypes.c_char_p
-    for direction, state in ((0, 120768), (1, 151360)):
-        refused = library.c.apv_plan_for(ctypes.byref(scan), direction, *RTX_5070)
-        expected = f"its state takes {state} bytes of shared memory a block, and there are 101376"
-        assert refused is not None and refused.decode() == expected
-
-
-def test_which_gpus_have_code(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A generation runs the code of its first GPU; the library says what its nvcc knew."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "PATH", SOURCE)  # a file that is there
-    monkeypatch.setattr(cuda, "library", lambda: library)
-
-    def status(*capability: int, built: str = "800,900,1000,1200") -> Status:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
-        monkeypatch.setattr(library.c, "apv_architectures", lambda: built.encode())
-        return cuda.probe()
-
-    found = {
-        (8, 6): "sm_80",
-        (8, 9): "sm_80",
-        (9, 0): "sm_90a",
-        (10, 0): "sm_100",
-        (10, 3): "sm_100",
-        (12, 1): "sm_120",
-    }
-    for capability, isa in found.items():
-        assert (status(*capability).available, status(*capability).isa) == (True, isa)
-    for capability in ((7, 5), (11, 0)):
-        why = "there is no code for compute capability {}.{}, only for sm_80, sm_90a, sm_100, sm_120".format(
-            *capability
-        )
-        assert status(*capability).reason.startswith(why)
-    assert status(9, 0, built="800,900").available
-    assert "has no code for sm_120, which its nvcc did not know" in status(12, 0, built="800,900").reason
-
-
-def test_sizes_that_do_not_fit(emulate: Callable[..., CudaScan], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for by name: an error that says why. By "auto": the next backend."""
-    emulate(shared=4096)
-    sizes = SIZES["odd"]
-    tensors = make_problem(sizes, torch.bfloat16)
-    call = (params_of(tensors), tensors["embed"], tensors["is_first"], tensors["action"])
-    with pytest.raises(
-        BackendError, match=r"'emulated' cannot run rssm_observe: a forward scan of these sizes: its state"
-    ):
-        ops.rssm_observe(*call, latent=sizes.latent, backend="emulated")
-    monkeypatch.setitem(backends.AUTO_ORDER, "cpu", ("emulated", "reference"))
-    for shared, expected in ((4096, "reference"), (AMPLE, "emulated")):
-        emulate(shared=shared)
-        assert backends.choose("rssm_observe", tensors["embed"], **FITS) == expected
-
-
-FITS: dict[str, Any] = {"batch": 3, "deter": 9, "hidden": 5, "stoch": 3, "discrete": 7}
-
-
-def test_a_stack_fits_if_both_models_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def refuse(device: torch.device, batch: int, deter: int, hidden: int, latent: Latent) -> str:
-        asked.append(deter)
-        return "too wide" if deter == 10 else ""
-
-    monkeypatch.setattr(cuda_observe.scan, "obstacle", refuse)
-    for af_deter, deter, expected in ((9, 9, [9, 9]), (10, 9, [10]), (9, 10, [9, 10])):
-        asked.clear()
-        sizes = FITS | {"deter": deter, "af_deter": af_deter, "af_hidden": 5, "af_stoch": 3, "af_discrete": 7}
-        assert stacked_obstacle(torch.empty(0), **sizes) == ("" if deter == af_deter else "too wide")
-        assert asked == expected

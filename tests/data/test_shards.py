@@ -17,8 +17,8 @@ pytest.importorskip("webdataset")
 from apv_fast.cli import main
 from apv_fast.data import DiskError, EpisodeError, Prefetcher, StoreError, VideoStore
 from apv_fast.data.shards import VideoStream, write_shards
-from tests.data.test_videos import chi_square, make_folder, make_store, open_, who
 from tests.support.samples import small_files
+from tests.support.video_sources import chi_square, make_folder, make_store, open_, who
 
 CHUNK = 10
 SHARD_BYTES = 5 * CHUNK * 64 * 64 * 3  # five chunks

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from apv_fast.backend import IMPLEMENTATIONS, BackendError, choose, probe
-from apv_fast.nn import Decoder, Encoder
+from apv_fast.nn import Encoder
 from apv_fast.ops import image_decoder, image_encoder
-from tests.support.yardstick import seed_of, yardsticks
+from tests.ops.image_model_problems import Case, case, pairs, run
+from tests.support.yardstick import yardsticks
 
 CPU = "cpu" in IMPLEMENTATIONS["image_encoder"] and probe("cpu").available
 ISAS: list[str] = []
@@ -31,42 +32,6 @@ kinds = pytest.mark.parametrize("kind", ["bytes", "images", "decoder"])
 needs_cpu = pytest.mark.skipif(not CPU, reason="the C++ extension is not built")
 # images, depth, channels, features: one of each; sizes that no vector divides; more images than a block; full depth.
 SIZES = [(1, 1, 1, 1), (7, 3, 3, 9), (67, 8, 3, 40), (1, 48, 3, 33)]
-
-Case = tuple[Tensor, list[Tensor], Tensor]
-
-
-def case(kind: str, size: tuple[int, int, int, int], dtype: torch.dtype, seed: int = 0) -> Case:
-    """What goes in (uint8 or a leaf), the layers (leaves), and a cotangent."""
-    n, depth, channels, features = size
-    generator = torch.Generator().manual_seed(seed_of(seed + 10 * n))
-    wide = torch.promote_types(dtype, torch.float32)
-    with torch.random.fork_rng(devices=[]):  # its scales are part of the case
-        torch.manual_seed(seed_of(seed))
-        module = Decoder(features, depth, channels=channels) if kind == "decoder" else Encoder(depth, channels=channels)
-    layers = []
-    for p in module.parameters():
-        scale = 0.3 if p.dim() == 1 else 1.5 * p.detach().std().item() if p.numel() > 1 else 1.0
-        layers.append((scale * torch.randn(p.shape, generator=generator)).to(wide).requires_grad_())
-    if kind == "decoder":
-        x = torch.randn(n, features, generator=generator).to(dtype).requires_grad_()
-        return x, layers, torch.randn(n, 64, 64, channels, generator=generator).to(dtype)
-    image = torch.randint(256, (n, 64, 64, channels), dtype=torch.uint8, generator=generator)
-    x = image if kind == "bytes" else (image / 255 - 0.5).to(dtype).requires_grad_()
-    return x, layers, torch.randn(n, 32 * depth, generator=generator).to(wide)
-
-
-def pairs(layers: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(layers[::2], layers[1::2], strict=True))
-
-
-def run(
-    kind: str, x: Tensor, layers: list[Tensor], cotangent: Tensor, dtype: torch.dtype, backend: str
-) -> list[Tensor]:
-    """Output and gradients."""
-    op: Callable[..., Tensor] = image_decoder if kind == "decoder" else image_encoder
-    y = op(x, pairs(layers), dtype=dtype, backend=backend)
-    leaves = [leaf for leaf in (x, *layers) if leaf.requires_grad]
-    return [y.detach(), *(torch.autograd.grad(y, leaves, cotangent) if leaves else ())]
 
 
 @functools.cache

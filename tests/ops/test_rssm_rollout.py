@@ -1,134 +1,19 @@
-"""Imagination with the actor in the loop, on every backend that has it; and the Triton products that it consists of."""
+"""``rssm_rollout`` on every backend: imagination with the actor in the loop."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from types import ModuleType
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from apv_fast import ops
-from apv_fast.backend import IMPLEMENTATIONS, probe
+from apv_fast.backend import probe
 from apv_fast.nn import RSSM, Actor
-from apv_fast.ops import ActorParams, Latent, RSSMParams
-from apv_fast.ops.op import Op
-from apv_fast.reference.noise import gumbel_noise, normal_noise
-from tests.ops.test_rssm_observe import REFERENCE_ERROR, relative_errors
-from tests.support.rssm_cases import (
-    Sizes,
-    Tensors,
-    backends_of,
-    flat,
-    imagine,
-    make_params,
-    make_problem,
-    params_of,
-    step,
-)
-from tests.support.yardstick import judge, least, seed_of, yardsticks
-
-BACKENDS = [name for name in IMPLEMENTATIONS["rssm_rollout"] if probe(name).available]
-DTYPES = (torch.float64, torch.float32, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model, an actor and a roll-out; ``sizes.batch`` start states, ``sizes.length`` steps."""
-
-    sizes: Sizes
-    discrete: bool = False
-    layers: int = 2
-    units: int = 5
-
-
-CASES = {
-    "odd": Case(Sizes(3, 3, 1, 2, 3, 9, 5, 3, 7)),
-    "one-hot actions": Case(Sizes(2, 3, 1, 3, 4, 7, 6, 2, 4), discrete=True),
-    "gaussian": Case(Sizes(2, 3, 1, 1, 2, 5, 4, 3, 0), layers=1),
-    "more rows than a tile": Case(Sizes(19, 2, 1, 2, 2, 33, 70, 17, 4), layers=3, units=66),
-    "a variable wider than a tile": Case(Sizes(2, 2, 1, 2, 2, 4, 3, 2, 40)),
-}
-
-
-def make(case: Case, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> Tensors:
-    """Every tensor by name; noise decides all one-hot samples, whatever the rounding."""
-    generator, s = torch.Generator().manual_seed(seed_of(seed)), case.sizes
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    def one_hot_noise(*shape: int) -> Tensor:
-        return 100.0 * F.one_hot(torch.randint(shape[-1], shape[:-1], generator=generator), shape[-1]).double()
-
-    tensors = {f"params.{name}": w for name, w in make_params(s, generator)._asdict().items()}
-    width = s.feat
-    for i in range(case.layers):
-        tensors |= {
-            f"actor.{2 * i:02}": randn(case.units, width) / width**0.5,
-            f"actor.{2 * i + 1:02}": randn(case.units),
-        }
-        width = case.units
-    for i in range(1 if case.discrete else 2):
-        tensors |= {f"actor.head{i}": randn(s.action, width) / width**0.5, f"actor.head{i} bias": randn(s.action)}
-    leading = (s.length, s.batch)
-    tensors["deter"] = randn(s.batch, s.deter).tanh()
-    tensors["stoch"] = randn(s.batch, s.stoch, s.discrete) if s.discrete else randn(s.batch, s.stoch)
-    tensors["noise"] = one_hot_noise(*leading, s.stoch, s.discrete) if s.discrete else randn(*leading, s.stoch)
-    uniform = torch.rand(*leading, s.action, generator=generator, dtype=torch.float64)
-    tensors["action_noise"] = one_hot_noise(*leading, s.action) if case.discrete else uniform
-    return {name: x.to(device, dtype) for name, x in tensors.items()}
-
-
-def under(tensors: Tensors, prefix: str) -> list[Tensor]:
-    return [x for name, x in tensors.items() if name.startswith(prefix)]
-
-
-def rollout(tensors: Tensors, case: Case, backend: str | None, **changes: Any) -> Tensors:
-    """Outputs of the op by name."""
-    options: dict[str, Any] = {
-        "horizon": case.sizes.length,
-        "latent": case.sizes.latent,
-        "noise": tensors["noise"],
-        "action_noise": tensors["action_noise"],
-        "backend": backend,
-    }
-    states, action = ops.rssm_rollout(
-        RSSMParams(*under(tensors, "params.")),
-        ActorParams.of(under(tensors, "actor."), case.discrete),
-        {"deter": tensors["deter"], "stoch": tensors["stoch"]},
-        **options | changes,
-    )
-    return {**states, "action": action}
-
-
-def run(tensors: Tensors, case: Case, backend: str) -> Tensors:
-    """Outputs, and the gradients of Σ output·cotangent under "grad NAME"."""
-    leaves = {
-        name: x.detach().requires_grad_() for name, x in tensors.items() if name.startswith(("actor", "deter", "stoch"))
-    }
-    outputs = rollout(tensors | leaves, case, backend)
-    generator = torch.Generator().manual_seed(99)
-    loss = torch.zeros((), dtype=torch.float64)
-    for name in sorted(outputs):
-        cotangent = torch.randn(outputs[name].shape, generator=generator, dtype=torch.float64)
-        loss = loss + (outputs[name].double().cpu() * cotangent).sum()
-    gradients = torch.autograd.grad(loss, list(leaves.values()))
-    found = {f"grad {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
-    return {name: x.detach() for name, x in outputs.items()} | found
-
-
-def compare(case: Case, backend: str, dtype: torch.dtype, seed: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Relative errors of backend and reference in this dtype against a float64 run."""
-    tensors = make(case, dtype, seed, probe(backend).devices[-1])
-    expected = run({name: x.double() for name, x in tensors.items()}, case, "reference")
-    plain = yardsticks(lambda: run(tensors, case, "reference"), backend)
-    return relative_errors(run(tensors, case, backend), expected), least(
-        relative_errors(own, expected) for own in plain
-    )
+from tests.ops.rssm_rollout_problems import BACKENDS, CASES, DTYPES, Case, assert_exact, make, rollout, run
+from tests.support.rssm_errors import relative_errors
 
 
 @pytest.mark.statistical
@@ -138,18 +23,6 @@ def compare(case: Case, backend: str, dtype: torch.dtype, seed: int) -> tuple[di
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_and_gradients(backend: str, case: Case, dtype: torch.dtype) -> None:
     assert_exact(backend, case, dtype)
-
-
-def assert_exact(backend: str, case: Case, dtype: torch.dtype, tiny: bool = False) -> None:
-    """Values and gradients, see :func:`tests.support.yardstick.judge`; ``tiny`` as in test_rssm_observe's measure."""
-
-    def measure(seed: int) -> dict[str, tuple[float, float]]:
-        got, reference = compare(case, backend, dtype, seed)
-        for name, error in () if tiny else reference.items():
-            assert error <= REFERENCE_ERROR[dtype], f"reference {name}: {error:.2e}"
-        return {name: (error, reference[name]) for name, error in got.items()}
-
-    judge(measure, dtype, exact=backend != "reference")
 
 
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "one-hot"])
@@ -197,29 +70,6 @@ def test_a_seed_stands_for_its_noise(backend: str, name: str) -> None:
         max(relative_errors(got, expected).values()) < 1e-6
     )  # float32 noise, whose logarithms differ in the last digit
     assert not torch.equal(got["action"], run(tensors, case, backend)["action"])
-
-
-@pytest.mark.parametrize("discrete", [7, 0], ids=["categorical", "gaussian"])
-@pytest.mark.parametrize("backend", backends_of("imagine"))
-def test_seeds_of_given_actions_and_of_one_step(backend: str, discrete: int) -> None:
-    """Batch-first, so a step's noise is not one piece of the whole's."""
-    sizes = replace(CASES["odd"].sizes, discrete=discrete)
-    tensors = make_problem(sizes, torch.float64, device=probe(backend).devices[-1])
-    seed, width = torch.tensor(11, device=tensors["deter"].device), (discrete,) * bool(discrete)
-    make_noise = gumbel_noise if discrete else normal_noise
-    for call, leading in ((imagine, (sizes.batch, sizes.length)), (step, (sizes.batch, 1))):
-        noise = make_noise(seed, *leading, sizes.stoch, *width).double()
-        given = call(tensors | {"post_noise": noise, "prior_noise": noise}, sizes, "reference")
-        # step() takes step 0 of the noise that it is given, a seed has but one.
-        state, action = {key: tensors[key] for key in ("deter", "stoch")}, tensors["action"]
-        params, latent = params_of(tensors), sizes.latent
-        if call is imagine:
-            seeded = flat(prior=ops.rssm_imagine(params, state, action, latent=latent, noise=seed, backend=backend))
-        else:
-            inputs = (params, state, action[:, 0], tensors["embed"][:, 0], tensors["is_first"][:, 0])
-            post, prior = ops.rssm_step(*inputs, latent=latent, noise=seed, backend=backend)
-            seeded = flat(post=post, prior=prior)
-        assert max(relative_errors(seeded, {key: given[key] for key in seeded}).values()) < 1e-6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -345,116 +195,3 @@ def test_an_actor_wider_than_the_pad_is_an_error() -> None:
     tensors |= {"actor.head1": torch.zeros(4, 5), "actor.head1 bias": torch.zeros(4)}
     with pytest.raises(ValueError, match="the actor has 4 actions; the model pads actions to 3, so at most 3"):
         rollout(tensors, CASES["odd"], None, action_noise=torch.zeros(3, 3, 4))
-
-
-# The Triton products by themselves, with more tiles in each direction than a roll-out of a few rows has.
-
-DEVICE = probe("triton").devices[-1] if probe("triton").available else ""
-needs_triton = pytest.mark.skipif(not DEVICE, reason="Triton cannot run here")
-
-
-@pytest.fixture
-def dense() -> ModuleType:
-    pytest.importorskip("triton")
-    from apv_fast.kernels.parts import dense
-
-    return dense
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64).to(DEVICE)
-
-
-@needs_triton
-@pytest.mark.parametrize("columns", [64, 65, 131], ids=lambda n: f"{n} columns")
-@pytest.mark.parametrize("rows", [1, 33, 150], ids=lambda n: f"{n} rows")
-def test_a_layer(dense: ModuleType, rows: int, columns: int) -> None:
-    """Operands in a piece of a row, weights in either order; the activation's argument; nothing written elsewhere."""
-    torch.manual_seed(0)
-    x, w, bias = randn(rows, 80)[:, 5:75], randn(columns, 70).T.contiguous().T, randn(columns)
-    room, keep = randn(rows, columns + 5), torch.empty_like(randn(rows, columns))
-    untouched = room[:, columns:].clone()
-    dense.dense(room[:, :columns], x, w, bias, elu=True, keep=keep)
-    expected = F.linear(x, w, bias)
-    torch.testing.assert_close(keep, expected)
-    torch.testing.assert_close(room[:, :columns], F.elu(expected))
-    assert torch.equal(room[:, columns:], untouched)
-    out, gate = torch.empty_like(keep), randn(rows, columns).requires_grad_()
-    dense.dense(out, x, w.contiguous(), gate=gate.detach())
-    (slope,) = torch.autograd.grad(F.elu(gate).sum(), gate)
-    torch.testing.assert_close(out, x @ w.T * slope)
-
-
-@needs_triton
-@pytest.mark.parametrize(("stoch", "classes"), [(5, 1), (11, 7), (9, 32)])
-def test_logits_with_their_samples_and_back(dense: ModuleType, stoch: int, classes: int) -> None:
-    from apv_fast.kernels.parts.latent import whole
-
-    torch.manual_seed(0)
-    latent, rows, width = Latent(stoch, classes), 21, stoch * classes
-    assert dense.fits(latent, rows, randn(1))
-    x, w, bias, noise = randn(rows, 70), randn(width, 70), randn(width), randn(rows, stoch, classes)
-    logit, sample, narrow = (torch.empty_like(randn(rows, width)) for _ in range(3))
-    dense.dense_sample(x, w, bias, whole(noise, width), latent, logit, sample, narrow)
-    expected = F.linear(x, w, bias)
-    torch.testing.assert_close(logit, expected)
-    chosen = (expected.view(noise.shape) + noise).argmax(-1)
-    assert torch.equal(sample.view(noise.shape), F.one_hot(chosen, classes).double())
-    assert torch.equal(sample, narrow)
-    of_stoch, own, out = randn(rows, width), randn(rows, width), torch.empty_like(logit)
-    dense.dense_softmax(x, w, of_stoch, own, logit, latent, out)
-    leaf = logit.requires_grad_()
-    probs = leaf.view(noise.shape).softmax(-1).flatten(1)
-    (through,) = torch.autograd.grad(probs, leaf, x @ w.T + of_stoch)
-    torch.testing.assert_close(out, through + own)
-
-
-@needs_triton
-@pytest.mark.parametrize(("hidden", "deter"), [(70, 65), (3, 130)])
-def test_the_grus_backward_product(dense: ModuleType, hidden: int, deter: int) -> None:
-    torch.manual_seed(0)
-    rows = 19
-    grad, w, x, carry = (
-        randn(rows, 3 * deter),
-        randn(3 * deter, hidden + deter),
-        randn(rows, hidden),
-        randn(rows, deter),
-    )
-    out, leaf = torch.empty_like(x), x.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(F.elu(leaf).sum(), leaf)
-    both = grad @ w
-    expected = carry + both[:, hidden:]
-    dense.gru_backward(grad, w, x, out, carry)
-    torch.testing.assert_close(out, both[:, :hidden] * slope)
-    torch.testing.assert_close(carry, expected)
-
-
-@needs_triton
-def test_extreme_actions_have_finite_gradients() -> None:
-    """Saturated heads, and uniforms at both ends: samples inside the bounds, gradients finite."""
-    pytest.importorskip("triton")
-    from apv_fast.kernels.parts import truncated_normal
-    from apv_fast.kernels.parts.latent import whole
-
-    values = torch.tensor([-50.0, -8.0, 0.0, 8.0, 50.0])
-    uniforms = torch.tensor([0.0, 2.0**-24, 0.5, 1 - 2.0**-24])
-    grid = torch.cartesian_prod(values, values, uniforms).to(DEVICE)
-    head, noise = grid[:, :2].contiguous(), grid[:, 2:].contiguous()
-    action, gradient = torch.empty_like(noise), torch.empty_like(head)
-    truncated_normal.sample(head, whole(noise, 1), 0.1, action, None)
-    truncated_normal.sample_backward(torch.ones_like(action), head, whole(noise, 1), 0.1, gradient)
-    assert action.abs().max() <= 1 - 1e-6 + 1e-7
-    assert gradient.isfinite().all()
-    assert gradient.abs().max() <= 2  # an action moves by no more than loc does, and by twice the scale's slope
-
-
-def test_tiles_do_not_depend_on_the_last_row() -> None:
-    """A handful of tiles in all, whatever the number of rows."""
-    pytest.importorskip("triton")
-    from apv_fast.kernels.parts.tiling import FEW_ROWS, TILES, choose_tile
-
-    for kind in TILES:
-        chosen = {choose_tile(rows, columns, kind, 132) for rows in range(1, 3000, 7) for columns in (400, 1024, 3072)}
-        assert chosen <= {*TILES[kind], FEW_ROWS[kind]}
-        assert choose_tile(2500, 3072, kind, 132) == TILES[kind][0]
-        assert choose_tile(1, 3072, kind, 132) == FEW_ROWS[kind]

@@ -1,4 +1,4 @@
-"""Small environments that Gymnasium registers on import: ``gym:tests.support.corridor:apv/Corridor-v0``."""
+"""Small environments, which Gymnasium registers at the import: ``gym:tests.support.corridor:apv/Corridor-v0``."""
 
 from __future__ import annotations
 

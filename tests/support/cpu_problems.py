@@ -12,9 +12,15 @@ from torch import Tensor
 from apv_fast.backend import IMPLEMENTATIONS
 from apv_fast.ops import knn_bonus, normalize_image, video_bonus
 from apv_fast.optim import KerasAdam
-from tests.ops import test_image_loss, test_image_model, test_kl_balance, test_lambda_return, test_mlp
-from tests.ops import test_rssm_observe as test_rssm
-from tests.ops import test_rssm_rollout as test_imagination
+from tests.ops import (
+    image_loss_problems,
+    image_model_problems,
+    kl_balance_problems,
+    lambda_return_problems,
+    mlp_problems,
+    rssm_rollout_problems,
+)
+from tests.support import rssm_errors
 from tests.support.rssm_cases import SIZES, Sizes, Tensors, make_case
 from tests.support.yardstick import seed_of
 
@@ -60,27 +66,28 @@ def _rssm(case: str, **changes: int) -> Build:
     def build(dtype: torch.dtype, large: bool) -> Problem:
         sizes = replace(LARGE if large else SMALL, **changes)
         tensors = make_case(case, sizes, dtype)
-        return Problem(tensors, lambda tensors, backend: test_rssm.run(case, tensors, sizes, backend))
+        return Problem(tensors, lambda tensors, backend: rssm_errors.run(case, tensors, sizes, backend))
 
     return build
 
 
 def _rollout(dtype: torch.dtype, large: bool) -> Problem:
-    sizes = Sizes(150, 3, 1, 3, 4, 130, 70, 5, 11) if large else test_imagination.CASES["odd"].sizes
-    case = test_imagination.Case(sizes, units=70 if large else 5)
+    sizes = Sizes(150, 3, 1, 3, 4, 130, 70, 5, 11) if large else rssm_rollout_problems.CASES["odd"].sizes
+    case = rssm_rollout_problems.Case(sizes, units=70 if large else 5)
     return Problem(
-        test_imagination.make(case, dtype), lambda tensors, backend: test_imagination.run(tensors, case, backend)
+        rssm_rollout_problems.make(case, dtype),
+        lambda tensors, backend: rssm_rollout_problems.run(tensors, case, backend),
     )
 
 
 def _mlp(dtype: torch.dtype, large: bool) -> Problem:
-    x, layers, cotangent = test_mlp.inputs(*((401, [70, 200, 65]) if large else (7, [5, 3, 2])), dtype)
+    x, layers, cotangent = mlp_problems.inputs(*((401, [70, 200, 65]) if large else (7, [5, 3, 2])), dtype)
     weights = {f"w{i}": w for i, w in enumerate(itertools.chain(*layers))}
 
     def call(tensors: Tensors, backend: str) -> Results:
         (x,), flat = _leaves(tensors, "x"), _leaves(tensors, "w")
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
-        return _named(test_mlp.run(x, pairs, tensors["cotangent"], backend))
+        return _named(mlp_problems.run(x, pairs, tensors["cotangent"], backend))
 
     return Problem({"x": x, **weights, "cotangent": cotangent}, call)
 
@@ -99,33 +106,37 @@ def _video_bonus(dtype: torch.dtype, large: bool) -> Problem:
 
 
 def _lambda_return(dtype: torch.dtype, large: bool) -> Problem:
-    return Problem(test_lambda_return.inputs((15, 2500) if large else (3, 7), dtype, "cpu"), test_lambda_return.run)
+    return Problem(
+        lambda_return_problems.inputs((15, 2500) if large else (3, 7), dtype, "cpu"), lambda_return_problems.run
+    )
 
 
 def _kl(kind: str) -> Build:
     def build(dtype: torch.dtype, large: bool) -> Problem:
         def call(tensors: Tensors, backend: str) -> Results:
             leaves = tuple(_leaves(tensors))
-            loss, value = test_kl_balance.call(kind, leaves, backend, **test_kl_balance.SETTINGS)
+            loss, value = kl_balance_problems.call(kind, leaves, backend, **kl_balance_problems.SETTINGS)
             return _named([loss, value, *torch.autograd.grad(loss, leaves)])
 
-        return Problem(_named(test_kl_balance.inputs(kind, (30, 11, 12, 33) if large else (3, 5, 2, 7), dtype)), call)
+        return Problem(
+            _named(kl_balance_problems.inputs(kind, (30, 11, 12, 33) if large else (3, 5, 2, 7), dtype)), call
+        )
 
     return build
 
 
 def _image_loss(dtype: torch.dtype, large: bool) -> Problem:
-    mean, image = test_image_loss.inputs((9, 64, 64, 3) if large else (2, 3, 5, 3), dtype, "cpu")
+    mean, image = image_loss_problems.inputs((9, 64, 64, 3) if large else (2, 3, 5, 3), dtype, "cpu")
 
     def call(tensors: Tensors, backend: str) -> Results:
         (mean,) = _leaves(tensors, "mean")
-        return _named(test_image_loss.run(mean, tensors["image"], backend, -2.5))
+        return _named(image_loss_problems.run(mean, tensors["image"], backend, -2.5))
 
     return Problem({"mean": mean, "image": image}, call)
 
 
 def _normalize_image(dtype: torch.dtype, large: bool) -> Problem:
-    _, image = test_image_loss.inputs((9, 64, 64, 3) if large else (2, 3, 5, 3), dtype, "cpu")
+    _, image = image_loss_problems.inputs((9, 64, 64, 3) if large else (2, 3, 5, 3), dtype, "cpu")
 
     def call(tensors: Tensors, backend: str) -> Results:
         wanted = torch.float64 if tensors["like"].dtype == torch.float64 else dtype
@@ -136,14 +147,14 @@ def _normalize_image(dtype: torch.dtype, large: bool) -> Problem:
 
 def _image_model(kind: str) -> Build:
     def build(dtype: torch.dtype, large: bool) -> Problem:
-        x, layers, cotangent = test_image_model.case(kind, (7, 16, 3, 40) if large else (2, 3, 3, 9), dtype)
+        x, layers, cotangent = image_model_problems.case(kind, (7, 16, 3, 40) if large else (2, 3, 3, 9), dtype)
         tensors = {"x": x.detach(), **{f"w{i:02}": w for i, w in enumerate(layers)}, "cotangent": cotangent}
 
         def call(tensors: Tensors, backend: str) -> Results:
             x, wanted = tensors["x"], torch.float64 if tensors["w00"].dtype == torch.float64 else dtype
             x = x.detach().requires_grad_() if x.is_floating_point() else x
             weights = _leaves(tensors, "w")
-            return _named(test_image_model.run(kind, x, weights, tensors["cotangent"], wanted, backend))
+            return _named(image_model_problems.run(kind, x, weights, tensors["cotangent"], wanted, backend))
 
         return Problem(tensors, call)
 

@@ -57,6 +57,11 @@ SIZES = {
 Tensors = dict[str, Tensor]
 
 
+def full(batch: int, length: int) -> Sizes:
+    """The paper's sizes; the encoder of depth 48, four actions."""
+    return Sizes(batch, length, 1536, 4, 50, 1024, 1024, 32, 32)
+
+
 def make_params(sizes: Sizes, generator: torch.Generator) -> RSSMParams:
     """Random weights of about Glorot's size, biases and scales included."""
     mixed, out = sizes.stoch * (sizes.discrete or 1), sizes.stoch * (sizes.discrete or 2)

@@ -1,4 +1,4 @@
-"""``python -m tests.support.fake_gpu [NAME ...]``: launch everything as on an H100; a line a case, 1 if one raises."""
+"""``python -m tests.support.fake_gpu [NAME ...]``: launch all as if on an H100; a line a case, 1 if one raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m tests.support.fake_gpu.stages [TEXT]``: what a contest compiles on first use: figures of a forecast.
+"""``python -m tests.support.fake_gpu.stages [TEXT]``: what each contest compiles at first; figures of a forecast.
 
 Prepares our contestants of every contest whose name contains TEXT on the GPU that is not there, at full size but with
 few steps, and prints a line of JSON each: kernels, and seconds of CPU time that Triton spent on them (its compiler,
