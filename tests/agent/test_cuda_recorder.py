@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from apv_fast.agent.graph import CudaRecorder
+from apv_fast.agent.cuda_graph import CudaRecorder
 
 
 @pytest.fixture

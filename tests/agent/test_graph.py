@@ -15,7 +15,7 @@ from torch import Tensor
 
 from apv_fast import backend
 from apv_fast.agent import Agent, Pretrainer
-from apv_fast.agent.graph import CudaRecorder, GraphedUpdate
+from apv_fast.agent.cuda_graph import CudaRecorder, GraphedUpdate
 from apv_fast.config import ConfigError
 from apv_fast.ops import noise
 from apv_fast.run import restore_rng, rng_state

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from apv_fast.agent.graph import optimizer_tensors
+from apv_fast.agent.cuda_graph import optimizer_tensors
 from tests.support.recording_graph import CaptureError, RecordingGraph
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from apv_fast.commands.evaluate import load_agent
+from apv_fast.commands.parts.training_run import load_agent
 from apv_fast.data import EPISODE_KEYS, VIDEO_KEYS, read_episode, write_episode
 from apv_fast.run import load_checkpoint, read_metrics
 from tests.support.runs import EPISODE, FINETUNE, PRETRAIN, WORLD, apv, differences, learnt, metrics_of, state_of

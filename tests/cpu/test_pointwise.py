@@ -21,8 +21,8 @@ from apv_fast import _C
 from apv_fast.cpu.parts.latent import sample, sample_backward
 from apv_fast.ops import normalize_image
 from apv_fast.optim import KerasAdam
-from apv_fast.scan.core import sample_latent, sample_latent_backward
-from apv_fast.structure import Latent
+from apv_fast.recurrence.phases import sample_latent, sample_latent_backward
+from apv_fast.types import Latent
 from tests.ops import image_loss_problems, kl_balance_problems, lambda_return_problems
 from tests.support.yardstick import seed_of
 

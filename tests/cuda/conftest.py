@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from apv_fast import backend as backends
-from apv_fast.cuda.library import Library
-from apv_fast.cuda.scan import CudaCore
+from apv_fast.cuda.parts.library import Library
+from apv_fast.cuda.parts.recurrence import CudaScan
 from tests.support.cuda_emulator import AMPLE, SOURCE
 
 COMPILER = shutil.which("c++") or shutil.which("g++")
@@ -29,14 +29,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 
 @pytest.fixture
-def emulate(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CudaCore]]:
+def emulate(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CudaScan]]:
     """Makes a core on a new imaginary GPU, and a backend "emulated" in the table that uses it. NaN is what torch gives
     for memory that nothing wrote."""
-    core = CudaCore(lambda: library)
+    core = CudaScan(lambda: library)
 
     def configure(
         blocks: int = 3, shared: int = AMPLE, seed: int = 0, mixed: bool = False, fault: int = -1
-    ) -> CudaCore:
+    ) -> CudaScan:
         library.c.apv_emulator(blocks, shared, ctypes.c_uint64(seed), mixed, fault)
         core._planned.cache_clear()
         return core

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from apv_fast.backend import BackendError
-from apv_fast.cuda.library import Library
-from apv_fast.cuda.scan import CudaCore
-from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
-from apv_fast.scan.core import (
-    PlainCore,
+from apv_fast.cuda.parts.library import Library
+from apv_fast.cuda.parts.recurrence import CudaScan
+from apv_fast.recurrence.phases import (
     ScanInputs,
     ScanStart,
     ScanWeights,
@@ -26,7 +24,9 @@ from apv_fast.scan.core import (
     sample_latent,
     sample_latent_backward,
 )
-from apv_fast.structure import Latent
+from apv_fast.recurrence.plain import PlainScan
+from apv_fast.reference.noise import gumbel_noise, normal_noise, philox, whole_noise
+from apv_fast.types import Latent
 from tests.support.cuda_emulator import AMPLE
 from tests.support.rssm_cases import SIZES, EqualSizes, Sizes
 from tests.support.rssm_contract import RSSMOp

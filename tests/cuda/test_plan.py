@@ -12,10 +12,11 @@ import torch
 from apv_fast import backend as backends
 from apv_fast import cuda, ops
 from apv_fast.backend import BackendError, Status
-from apv_fast.cuda import observe as cuda_observe
-from apv_fast.cuda.library import Library, Scan
-from apv_fast.cuda.scan import CudaCore
-from apv_fast.structure import Latent
+from apv_fast.cuda import rssm_observe as cuda_observe
+from apv_fast.cuda.parts.library import Library, Scan
+from apv_fast.cuda.parts.recurrence import CudaScan
+from apv_fast.cuda.stacked_observe import obstacle as stacked_obstacle
+from apv_fast.types import Latent
 from tests.support.cuda_emulator import AMPLE, SOURCE
 from tests.support.rssm_cases import SIZES, make_problem, params_of
 
@@ -90,7 +91,7 @@ def test_which_gpus_have_code(library: Library, monkeypatch: pytest.MonkeyPatch)
     assert "has no code for sm_120, which its nvcc did not know" in status(12, 0, built="800,900").reason
 
 
-def test_sizes_that_do_not_fit(emulate: Callable[..., CudaCore], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_do_not_fit(emulate: Callable[..., CudaScan], monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for by name: an error that says why. By "auto": the next backend."""
     emulate(shared=4096)
     sizes = SIZES["odd"]
@@ -116,9 +117,9 @@ def test_a_stack_fits_if_both_models_do(monkeypatch: pytest.MonkeyPatch) -> None
         asked.append(deter)
         return "too wide" if deter == 10 else ""
 
-    monkeypatch.setattr(cuda_observe.core, "obstacle", refuse)
+    monkeypatch.setattr(cuda_observe.scan, "obstacle", refuse)
     for af_deter, deter, expected in ((9, 9, [9, 9]), (10, 9, [10]), (9, 10, [9, 10])):
         asked.clear()
         sizes = FITS | {"deter": deter, "af_deter": af_deter, "af_hidden": 5, "af_stoch": 3, "af_discrete": 7}
-        assert cuda_observe.stacked_obstacle(torch.empty(0), **sizes) == ("" if deter == af_deter else "too wide")
+        assert stacked_obstacle(torch.empty(0), **sizes) == ("" if deter == af_deter else "too wide")
         assert asked == expected

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apv_fast.data import VIDEO_KEYS, DiskError, EpisodeError, Replay
-from apv_fast.data.frames import FrameStore
+from apv_fast.data.frame_cache import FrameCache
 from tests.support.replays import add, fill, same
 from tests.support.samples import make_episode, rows_of, small_disk, small_files, through_a_file
 

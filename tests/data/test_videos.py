@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from apv_fast.data import DeviceRows, EpisodeError, Prefetcher, StoreWriter, VideoDataset
+from apv_fast.data.collect_writers import EpisodeWriter, NpzWriter, VideoStoreWriter
 from apv_fast.data.corpus import StoreCorpus
 from apv_fast.data.mixture import Entry, parse_entries
 from apv_fast.data.store_format import INDEX_FILE, StoredEpisode, shard_file

@@ -51,7 +51,7 @@ def test_a_layer(dense: ModuleType, rows: int, columns: int) -> None:
 @needs_triton
 @pytest.mark.parametrize(("stoch", "classes"), [(5, 1), (11, 7), (9, 32)])
 def test_logits_with_their_samples_and_back(dense: ModuleType, stoch: int, classes: int) -> None:
-    from apv_fast.kernels.latent import whole
+    from apv_fast.kernels.parts.latent import whole
 
     torch.manual_seed(0)
     latent, rows, width = Latent(stoch, classes), 21, stoch * classes
@@ -97,7 +97,7 @@ def test_extreme_actions_have_finite_gradients() -> None:
     """Saturated heads, and uniforms at both ends: samples inside the bounds, gradients finite."""
     pytest.importorskip("triton")
     from apv_fast.kernels import truncated_normal
-    from apv_fast.kernels.latent import whole
+    from apv_fast.kernels.parts.latent import whole
 
     values = torch.tensor([-50.0, -8.0, 0.0, 8.0, 50.0])
     uniforms = torch.tensor([0.0, 2.0**-24, 0.5, 1 - 2.0**-24])
@@ -114,7 +114,7 @@ def test_extreme_actions_have_finite_gradients() -> None:
 def test_tiles_do_not_depend_on_the_last_row() -> None:
     """A handful of tiles in all, whatever the number of rows."""
     pytest.importorskip("triton")
-    from apv_fast.kernels.tiling import FEW_ROWS, TILES, choose_tile
+    from apv_fast.kernels.parts.tiling import FEW_ROWS, TILES, choose_tile
 
     for kind in TILES:
         chosen = {choose_tile(rows, columns, kind, 132) for rows in range(1, 3000, 7) for columns in (400, 1024, 3072)}

@@ -12,6 +12,7 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.backend import probe
 from apv_fast.nn import RSSM, Actor
+from apv_fast.ops.op import Op
 from tests.ops.rssm_rollout_problems import BACKENDS, CASES, DTYPES, Case, assert_exact, make, rollout, run
 from tests.support.rssm_errors import relative_errors
 

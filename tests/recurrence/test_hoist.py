@@ -14,9 +14,6 @@ from apv_fast.recurrence.observe import observe_on
 from apv_fast.recurrence.plain import PlainScan
 from apv_fast.recurrence.stacked import TwoScans, stacked_on
 from apv_fast.reference.noise import gumbel_noise, normal_noise
-from apv_fast.scan.core import PlainCore
-from apv_fast.scan.observe import define_observe
-from apv_fast.scan.stacked import TwoScans, define_stacked
 from tests.support.rssm_cases import CASES, SIZES, Sizes, make_case, make_problem, observe, params_of
 from tests.support.rssm_errors import relative_errors, run
 

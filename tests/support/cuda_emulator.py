@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from apv_fast.backend import Status
-from apv_fast.cuda.library import Library
-from apv_fast.cuda.scan import CudaCore
-from apv_fast.scan.observe import define_observe
-from apv_fast.scan.stacked import TwoScans, define_stacked
-from apv_fast.structure import Latent
+from apv_fast.cuda.parts.library import Library
+from apv_fast.cuda.parts.recurrence import CudaScan
+from apv_fast.recurrence.observe import observe_on
+from apv_fast.recurrence.stacked import TwoScans, stacked_on
+from apv_fast.types import Latent
 from tests.support import ROOT
 
 SOURCE = ROOT / "csrc" / "cuda" / "host" / "emulate.cpp"
@@ -21,9 +21,9 @@ def not_yet() -> Library:
     raise AssertionError("the fixture emulate sets the library")
 
 
-current = CudaCore(not_yet)
-observe = define_observe("emulated", current)
-stacked_observe = define_stacked("emulated", TwoScans(current))
+current = CudaScan(not_yet)
+observe = observe_on("emulated", current)
+stacked_observe = stacked_on("emulated", TwoScans(current))
 
 
 def obstacle(tensor: Tensor, batch: int, deter: int, hidden: int, stoch: int, discrete: int) -> str:

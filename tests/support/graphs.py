@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apv_fast.agent import Agent, Pretrainer
-from apv_fast.agent.graph import CudaRecorder, GraphedUpdate, Recorder
+from apv_fast.agent.cuda_graph import CudaRecorder, GraphedUpdate, Recorder
 from tests.support.learners import CPU, FINETUNE, PRETRAIN, VARIANTS, make_batch
 from tests.support.recording_graph import RecordingGraph
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from apv_fast.backend import probe
+from apv_fast.ops.op import Op
 from tests.support.rssm_cases import CASES, SIZES, Sizes, Tensors, backends_of, make_case, numpy_scan
 from tests.support.rssm_errors import LEAVES_NOT, REFERENCE_ERROR, assert_exact, relative_errors, run, taken
 from tests.support.yardstick import VARIATION, least, yardsticks
@@ -118,18 +118,14 @@ class RSSMOp:
         op, call = CASES[case]
         overload = getattr(torch.ops.apv_fast, op).default
         calls: list[tuple[object, ...]] = []
-        call(leaves, sizes, backend, True)  # an engine registers ops of its own when it is first used
+        own = Op.__call__
 
-        class Recorder:
-            def __getattr__(self, attribute: str) -> Callable[..., object]:
-                def record(*arguments: object) -> object:
-                    calls.append(arguments)
-                    return overload(*arguments)
-
-                return record
+        def record(self: Op[Any, Any], arguments: Any, backend: str | None) -> object:
+            calls.append((*self.signature.flatten(arguments), backend or ""))
+            return own(self, arguments, backend)
 
         with monkeypatch.context() as patch:
-            patch.setattr(torch.ops, "apv_fast", Recorder())
+            patch.setattr(Op, "__call__", record)
             call(leaves, sizes, backend, True)
         assert len(calls) == (2 if case == "step" else 1)
         utilities = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
