@@ -15,7 +15,7 @@ from apv_fast import config as configs
 from apv_fast.backend import BackendError
 from apv_fast.cli import COMMANDS, main, parse
 from apv_fast.commands.finetune import finetune
-from apv_fast.commands.parts.device import computing
+from apv_fast.commands.parts import device
 from apv_fast.commands.pretrain import pretrain
 from apv_fast.config import PRESETS, ConfigError, FinetuneConfig, PretrainConfig, from_dict, to_dict
 from apv_fast.cpu import ISA_VARIABLE
@@ -324,6 +324,6 @@ def test_the_library_raises_what_the_command_line_reports(data: Path, tmp_path: 
 def test_an_instruction_set_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a run on plain PyTorch that nobody asked for."""
     monkeypatch.setenv(ISA_VARIABLE, "avx-512")
-    monkeypatch.setattr(common, "probe", lambda _: cpu_probe())
-    with pytest.raises(BackendError, match="unknown instruction set 'avx-512'"), computing(0, "cpu", "auto"):
+    monkeypatch.setattr(device, "probe", lambda _: cpu_probe())
+    with pytest.raises(BackendError, match="unknown instruction set 'avx-512'"), device.computing(0, "cpu", "auto"):
         pass
