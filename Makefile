@@ -1,4 +1,4 @@
-# make install | demo | test | test-all | bench | lint | sanitize | package-test | clean
+# make install | demo | test | test-all | bench | lint | docs | sanitize | package-test | clean
 #   QUICK=1      a demo of under two minutes, without the claim about learning
 #   ARGS="..."   passed on, as in: make test ARGS="-k knn"; make bench ARGS="--only knn*"
 #   PYTHON=...   makes .venv (3.11 or newer)
@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt .ci/install $(shell find csrc -type f)
 
-.PHONY: install demo test test-all bench lint sanitize package-test clean
+.PHONY: install demo test test-all bench lint docs sanitize package-test clean
 install: $(INSTALLED)
 
 $(INSTALLED): $(SOURCES)
@@ -35,6 +35,15 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, into build/site; its search wants a server: python -m http.server -d build/site. A warning is an error.
+DOCS_INSTALLED := .venv/docs-installed
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+$(DOCS_INSTALLED): $(INSTALLED) .ci/install-docs
+	.ci/install-docs .venv
+	@touch $@
 
 # The C++ code on the CPU in AddressSanitizer and UBSan: the tests of its ops, on every instruction set; 4 minutes.
 sanitize: install
