@@ -44,6 +44,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, into build/site; its search wants a server: python -m http.server -d build/site. A warning is an error.
+DOCS_INSTALLED := .venv/docs-installed
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+$(DOCS_INSTALLED): $(INSTALLED) .ci/install-docs
+	.ci/install-docs .venv
+	@touch $@
+
 # The C++ code on the CPU in AddressSanitizer and UBSan: the tests of its ops, on every instruction set; 4 minutes.
 sanitize: install
 	@command -v cmake > /dev/null || $(BIN)/python -m pip install -q -c constraints.txt cmake

@@ -43,7 +43,7 @@ LATENCY = 0.4e-6  # of a phase: the first operand's way from L2, behind which no
 KERNEL = 3.5e-6
 STEP = {"forward": 9, "backward": 22}  # kernels of a compiled, hoisted step: 4 products, LayerNorm, the sample, copies
 WHOLE_STEP = {"forward": 13, "backward": 28}  # of one that is not hoisted: the prior's head is in it
-KNN_COUNTED = 48e-6  # DESIGN, "The video bonus on a GPU": what its kernels' instructions and gaps add up to, 40 to 55
+KNN_COUNTED = 48e-6  # docs/notes/2026-11-triton-ops.md: what its kernels' instructions and gaps add up to, 40 to 55
 HOST = 8e-6  # seconds of the host for a kernel of eager PyTorch, autograd's part included
 EAGER = 17500  # kernels of the reference's fine-tuning update at T = 50 and horizon 15, counted by a dispatch mode
 
@@ -168,7 +168,7 @@ class Memory(NamedTuple):
 def _memory() -> Memory:
     """What is held at once: weights, and what behaviour learning keeps for the way back; the world model's is less.
 
-    A row and imagined step is 25.8 KB in ours and 81.9 KB in PyTorch's autograd (DESIGN, "Imagination in Triton").
+    A row and imagined step is 25.8 KB in ours and 81.9 KB in PyTorch's autograd (docs/notes/2026-11-triton-ops.md).
     """
     dreams, width, layers = 2500 * 16, 2048, 4 * 4  # four heads of four hidden layers
     weights = 46e6 * (4 * 4 + 2 * 2)  # with moments and gradients; in bfloat16 and its gradient
