@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases.knn_bonus import FAISS, PLAIN
-from bench.cases.rssm import TWO_SCANS
+from bench.cases.rssm_observe import TWO_SCANS
 from bench.cost.machine import CPU, with_ceilings
 from bench.cost.ops import floor
 from bench.plots import size_name

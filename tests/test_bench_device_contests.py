@@ -29,12 +29,9 @@ from bench import timing
 from bench.cases.updates import finetune_setup
 from bench.gpu import (
     barrier,
-    compiled,
     contests,
     forecast,
-    hoisted,
     pointwise,
-    scanned,
     scans,
     smoke,
     updates,
@@ -44,6 +41,7 @@ from bench.gpu.checkout import ROOT, environment
 from bench.gpu.contests import Contest, Passes
 from bench.gpu.graphs import CaptureError
 from bench.registry import COMPILED
+from bench.rivals import compiled, hoisted, scanned
 from tests import cooperative, peer_trees
 from tests.rssm_cases import Sizes, make_problem, params_of
 from tests.test_bench_device_jobs import run_python

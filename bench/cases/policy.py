@@ -9,7 +9,7 @@ from apv_fast.agent.policy import Policy
 from apv_fast.backend import resolve, use_backend
 from apv_fast.nn import RSSM, Actor
 from apv_fast.structure import State
-from bench.cases.rssm import DTYPES, FULL, NARROW
+from bench.cases.rssm_observe import DTYPES, FULL, NARROW
 from bench.registry import FORWARD, WIDER, Problem, case
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from apv_fast import ops
 from apv_fast.nn import RSSM
 from apv_fast.structure import RSSMParams, State
-from bench.gpu import hoisted, scanned
+from bench.rivals import hoisted, scanned
 from bench.gpu.contests import (
     COMPILED_GRAPH,
     DEVICE,

@@ -14,7 +14,7 @@ from pathlib import Path
 from apv_fast.agent.agent import Agent, Pretrainer
 from apv_fast.config import Backend, Graph
 from bench.cases.updates import ACTIONS, finetune_setup, pretrain_setup
-from bench.gpu.compiled import compile_update
+from bench.rivals.compiled import compile_update
 from bench.gpu.contests import (
     COMPILED_GRAPH,
     DEVICE,

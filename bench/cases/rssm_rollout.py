@@ -7,7 +7,7 @@ from torch import Tensor
 
 from apv_fast import ops
 from apv_fast.nn import RSSM, Actor
-from bench.cases.rssm import DTYPES, FULL, SMALL
+from bench.cases.rssm_observe import DTYPES, FULL, SMALL
 from bench.registry import EAGER_FP32, REFERENCE, Problem, case, differentiable
 
 
