@@ -1,66 +1,60 @@
-"""The scans of the RSSM: filtering, imagining, one step, two models stacked.
-
-Weights are float32; the dtype of a case is that of the products. Samples come from fixed noise.
-E is the encoder's width at depth 48 or 16; A = 0 is action-free.
-"""
+"""Filtering a batch of videos: the scan of the posterior."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from apv_fast import ops
-from apv_fast.nn import RSSM
-from apv_fast.structure import State
-from bench.registry import FORWARD, FORWARD_BACKWARD, WIDER, Problem, case, differentiable
+from bench.cases.parts.rssm import DTYPES, FULL, NARROW, SMALL, Batch, Model, paper, phases, read_by_losses
+from bench.registry import (
+    BF16,
+    COLD,
+    COMPILED,
+    FORWARD_BACKWARD,
+    FP32,
+    TF32,
+    WIDER,
+    OnDevice,
+    Other,
+    Passes,
+    Problem,
+    both_passes,
+    case,
+    differentiable,
+)
+from bench.rivals import hoisted, scanned
 
-DTYPES = (torch.float32, torch.bfloat16)
-FULL = {"deter": 1024, "hidden": 1024, "stoch": 32, "discrete": 32}
-NARROW = {"deter": 200, "hidden": 200, "stoch": 32, "discrete": 32}
-SMALL = {"deter": 200, "hidden": 200, "stoch": 16, "discrete": 16}  # the preset "small"
-TWO_SCANS = "two own scans"  # rssm_observe twice, the lower model's features in between
+OP = "rssm_observe"
+SCANNED = COMPILED + " of a scan"
+LSTM = "cuDNN LSTM float16"  # hidden 1024: a yardstick, less work than a posterior step
 BATCHES, LENGTHS, WIDTHS = (1, 4, 16, 50), (1, 8, 25, 50), (200, 400, 600, 1024)  # around B=16, T=25, D=H=1024
 
 
-def _model(device: torch.device, dtype: torch.dtype, embed: int, action: int, sizes: dict[str, int]) -> RSSM:
-    return RSSM(embed, action, dtype=dtype, **sizes).to(device)  # type: ignore[arg-type]
-
-
-def _noise(rssm: RSSM, *leading: int) -> Tensor:
-    weight = rssm.gru.weight
-    return ops.sample_noise(rssm.latent, *leading, dtype=torch.float32, device=weight.device)
-
-
-def _sequence(device: torch.device, B: int, T: int, E: int, A: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``embed``, ``is_first`` with one start inside, ``action``."""
-    is_first = torch.zeros(B, T, dtype=torch.bool, device=device)
-    is_first[:, 0] = is_first[0, T // 2] = True
-    return torch.randn(B, T, E, device=device).requires_grad_(), is_first, torch.rand(B, T, A, device=device) * 2 - 1
-
-
-def _read_by_losses(post: State, prior: State) -> list[Tensor]:
-    return [post["deter"], post["stoch"], post["logit"], prior["logit"]]
-
-
-@case("rssm_observe", [{"B": 16, "T": 25, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES, wider=WIDER, memory=True)
-@case("rssm_observe", [{"B": 16, "T": 25, "E": 512, "A": 0, **NARROW}], dtypes=DTYPES, wider=WIDER)
-@case("rssm_observe", [{"B": 8, "T": 25, "E": 512, "A": 0, **SMALL}])
-@case("rssm_observe", [{"B": 50, "T": 50, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES, wider=WIDER, slow=True)
+@case(OP, [{"B": 16, "T": 25, "E": 1536, "A": 0, **FULL}], dtypes=DTYPES, wider=WIDER, memory=True)
+@case(OP, [{"B": 16, "T": 25, "E": 512, "A": 0, **NARROW}], dtypes=DTYPES, wider=WIDER)
+@case(OP, [{"B": 8, "T": 25, "E": 512, "A": 0, **SMALL}])
+@case(OP, paper([50], A=0), dtypes=DTYPES, wider=WIDER, slow=True)
 def rssm_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: int, A: int, **sizes: int) -> Problem:
-    """Filter a batch; gradients of every weight and of the embedding."""
-    rssm = _model(device, dtype, E, A, sizes)
-    embed, is_first, action = _sequence(device, B, T, E, A)
-    noise = (_noise(rssm, B, T), _noise(rssm, B, T))
+    """Gradients of every weight and of the embedding."""
+    return _problem(Model(device, dtype, E, A, sizes, B, T), Batch(device, B, T, E, A))
+
+
+def _problem(model: Model, batch: Batch) -> Problem:
+    action = batch.action if batch.action.shape[-1] else None
 
     def forward(backend: str) -> list[Tensor]:
+        noise = model.noise_for(backend)
         states = ops.rssm_observe(
-            rssm.params(), embed, is_first, action if A else None, latent=rssm.latent, noise=noise, backend=backend
+            model.params(), batch.embed, batch.is_first, action, latent=model.latent, noise=noise, backend=backend
         )
-        return _read_by_losses(*states)
+        return read_by_losses(*states)
 
-    return differentiable(forward, [embed, *rssm.parameters()], slow_to_compile=True)
+    return differentiable(forward, [batch.embed, *model.leaves()], slow_to_compile=True)
 
 
 def _sweep() -> list[dict[str, int]]:
@@ -72,74 +66,54 @@ def _sweep() -> list[dict[str, int]]:
     return list(shapes.values())
 
 
-@case("observe_sweep", _sweep(), dtypes=DTYPES, uses=("rssm_observe",))
+@case("observe_sweep", _sweep(), dtypes=DTYPES, uses=(OP,))
 def observe_sweep(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
     """``rssm_observe`` with gradients over its sizes, for the plots of time against each."""
     both = rssm_observe(device, dtype, **shape)
     return Problem({FORWARD_BACKWARD: both.passes[FORWARD_BACKWARD]})
 
 
-@case("stacked_observe", [{"B": 16, "T": 25, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES)
-@case("stacked_observe", [{"B": 8, "T": 25, "E": 512, "A": 6, **SMALL}])
-@case("stacked_observe", [{"B": 50, "T": 50, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
-def stacked_observe(device: torch.device, dtype: torch.dtype, B: int, T: int, E: int, A: int, **sizes: int) -> Problem:
-    """Filter with both models; gradients of every weight of both and of the embedding."""
-    lower = _model(device, dtype, E, 0, sizes)
-    upper = _model(device, dtype, lower.feat_dim, A, sizes)
-    embed, is_first, action = _sequence(device, B, T, E, A)
-    af_noise, noise = ((_noise(rssm, B, T), _noise(rssm, B, T)) for rssm in (lower, upper))
-
-    def two_scans() -> list[Tensor]:
-        below = ops.rssm_observe(lower.params(), embed, is_first, None, latent=lower.latent, noise=af_noise)
-        above = ops.rssm_observe(
-            upper.params(), lower.feat(below[0]), is_first, action, latent=upper.latent, noise=noise
-        )  # fmt: skip
-        return _read_by_losses(*below) + _read_by_losses(*above)
-
-    def forward(backend: str) -> list[Tensor]:
-        if backend == TWO_SCANS:
-            return two_scans()
-        states = ops.stacked_observe(
-            lower.params(), upper.params(), embed, is_first, action,
-            af_latent=lower.latent, latent=upper.latent, af_noise=af_noise, noise=noise, backend=backend,
-        )  # fmt: skip
-        return _read_by_losses(states["af_post"], states["af_prior"]) + _read_by_losses(states["post"], states["prior"])
-
-    leaves = [embed, *lower.parameters(), *upper.parameters()]
-    problem = differentiable(forward, leaves, slow_to_compile=True)
-    return dataclasses.replace(problem, rivals=(TWO_SCANS,))
+@case(OP, paper([16, 50], A=0), dtypes=(BF16, TF32, FP32), bench=False, device=OnDevice(150, (COLD,)))
+def on_device(device: torch.device, dtype: torch.dtype, B: int, T: int, E: int, A: int, **sizes: int) -> Problem:
+    """The op alone, action-free; in bfloat16 against PyTorch's compiled loops and a yardstick too."""
+    model, batch = Model(device, dtype, E, A, sizes, B, T, alone=True), Batch(device, B, T, E, A)
+    problem = _problem(model, batch)
+    others = phases(OP, problem)
+    if dtype == BF16:
+        others[LSTM] = Other(functools.partial(_lstm, device, B, T, sizes["deter"]), graph=False)
+        others[COMPILED] = Other(functools.partial(_compiled_steps, model, batch))
+        others[SCANNED] = Other(functools.partial(_compiled_scan, model, batch))
+    return replace(problem, others=others)
 
 
-@case("rssm_imagine", [{"B": 400, "T": 15, "A": 4, **FULL}], dtypes=DTYPES)
-@case("rssm_imagine", [{"B": 200, "T": 15, "A": 6, **SMALL}])
-@case("rssm_imagine", [{"B": 2500, "T": 15, "A": 4, **FULL}], dtypes=DTYPES, slow=True)
-def rssm_imagine(device: torch.device, dtype: torch.dtype, B: int, T: int, A: int, **sizes: int) -> Problem:
-    """Roll out along given actions; gradients of the actions only, as behaviour learning wants them."""
-    rssm = _model(device, dtype, 1, A, sizes).requires_grad_(False)
-    start = {key: torch.randn_like(value) for key, value in rssm.initial(B).items()}
-    action = (torch.rand(B, T, A, device=device) * 2 - 1).requires_grad_()
-    noise = _noise(rssm, B, T)
-
-    def forward(backend: str) -> list[Tensor]:
-        prior = ops.rssm_imagine(rssm.params(), start, action, latent=rssm.latent, noise=noise, backend=backend)
-        return [prior["deter"], prior["stoch"]]
-
-    return differentiable(forward, [action], slow_to_compile=True)
+def _lstm(device: torch.device, batch: int, length: int, width: int) -> Passes:
+    lstm = torch.nn.LSTM(width, width, batch_first=True).to(device, torch.float16)
+    x = torch.randn(batch, length, width, device=device, dtype=torch.float16).requires_grad_()
+    return both_passes(lambda: [lstm(x)[0]], [x, *lstm.parameters()])
 
 
-@case("rssm_step", [{"B": 1, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES)
-def rssm_step(device: torch.device, dtype: torch.dtype, B: int, E: int, A: int, **sizes: int) -> Problem:
-    """One filtering step, as when acting: forward only."""
-    rssm = _model(device, dtype, E, A, sizes)
-    state, is_first = rssm.initial(B), torch.zeros(B, dtype=torch.bool, device=device)
-    embed, action = torch.randn(B, E, device=device), torch.rand(B, A, device=device)
-    noise = (_noise(rssm, B), _noise(rssm, B))
+def _compiled_steps(model: Model, batch: Batch) -> Passes:
+    """A Python loop around one compiled step, all hoisted that can be."""
+    step = torch.compile(hoisted.step, dynamic=False, fullgraph=True)
 
-    def forward(backend: str) -> list[Tensor]:
-        states = ops.rssm_step(
-            rssm.params(), state, action, embed, is_first, latent=rssm.latent, noise=noise, backend=backend
+    def scan() -> list[Tensor]:
+        deter, stoch, logit, _, prior = hoisted.observe(
+            step, model.params(), batch.embed, batch.is_first, None, model.latent, *model.noise
         )
-        return _read_by_losses(*states)
+        return [deter, stoch, logit, prior]
 
-    both = differentiable(forward, list(rssm.parameters()))
-    return dataclasses.replace(both, passes={FORWARD: both.passes[FORWARD]})
+    return both_passes(scan, [batch.embed, *model.leaves()])
+
+
+def _compiled_scan(model: Model, batch: Batch) -> Passes:
+    """PyTorch's own scan, compiled as a whole."""
+    scanned.check()
+    whole = scanned.compiled(scanned.observe)
+
+    def scan() -> list[Tensor]:
+        start = hoisted.zeros(model.params(), model.latent, len(batch.embed))
+        inputs = (model.params(), batch.embed, batch.is_first, None, model.latent, *model.noise, start)
+        deter, stoch, logit, _, prior = cast("list[Tensor]", whole(*inputs))
+        return [deter, stoch, logit, prior]
+
+    return both_passes(scan, [batch.embed, *model.leaves()])

@@ -1,7 +1,7 @@
 """Rivals around PyTorch's own loop, ``torch._higher_order_ops.scan``: one graph for all steps, as TorchRL compiles it.
 
 The compiler sees one iteration, forward and backward, so the whole of a sequence compiles in the time of a few steps.
-An iteration does several steps, at most :data:`UNROLL` (TorchRL's choice), and what :mod:`bench.rivals.hoisted` hoists is
+An iteration does several steps, at most :data:`UNROLL` (TorchRL's choice); what :mod:`bench.rivals.hoisted` hoists is
 hoisted here too. The scan is a prototype of PyTorch's and some versions have given wrong gradients: :func:`check` runs
 a small one first, and a rival whose scan is wrong or missing is left out with the reason.
 
