@@ -1,4 +1,4 @@
-# make install | demo | test | test-all | faults | bench | lint | sanitize | package-test | clean
+# make install | demo | test | test-all | faults | bench | lint | docs | sanitize | package-test | clean
 #   QUICK=1      a demo of under two minutes, without the claim about learning
 #   ARGS="..."   passed on, as in: make test ARGS="-k knn"; make bench ARGS="--only knn*"
 #   PYTHON=...   makes .venv (3.11 or newer)
@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt .ci/install $(shell find csrc -type f)
 
-.PHONY: install demo test test-all faults bench lint sanitize package-test clean
+.PHONY: install demo test test-all faults bench lint docs sanitize package-test clean
 install: $(INSTALLED)
 
 $(INSTALLED): $(SOURCES)

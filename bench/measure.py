@@ -7,32 +7,36 @@ import functools
 import torch
 
 from bench import memory, report
-from bench.registry import COMPILED, FORWARD_BACKWARD, Case, Problem, contestants, run_wider
+from bench.registry import COMPILED, FORWARD_BACKWARD, Case, Passes, Problem, contestants, wider
 from bench.timing import interleaved, warm_up
 
 
 def measure(
     case: Case, device: torch.device, seconds: float, *, slow: bool = False
 ) -> tuple[list[report.Row], dict[str, str]]:
-    """Rows of a case, and why a contestant has none; rivals that take minutes to prepare only if ``slow``."""
+    """Rows of a case, and why a contestant has none; those that take minutes to compile only if ``slow``."""
     torch.manual_seed(0)
     torch.compiler.reset()  # else a second shape of the same function compiles for any shape
     names, left_out = contestants(case, device)
     problem: Problem = case.build(device, case.dtype, **case.shape)
-    wider = run_wider(case, device)
-    left_out |= {} if slow else {rival: "it takes minutes to compile: --slow" for rival in problem.slow_rivals}
-    rivals = [*problem.rivals, *(problem.slow_rivals if slow else ()), *wider]
-    rows: list[report.Row] = []
-    for passed, run in problem.passes.items():
-        works = {name: functools.partial(run, name) for name in names}
-        for rival in rivals:
-            work = functools.partial(wider[rival][passed] if rival in wider else run, rival)
-            try:
+    ready: dict[str, Passes] = {}
+    for name in names:
+        ready[name] = {passed: functools.partial(run, name) for passed, run in problem.passes.items()}
+    for name, other in {**problem.others, **wider(case, device)}.items():
+        if other.slow and not slow:
+            left_out[name] = "it takes minutes to compile: --slow"
+            continue
+        try:
+            passes = {passed: work for passed, work in other.prepare().items() if passed in problem.passes}
+            for work in passes.values():
                 warm_up(work)
-            except Exception as error:  # a rival may need what is not here, such as torch.compile a compiler
-                left_out[rival] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            else:
-                works[rival] = work
+        except Exception as error:  # it may need what is not here, such as torch.compile a compiler
+            left_out[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        else:
+            ready[name] = passes
+    rows: list[report.Row] = []
+    for passed in problem.passes:
+        works = {name: passes[passed] for name, passes in ready.items() if passed in passes}
         rows += report.rows(case, passed, device, interleaved(works, device, seconds))
     if case.memory and device.type == "cpu":
         add_peaks(case, rows, left_out)

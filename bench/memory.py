@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from bench.registry import FORWARD_BACKWARD, Case, Run, run_wider, select
+from bench.registry import FORWARD_BACKWARD, Case, Work, select, wider
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 120  # after which a process is given up
@@ -49,11 +49,11 @@ def peak(case: Case, contestant: str) -> float:
         raise RuntimeError(f"{case.name} of {contestant} took over {SECONDS} s") from None
 
 
-def _run(case: Case, contestant: str, **changes: int) -> Run:
+def _work(case: Case, contestant: str, **changes: int) -> Work:
     changed = Case(case.op, {**case.shape, **changes}, case.dtype, case.build, case.uses, wider=case.wider)
     if contestant in case.wider:
-        return run_wider(changed, CPU)[contestant][FORWARD_BACKWARD]
-    return case.build(CPU, case.dtype, **changed.shape).passes[FORWARD_BACKWARD]
+        return wider(changed, CPU)[contestant].prepare()[FORWARD_BACKWARD]
+    return functools.partial(case.build(CPU, case.dtype, **changed.shape).passes[FORWARD_BACKWARD], contestant)
 
 
 def _status(field: str) -> int:
@@ -67,8 +67,8 @@ def _status(field: str) -> int:
 def measure(case: Case, contestant: str) -> float:
     """Megabytes, in this process."""
     torch.manual_seed(0)
-    work = functools.partial(_run(case, contestant), contestant)
-    functools.partial(_run(case, contestant, B=1, T=1), contestant)()
+    work = _work(case, contestant)
+    _work(case, contestant, B=1, T=1)()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,14 +1,21 @@
-"""The plots of a run: all medians, time against the sizes of a scan, shares of the floor, parts of an update."""
+"""The plots of a run; ``python -m bench.plots FILE`` draws those of a results file anew.
+
+Beside FILE: how many times as fast as PyTorch in the same dtype (``FILE.png``), all medians (``-medians``), time
+against the sizes of a scan (``-sizes``), shares of the floor (``-floors``), the parts of an update (``-updates``).
+What is too long for a page goes on in ``-2.png`` and so on: no picture is larger than 1600 by 1200.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.cost.machine import CPU, with_ceilings
 from bench.cost.ops import floor
-from bench.registry import OURS, REFERENCE
+from bench.registry import COMPILED, FORWARD_BACKWARD, OURS, PYTORCH, REFERENCE
 
 if TYPE_CHECKING:
     from bench.report import Results, Row
@@ -18,6 +25,18 @@ SWEEP = "observe_sweep"
 MIDDLE = {"B": 16, "T": 25, "deter": 1024}
 NAMES = {"B": "batch B", "T": "length T", "deter": "width D = H"}
 STYLES = {"float32": "-", "bfloat16": "--"}
+DTYPES = {"float32": "C0", "bfloat16": "C1"}
+LINES = 40  # of a page at most
+BARS = 18  # of updates
+
+
+class Mark(NamedTuple):
+    """A point of a line of a plot."""
+
+    label: str  # of the line
+    name: str  # of the legend
+    value: float
+    note: str = ""
 
 
 def draw(path: Path, found: Results) -> list[Path]:
@@ -25,16 +44,25 @@ def draw(path: Path, found: Results) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    made = [bars(path.with_suffix(".png"), found)]
+    made = speedups(path.with_suffix(""), found)
+    made += medians(path.with_name(f"{path.stem}-medians"), found)
     sweep = [row for row in found.rows if row["op"] == SWEEP]
-    shared = shares(found.rows, found.ceilings)
     if sweep:
         made.append(sizes(path.with_name(f"{path.stem}-sizes.png"), sweep, found.facts))
-    if shared:
-        made.append(floors(path.with_name(f"{path.stem}-floors.png"), shared, found.facts))
-    if found.updates:
-        made.append(updates(path.with_name(f"{path.stem}-updates.png"), found.updates, found.facts))
+    made += floors(path.with_name(f"{path.stem}-floors"), shares(found.rows, found.ceilings), found.facts)
+    for number, rows in enumerate(pages(found.updates, BARS)):
+        made.append(updates(_page(path.with_name(f"{path.stem}-updates"), number), rows, found.facts))
     return made
+
+
+def pages(found: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """Split into as few parts of at most ``most`` as it takes, all about equally long."""
+    count = -(-len(found) // most)
+    return [found[len(found) * i // count : len(found) * (i + 1) // count] for i in range(count)]
+
+
+def _page(stem: Path, number: int) -> Path:
+    return stem.with_name(f"{stem.name}-{number + 1}.png" if number else f"{stem.name}.png")
 
 
 def size_name(row: Mapping[str, Any]) -> str:
@@ -60,38 +88,103 @@ def _colors(names: Iterable[str]) -> dict[str, str]:
     return {name: f"C{i}" for i, name in enumerate(dict.fromkeys(names))}
 
 
-def _legend(figure: Any, colors: Mapping[str, str]) -> None:
-    from matplotlib.patches import Patch
+def _lines(
+    stem: Path,
+    found: Sequence[Mark],
+    colors: Mapping[str, str],
+    facts: Mapping[str, str],
+    *,
+    one: float | None = None,
+    **settings: Any,
+) -> list[Path]:
+    """Marks on lines one below the other, on as many pages as it takes, with a line across at ``one``.
 
-    handles = [Patch(color=color, label=name) for name, color in colors.items()]
-    figure.legend(handles=handles, loc="outside upper right", ncols=min(len(handles), 6), fontsize=8)
-
-
-def bars(path: Path, found: Results) -> Path:
-    """Medians as bars on a logarithmic axis, grouped by case, with whiskers from p10 to p90."""
+    ``settings`` are of the horizontal axis.
+    """
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
-    rows = [row for row in found.rows if row["op"] != SWEEP] or found.rows
-    colors = _colors(row["backend"] for row in rows)
-    ticks: dict[str, float] = {}  # of the cases: the position of their first bar
-    figure, axes = plt.subplots(figsize=(12, 2 + 0.28 * len(rows)), layout="constrained")
-    position = 0.0
+    labels = list(dict.fromkeys(mark.label for mark in found))
+    made = []
+    for number, shown in enumerate(pages(labels, LINES)):
+        figure, axes = plt.subplots(figsize=(12, 1.6 + 0.22 * len(shown)), layout="constrained")
+        for position, label in enumerate(shown):
+            marks = [mark for mark in found if mark.label == label]
+            values = [mark.value for mark in marks]
+            axes.plot([min(values), max(values)], [position] * 2, color="0.8", lw=1, zorder=0)
+            for i, mark in enumerate(marks):
+                axes.plot(mark.value, position, "o", color=colors[mark.name], ms=6)
+                if mark.note:  # the second of two that are close goes below
+                    below = i and marks[0].note
+                    _note(axes, mark, position, colors[mark.name], -8 if below else 3)
+        axes.set_yticks(range(len(shown)), shown, size=8)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.grid(alpha=0.3)
+        if one is not None:
+            axes.axvline(one, color="0.4", lw=1, zorder=0)
+        axes.set(**settings)
+        axes.set_title(_title(facts), size=8)
+        handles = [Line2D([], [], marker="o", ls="", color=color, label=name) for name, color in colors.items()]
+        figure.legend(handles=handles, loc="outside upper right", ncols=min(len(handles), 8), fontsize=8)
+        made.append(_save(figure, _page(stem, number)))
+    return made
+
+
+def _note(axes: Axes, mark: Mark, position: float, color: str, up: float) -> None:
+    where = {"xytext": (5, up), "textcoords": "offset points"}
+    axes.annotate(mark.note, (mark.value, position), size=7, color=color, **where)
+
+
+def speedups(stem: Path, found: Results) -> list[Path]:
+    """How many times as fast ours is as the best of PyTorch in the same dtype, a line an op and size."""
+    marks = [
+        Mark(label, dtype, ratio, f"{ratio:.1f}×")
+        for (label, dtype), ratio in ratios(found.rows).items()  # the pass with gradients, where there is one
+    ]
+    return _lines(
+        stem,
+        marks,
+        {name: color for name, color in DTYPES.items() if any(mark.name == name for mark in marks)},
+        found.facts,
+        one=1.0,
+        xscale="log",
+        xticks=(ticks := (0.5, 1, 2, 3, 4, 6, 10, 20)),
+        xticklabels=[f"{tick:g}×" for tick in ticks],
+        xlabel="times as fast as the best of PyTorch in the same dtype",
+    )
+
+
+def ratios(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
+    """The best of PyTorch over the best of ours in the same dtype, by op and size, and dtype.
+
+    Of the pass with gradients where there is one.
+    """
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for row in rows:
-        label = f"{row['op']} {row['dtype']} {row['pass']}\n{size_name(row)}"
-        position += 1 if label in ticks else 1.6
-        ticks.setdefault(label, position)
-        whisker = [[row["median_ms"] - row["p10_ms"]], [row["p90_ms"] - row["median_ms"]]]
-        axes.barh(position, row["median_ms"], xerr=whisker, color=colors[row["backend"]], error_kw={"lw": 1})
-        note = f"{row['median_ms']:.4g} ms, {row['baseline_ratio']:.2f}x"
-        axes.text(row["p90_ms"] * 1.05, position, note, va="center", size=7)
-    axes.set_yticks(list(ticks.values()), list(ticks), size=7)
-    axes.set_xscale("log")
-    axes.set_xlim(right=max(row["p90_ms"] for row in rows) * 8)
-    axes.set_ylim(position + 1, 0.6)
-    axes.set_xlabel("milliseconds, median (whiskers p10 to p90); x: the reference's median over this one")
-    axes.set_title(_title(found.facts), size=8)
-    _legend(figure, colors)
-    return _save(figure, path)
+        if row["op"] != SWEEP:
+            passes = found.setdefault((f"{row['op']} {size_name(row)}", row["dtype"]), {})
+            passes.setdefault(row["pass"], {})[row["backend"]] = row["median_ms"]
+    result = {}
+    for key, passes in found.items():
+        medians = passes.get(FORWARD_BACKWARD) or next(iter(passes.values()))
+        ours = [medians[name] for name in OURS if name in medians]
+        theirs = [medians[name] for name in PYTORCH if name in medians]
+        if ours and theirs:
+            result[key] = min(theirs) / min(ours)
+    return result
+
+
+def medians(stem: Path, found: Results) -> list[Path]:
+    """All medians, a line an op, size, dtype and pass."""
+    rows = [row for row in found.rows if row["op"] != SWEEP] or found.rows
+    marks = []
+    for row in rows:
+        label = f"{row['op']} {size_name(row)} {row['dtype']} {row['pass']}"
+        note = f"{row['median_ms']:.3g}" if row["backend"] in OURS else ""
+        marks.append(Mark(label, row["backend"], row["median_ms"], note))
+    colors = _colors([REFERENCE, *OURS, COMPILED, *(row["backend"] for row in rows)])
+    colors = {name: color for name, color in colors.items() if any(mark.name == name for mark in marks)}
+    return _lines(stem, marks, colors, found.facts, xscale="log", xlabel="milliseconds, median; the number is of ours")
 
 
 def sizes(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> Path:
@@ -136,26 +229,14 @@ def shares(rows: Sequence[Row], ceilings: Mapping[str, float]) -> list[tuple[str
     return found
 
 
-def floors(path: Path, found: Sequence[tuple[str, str, float]], facts: Mapping[str, str]) -> Path:
-    """Shares of the floor as bars, the reference's over ours."""
-    from matplotlib import pyplot as plt
-
+def floors(stem: Path, found: Sequence[tuple[str, str, float]], facts: Mapping[str, str]) -> list[Path]:
+    """Shares of the floor, the reference's and ours."""
+    marks = [
+        Mark(label, backend, 100 * share, f"{share:.0%}" if backend in OURS else "") for label, backend, share in found
+    ]
     colors = _colors(backend for _, backend, _ in found)
-    ticks: dict[str, float] = {}
-    position = 0.0
-    figure, axes = plt.subplots(figsize=(10, 1.5 + 0.2 * len(found)), layout="constrained")
-    for label, backend, share in found:
-        position += 1 if label in ticks else 1.6
-        ticks.setdefault(label, position)
-        axes.barh(position, 100 * share, color=colors[backend])
-        axes.text(100 * share + 1, position, f"{share:.0%}", va="center", size=7)
-    axes.set_yticks(list(ticks.values()), list(ticks), size=7)
-    axes.set_ylim(position + 1, 0.6)
-    axes.set_xlim(0, 105)
-    axes.set_xlabel("percent: what the operations and bytes need at the measured ceilings, over the median")
-    axes.set_title(_title(facts), size=8)
-    _legend(figure, colors)
-    return _save(figure, path)
+    what = "percent: what the operations and bytes need at the measured ceilings, over the median"
+    return _lines(stem, marks, colors, facts, xlim=(0, 105), xlabel=what)
 
 
 def updates(path: Path, found: Sequence[Row], facts: Mapping[str, str]) -> Path:
@@ -180,10 +261,30 @@ def updates(path: Path, found: Sequence[Row], facts: Mapping[str, str]) -> Path:
             left += width
         axes.text(left, position, f" {left:.0f} ms", va="center", size=8)
         labels.append(f"{row['op']} {size_name(row)} {row['dtype']}\n{row['backend']}")
-    axes.set_yticks(range(len(found)), labels, size=7)
+    axes.set_yticks(range(len(found)), labels, size=8)
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.set_xlabel("milliseconds, under torch's profiler")
     axes.set_title(_title(facts), size=8)
     figure.legend(loc="outside upper right", ncols=6, fontsize=8)
     return _save(figure, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draw the plots of a file; 2 if it cannot be read."""
+    from bench import report
+
+    parser = argparse.ArgumentParser(prog="python -m bench.plots", description="Draw the plots of a results file.")
+    parser.add_argument("file", type=Path, metavar="FILE", help="of python -m bench --json")
+    options = parser.parse_args(arguments)
+    try:
+        found = report.read(options.file)
+    except (OSError, ValueError) as error:
+        print(f"bench.plots: {error}", file=sys.stderr)
+        return 2
+    print(*draw(options.file, found), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

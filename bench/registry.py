@@ -1,4 +1,8 @@
-"""The registry of cases, and which contestants a case has on this machine."""
+"""The registry of cases, for ``python -m bench`` and ``python -m bench.device``; who competes in those of the first.
+
+A case is one op (or whole update) at one size and dtype. The modules of ``bench/cases/`` register them with
+:func:`case`; what they decorate makes the inputs and knows the contestants that are no backend.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import importlib
 import itertools
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,10 +24,25 @@ COMPILED = "torch.compile"  # of the reference
 EAGER_FP32 = "eager fp32"  # the reference in float32, beside a case of bfloat16
 AUTOCAST = "autocast"  # the same under torch.autocast: PyTorch's own way to bfloat16
 WIDER = (EAGER_FP32, AUTOCAST)
+PLAIN = "torch"  # as one would write it in PyTorch, where the reference is written otherwise
+PYTORCH = (REFERENCE, AUTOCAST, COMPILED, PLAIN)  # in the dtype of the case: what ours is held against
 OURS = ("cpu", "auto")  # of a machine without a GPU
 FORWARD, FORWARD_BACKWARD = "forward", "forward_backward"
+COLD, WARM = "cold", "warm"  # what a GPU's L2 holds before a run: nothing of the work, or all of it
+FP32, BF16, TF32 = torch.float32, torch.bfloat16, "tf32"
 
 Run = Callable[[str], object]  # does the work once, on the contestant of that name
+Work = Callable[[], object]  # does it once
+Passes = Mapping[str, Work]  # FORWARD, FORWARD_BACKWARD -> does it once
+
+
+@dataclass(frozen=True)
+class Other:
+    """A contestant that is no backend: a rival, or our kernels used in another way."""
+
+    prepare: Callable[[], Passes]  # may take long, or raise what it lacks
+    slow: bool = False  # takes minutes to compile: left out unless --slow
+    graph: bool = True  # whether bench.device records its passes as CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -31,11 +50,19 @@ class Problem:
     """A case with its inputs made: what one timing calls."""
 
     passes: Mapping[str, Run]  # FORWARD is without autograd; FORWARD_BACKWARD gives the gradients, or is a whole update
-    rivals: tuple[str, ...] = ()  # contestants that are no backend: COMPILED, or a name that the passes know
-    slow_rivals: tuple[str, ...] = ()  # the same, left out unless --slow
+    others: Mapping[str, Other] = field(default_factory=dict)
+    graph: bool = True  # whether bench.device records the backends' passes; an update records itself
 
 
 Build = Callable[..., Problem]  # (device, dtype, **shape) -> Problem
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """How ``python -m bench.device`` times a case."""
+
+    seconds: float = 60.0  # a limit for all of it, compilation included
+    caches: tuple[str, ...] = (COLD, WARM)  # both for a small op: in an update its inputs have just been written
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +77,14 @@ class Case:
     slow: bool = False  # left out unless --slow
     wider: tuple[str, ...] = ()  # of WIDER, in bfloat16: contestants whose weights and inputs are float32
     memory: bool = False  # whether the peak of its memory is measured too
+    bench: bool = True  # whether python -m bench times it
+    device: OnDevice | None = None  # whether and how python -m bench.device times it
+    tf32: bool = False  # whether products of float32 may be in tf32, on a GPU
 
     @property
     def dtype_name(self) -> str:
-        """Without "torch."."""
-        return str(self.dtype).removeprefix("torch.")
+        """Without "torch."; "tf32" where products may be that."""
+        return TF32 if self.tf32 else str(self.dtype).removeprefix("torch.")
 
     @property
     def shape_name(self) -> str:
@@ -74,30 +104,63 @@ def case(
     op: str,
     shapes: Sequence[Mapping[str, int]],
     *,
-    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    dtypes: Sequence[torch.dtype | str] = (FP32,),
     uses: Sequence[str] | None = None,
     slow: bool = False,
     wider: Sequence[str] = (),
     memory: bool = False,
+    bench: bool = True,
+    device: OnDevice | None = None,
 ) -> Callable[[Build], Build]:
     """Register the decorated function as ``op`` at every shape and dtype; ``uses`` is the op itself unless given."""
 
     def register(build: Build) -> Build:
         used = (op,) if uses is None else tuple(uses)
         for shape, dtype in itertools.product(shapes, dtypes):
-            more = tuple(wider) if dtype == torch.bfloat16 else ()
-            CASES.append(Case(op, shape, dtype, build, used, slow, more, memory))
+            kind = dtype if isinstance(dtype, torch.dtype) else FP32
+            more = tuple(wider) if kind == BF16 else ()
+            CASES.append(Case(op, shape, kind, build, used, slow, more, memory, bench, device, dtype == TF32))
         return build
 
     return register
 
 
-def select(pattern: str = "", *, slow: bool = False) -> list[Case]:
-    """Cases whose name contains ``pattern`` (``*`` and ``?`` match anything), slow ones only if asked for."""
+def load() -> list[Case]:
+    """All cases, of both commands."""
     package = importlib.import_module("bench.cases")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"bench.cases.{module.name}")
-    return [case for case in CASES if (slow or not case.slow) and fnmatch.fnmatchcase(case.name, f"*{pattern}*")]
+    return CASES
+
+
+def select(pattern: str = "", *, slow: bool = False) -> list[Case]:
+    """Cases of ``python -m bench`` whose name contains ``pattern``, in which ``*`` and ``?`` match anything.
+
+    ``slow``: also those that take minutes.
+    """
+    cases = [case for case in load() if case.bench and (slow or not case.slow)]
+    return [case for case in cases if fnmatch.fnmatchcase(case.name, f"*{pattern}*")]
+
+
+def both_passes(
+    forward: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None
+) -> dict[str, Callable[..., object]]:
+    """A function without autograd, and the gradients with respect to ``leaves``; both take what ``forward`` takes.
+
+    ``cotangents``, the gradients of its outputs, are random numbers unless given.
+    """
+    if cotangents is None:
+        with torch.no_grad():
+            cotangents = [torch.randn_like(output) for output in forward()]
+
+    def without_gradients(*names: str) -> object:
+        with torch.no_grad():
+            return forward(*names)
+
+    def with_gradients(*names: str) -> object:
+        return torch.autograd.grad(list(forward(*names)), list(leaves), cotangents)
+
+    return {FORWARD: without_gradients, FORWARD_BACKWARD: with_gradients}
 
 
 def differentiable(
@@ -107,40 +170,35 @@ def differentiable(
 
     ``torch.compile`` of the reference is a rival; with ``slow_to_compile``, as a whole scan is, only on --slow.
     """
-    compiled = torch.compile(forward, dynamic=False)
-
-    def run(name: str) -> list[Tensor]:
-        return list(compiled(REFERENCE) if name == COMPILED else forward(name))
-
     with torch.no_grad():
-        cotangents = [torch.randn_like(output) for output in run(REFERENCE)]
+        cotangents = [torch.randn_like(output) for output in forward(REFERENCE)]
 
-    def without_gradients(name: str) -> object:
-        with torch.no_grad():
-            return run(name)
+    def compiled() -> Passes:
+        function = torch.compile(forward, dynamic=False)
+        return both_passes(functools.partial(function, REFERENCE), leaves, cotangents)
 
-    def with_gradients(name: str) -> object:
-        return torch.autograd.grad(run(name), list(leaves), cotangents)
-
-    passes = {FORWARD: without_gradients, FORWARD_BACKWARD: with_gradients}
-    return Problem(passes, slow_rivals=(COMPILED,)) if slow_to_compile else Problem(passes, rivals=(COMPILED,))
+    return Problem(both_passes(forward, leaves, cotangents), {COMPILED: Other(compiled, slow=slow_to_compile)})
 
 
-def run_wider(case: Case, device: torch.device) -> Mapping[str, Mapping[str, Run]]:
-    """The passes of ``case.wider``'s contestants, by their names: of the same case with float32 inputs and weights."""
-    if not case.wider:
-        return {}
-    passes = case.build(device, torch.float32, **case.shape).passes
+def wider(case: Case, device: torch.device) -> dict[str, Other]:
+    """The contestants ``case.wider``: the reference of the same case with float32 inputs and weights."""
 
-    def eager(run: Run, name: str) -> object:
+    @functools.cache
+    def passes() -> Mapping[str, Run]:
+        return case.build(device, FP32, **case.shape).passes
+
+    def eager(run: Run) -> object:
         return run(REFERENCE)
 
-    def autocast(run: Run, name: str) -> object:
+    def autocast(run: Run) -> object:
         with torch.autocast(device.type, case.dtype):
             return run(REFERENCE)
 
+    def prepare(way: Callable[[Run], object]) -> Passes:
+        return {passed: functools.partial(way, run) for passed, run in passes().items()}
+
     ways = {EAGER_FP32: eager, AUTOCAST: autocast}
-    return {name: {key: functools.partial(ways[name], run) for key, run in passes.items()} for name in case.wider}
+    return {name: Other(functools.partial(prepare, ways[name])) for name in case.wider}
 
 
 def contestants(case: Case, device: torch.device) -> tuple[list[str], dict[str, str]]:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from apv_fast import backends
 from bench import plots
-from bench.registry import REFERENCE, Case
+from bench.registry import EAGER_FP32, PYTORCH, REFERENCE, Case
 
 # op, backend, device, dtype, shape, pass, median_ms, p10_ms, p90_ms, runs, baseline_ratio; some have peak_mb
 Row = dict[str, Any]
@@ -82,29 +82,53 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def best_of_pytorch(found: Sequence[Row], passed: str) -> float | None:
+    """The least milliseconds of PyTorch in the dtype of the case, of one pass."""
+    times = [row["median_ms"] for row in found if row["pass"] == passed and row["backend"] in PYTORCH]
+    return min(times, default=None)
+
+
 def table(found: Sequence[Row]) -> Table:
-    """The rows of one case, for the terminal."""
+    """The rows of one case, for the terminal: each held against PyTorch in the same dtype, and in float32 beside it."""
     result = Table(box=None, padding=(0, 2, 0, 0))
     for heading, width in (("pass", 16), ("backend", 13)):
         result.add_column(heading, min_width=width)
-    for heading, width in (("median ms", 9), ("p10 - p90 ms", 17), ("runs", 4), ("x reference", 11)):
+    for heading, width in (("median ms", 9), ("p10 - p90 ms", 17), ("runs", 4), ("x PyTorch", 9), ("x its fp32", 10)):
         result.add_column(heading, justify="right", min_width=width)
     for row in found:
+        same, fp32 = best_of_pytorch(found, row["pass"]), _eager_fp32(found, row["pass"])
         result.add_row(
             row["pass"],
             row["backend"],
             f"{row['median_ms']:.4g}",
             f"{row['p10_ms']:.4g} - {row['p90_ms']:.4g}",
             str(row["runs"]),
-            f"{row['baseline_ratio']:.2f}",
+            "" if same is None or row["backend"] == EAGER_FP32 else f"{same / row['median_ms']:.2f}",
+            "" if fp32 is None else f"{fp32 / row['median_ms']:.2f}",
         )
     return result
+
+
+def _eager_fp32(found: Sequence[Row], passed: str) -> float | None:
+    return next((row["median_ms"] for row in found if (row["backend"], row["pass"]) == (EAGER_FP32, passed)), None)
 
 
 def case_name(row: Row) -> str:
     """Of the case that the row is of."""
     shape = " ".join(f"{name}={size}" for name, size in row["shape"].items())
     return f"{row['op']} {shape} {row['dtype']}"
+
+
+def read(path: Path) -> Results:
+    """A file that :func:`write` wrote.
+
+    Raises:
+        ValueError: it is none.
+    """
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise ValueError(f"{path} is no file of python -m bench --json")
+    return Results(content.get("machine", {}), content["rows"], content.get("ceilings", {}), content.get("updates", ()))
 
 
 def write(path: Path, found: Results) -> list[Path]:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from apv_fast.nn import Decoder, Encoder
 from apv_fast.ops.image_model import image_decoder, image_encoder
-from bench.registry import Problem, case, differentiable
+from bench.registry import BF16, FP32, OnDevice, Problem, case, differentiable
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (FP32, BF16)
 BATCH = {"B": 16, "T": 25}
 
 
@@ -17,7 +17,7 @@ def _layers(*modules: torch.nn.Module) -> list[tuple[Tensor, Tensor]]:
     return [(module.weight, module.bias) for module in modules]  # type: ignore[misc]
 
 
-@case("image_encoder", [BATCH | {"depth": 48}], dtypes=DTYPES)
+@case("image_encoder", [BATCH | {"depth": 48}], dtypes=DTYPES, device=OnDevice())
 @case("image_encoder", [BATCH | {"depth": 16}], dtypes=DTYPES)
 def encoder(device: torch.device, dtype: torch.dtype, B: int, T: int, depth: int) -> Problem:
     """Bytes to embeddings; gradients of the weights, for the images have none."""
@@ -30,7 +30,7 @@ def encoder(device: torch.device, dtype: torch.dtype, B: int, T: int, depth: int
     return differentiable(forward, list(model.parameters()), slow_to_compile=True)
 
 
-@case("image_decoder", [BATCH | {"F": 2048, "depth": 48}], dtypes=DTYPES)
+@case("image_decoder", [BATCH | {"F": 2048, "depth": 48}], dtypes=DTYPES, device=OnDevice())
 @case("image_decoder", [BATCH | {"F": 1224, "depth": 16}], dtypes=DTYPES)
 def decoder(device: torch.device, dtype: torch.dtype, B: int, T: int, F: int, depth: int) -> Problem:
     """Features to images; gradients of both features and weights."""

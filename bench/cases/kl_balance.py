@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from apv_fast import ops
-from bench.registry import Problem, case, differentiable
+from bench.registry import OnDevice, Problem, case, differentiable
 
 
-@case("kl_balance", [{"B": 16, "T": 25, "S": 32, "C": 32}, {"B": 50, "T": 50, "S": 32, "C": 32}])
+@case("kl_balance", [{"B": 16, "T": 25, "S": 32, "C": 32}])
+@case("kl_balance", [{"B": 50, "T": 50, "S": 32, "C": 32}], device=OnDevice())
 def kl_balance(device: torch.device, dtype: torch.dtype, B: int, T: int, S: int, C: int) -> Problem:
     """Categorical latents of full size."""
     leaves = [torch.randn(B, T, S, C, device=device, dtype=dtype).requires_grad_() for _ in range(2)]
@@ -20,7 +21,7 @@ def kl_balance(device: torch.device, dtype: torch.dtype, B: int, T: int, S: int,
     return differentiable(forward, leaves)
 
 
-@case("kl_balance_normal", [{"B": 50, "T": 50, "S": 32}])
+@case("kl_balance_normal", [{"B": 50, "T": 50, "S": 32}], device=OnDevice())
 def kl_balance_normal(device: torch.device, dtype: torch.dtype, B: int, T: int, S: int) -> Problem:
     """Gaussian latents."""
     means = [torch.randn(B, T, S, device=device, dtype=dtype).requires_grad_() for _ in range(2)]

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from apv_fast import ops
 from apv_fast.nn.heads import Trunk
-from bench.registry import Problem, case, differentiable
+from bench.registry import BF16, FP32, OnDevice, Problem, case, differentiable
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (FP32, BF16)
 
 
-@case("mlp", [{"N": 6000, "F": 2048, "layers": 4, "units": 400}], dtypes=DTYPES)
+@case("mlp", [{"N": 6000, "F": 2048, "layers": 4, "units": 400}], dtypes=DTYPES, device=OnDevice())
 def mlp(device: torch.device, dtype: torch.dtype, N: int, F: int, layers: int, units: int) -> Problem:
     """Those of 15 x 400 imagined states: gradients of weights and, as the reward head passes on, features."""
     trunk = Trunk(F, layers, units, dtype, "auto").to(device)

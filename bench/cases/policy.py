@@ -9,12 +9,12 @@ from apv_fast.agent.policy import Policy
 from apv_fast.backend import resolve, use_backend
 from apv_fast.nn import RSSM, Actor
 from apv_fast.types import State
-from bench.cases.rssm import DTYPES, FULL, NARROW
-from bench.registry import FORWARD, WIDER, Problem, case
+from bench.cases.parts.rssm import DTYPES, FULL, NARROW
+from bench.registry import FORWARD, WIDER, OnDevice, Problem, case
 
 
 @case("policy", [{"B": 1, "E": 1536, "A": 4, **FULL}, {"B": 1, "E": 512, "A": 4, **NARROW}], dtypes=DTYPES, wider=WIDER)
-@case("policy", [{"B": 16, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES)
+@case("policy", [{"B": 16, "E": 1536, "A": 4, **FULL}], dtypes=DTYPES, device=OnDevice())
 def policy(device: torch.device, dtype: torch.dtype, B: int, E: int, A: int, **sizes: int) -> Problem:
     """From embeddings to actions, as between two steps of an environment; states are fed back, as there."""
     lower = RSSM(E, 0, dtype=dtype, **sizes).to(device)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Whole training updates as the commands make them: losses, gradients, optimiser steps; no environment, no loading.
 
-Everything that the shape does not name is the Meta-world preset: stacked, with the bonus, 32 x 32 latents.
+Everything that the shape does not name is the Meta-world preset: stacked, with the bonus, 32 x 32 latents. "auto" is
+the way of production, the best backend of every op; on a GPU one CUDA graph an update.
 """
 
 from __future__ import annotations
@@ -15,10 +16,27 @@ from torch import Tensor
 
 from apv_fast.agent.agent import Agent, Pretrainer
 from apv_fast.config import PRESETS, Backend, FinetuneConfig, Graph, ModelConfig, PretrainConfig
-from bench.registry import EAGER_FP32, FORWARD_BACKWARD, REFERENCE, Problem, case
+from bench.gpu.contests import COMPILED_GRAPH, REFERENCE_GRAPH
+from bench.gpu.targets import WITHOUT_GRAPH
+from bench.registry import (
+    BF16,
+    COLD,
+    COMPILED,
+    FORWARD_BACKWARD,
+    FP32,
+    REFERENCE,
+    TF32,
+    WIDER,
+    OnDevice,
+    Other,
+    Passes,
+    Problem,
+    case,
+)
+from bench.rivals.compiled import compile_update
 
 ACTIONS = 4
-DTYPES = (torch.float32, torch.bfloat16)  # of the products
+DTYPES = (FP32, BF16)  # of the products
 FULL = {"deter": 1024, "hidden": 1024, "cnn_depth": 48}
 SMALL = {"deter": 200, "hidden": 200, "cnn_depth": 16}
 SEQUENCES = {"B": 16, "T": 25}
@@ -26,6 +44,52 @@ PAPER = {"B": 50, "T": 50}
 HORIZON = {"horizon": 15}
 MODEL_OPS = ("rssm_observe", "kl_balance")
 TASK_OPS = ("stacked_observe", "rssm_rollout", "kl_balance", "knn_bonus", "lambda_return")
+AUTO = "auto"
+# How bench.device runs each: backend and graph.
+WAYS: dict[str, tuple[Backend, Graph]] = {
+    AUTO: ("auto", "on"),
+    WITHOUT_GRAPH: ("auto", "off"),
+    REFERENCE: ("reference", "off"),
+    REFERENCE_GRAPH: ("reference", "on"),
+}
+COMPILED_WAY: tuple[Backend, Graph] = ("reference", "on")
+
+Make = Callable[[Backend, Graph, bool], Callable[[], object]]  # backend, graph, whether compiled -> does an update
+
+
+@case("pretrain_update", [SEQUENCES | FULL], dtypes=DTYPES, uses=MODEL_OPS, wider=WIDER)
+@case("pretrain_update", [SEQUENCES | SMALL], uses=MODEL_OPS)
+@case("pretrain_update", [PAPER | FULL], dtypes=DTYPES, uses=MODEL_OPS, slow=True)
+def pretrain_update(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
+    """One update of the action-free video model."""
+    return _problem(_pretrainer(device, dtype, shape))
+
+
+@case("finetune_update", [SEQUENCES | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, wider=WIDER)
+@case("finetune_update", [SEQUENCES | SMALL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, wider=WIDER)
+@case("finetune_update", [PAPER | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, slow=True)
+def finetune_update(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
+    """One update of world model, actor and critic."""
+    return _problem(_agent(device, dtype, shape))
+
+
+PRETRAIN_ON_DEVICE, FINETUNE_ON_DEVICE = OnDevice(150, (COLD,)), OnDevice(300, (COLD,))
+
+
+@case(
+    "pretrain_update", [SEQUENCES | FULL], dtypes=(BF16, TF32), uses=MODEL_OPS, bench=False, device=PRETRAIN_ON_DEVICE
+)
+def pretrain_on_device(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
+    """The video model's update in the ways of a GPU."""
+    return _device_problem(_pretrainer(device, dtype, shape))
+
+
+@case(
+    "finetune_update", [PAPER | FULL | HORIZON], dtypes=(BF16,), uses=TASK_OPS, bench=False, device=FINETUNE_ON_DEVICE
+)
+def finetune_on_device(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
+    """The Meta-world update: world model, 2500 starts × 15 imagined steps, actor and critic."""
+    return _device_problem(_agent(device, dtype, shape))
 
 
 def _model(dtype: torch.dtype, deter: int, hidden: int, cnn_depth: int) -> ModelConfig:
@@ -61,40 +125,60 @@ def finetune_setup(
     return batch, replace(preset, batch=B, length=T, model=_model(dtype, **sizes), behavior=behavior)
 
 
-def _graph(backend: str) -> Graph:
-    """The reference is plain PyTorch, eager; everything else runs as in production."""
-    return "off" if backend == REFERENCE else "auto"
-
-
-def _whole(make: Callable[[Backend], Callable[[], object]]) -> Problem:
-    """A problem from a function that makes a learner; each contestant trains one of its own."""
-    learner = functools.cache(make)
-    return Problem({FORWARD_BACKWARD: lambda name: learner(name)()})
-
-
-@case("pretrain_update", [SEQUENCES | FULL], dtypes=DTYPES, uses=MODEL_OPS, wider=(EAGER_FP32,))
-@case("pretrain_update", [SEQUENCES | SMALL], uses=MODEL_OPS)
-@case("pretrain_update", [PAPER | FULL], dtypes=DTYPES, uses=MODEL_OPS, slow=True)
-def pretrain_update(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
-    """One update of the action-free video model."""
+def _pretrainer(device: torch.device, dtype: torch.dtype, shape: dict[str, int]) -> Make:
     batch, config = pretrain_setup(device, dtype, **shape)
 
-    def make(backend: Backend) -> Callable[[], object]:
-        learner = Pretrainer(replace(config, backend=backend, graph=_graph(backend)), device)
+    def make(backend: Backend, graph: Graph, compiles: bool) -> Callable[[], object]:
+        learner = Pretrainer(replace(config, backend=backend, graph=graph), device)
+        if compiles:
+            compile_update(learner)
         return functools.partial(learner.update, batch)
 
-    return _whole(make)
+    return make
 
 
-@case("finetune_update", [SEQUENCES | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, wider=(EAGER_FP32,))
-@case("finetune_update", [SEQUENCES | SMALL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, wider=(EAGER_FP32,))
-@case("finetune_update", [PAPER | FULL | HORIZON], dtypes=DTYPES, uses=TASK_OPS, slow=True)
-def finetune_update(device: torch.device, dtype: torch.dtype, **shape: int) -> Problem:
-    """One update of world model, actor and critic."""
+def _agent(device: torch.device, dtype: torch.dtype, shape: dict[str, int]) -> Make:
     batch, config = finetune_setup(device, dtype, **shape)
 
-    def make(backend: Backend) -> Callable[[], object]:
-        agent = Agent(replace(config, backend=backend, graph=_graph(backend)), ACTIONS, discrete=False, device=device)
+    def make(backend: Backend, graph: Graph, compiles: bool) -> Callable[[], object]:
+        agent = Agent(replace(config, backend=backend, graph=graph), ACTIONS, discrete=False, device=device)
+        if compiles:
+            compile_update(agent)
         return functools.partial(agent.update, batch)
 
-    return _whole(make)
+    return make
+
+
+def _problem(make: Make) -> Problem:
+    """Each contestant trains a learner of its own; the reference is plain PyTorch, all else runs as in production."""
+
+    @functools.cache
+    def learner(backend: Backend) -> Callable[[], object]:
+        return make(backend, "off" if backend == REFERENCE else "auto", False)
+
+    def run(name: Backend) -> object:
+        return learner(name)()
+
+    def compiled() -> Passes:
+        return {FORWARD_BACKWARD: make("reference", "off", True)}
+
+    return Problem({FORWARD_BACKWARD: run}, {COMPILED: Other(compiled, slow=True)})  # type: ignore[dict-item]
+
+
+def _device_problem(make: Make) -> Problem:
+    """The same in the ways of ``bench.device``; learners record themselves."""
+
+    @functools.cache
+    def learner(name: str) -> Callable[[], object]:
+        return make(*WAYS[name], False)
+
+    def run(name: str) -> object:
+        return learner(name)()
+
+    def prepare(way: tuple[Backend, Graph], compiles: bool) -> Passes:
+        return {FORWARD_BACKWARD: make(*way, compiles)}
+
+    ways = {name: (way, False) for name, way in WAYS.items() if name not in (AUTO, REFERENCE)}
+    ways[COMPILED_GRAPH] = (COMPILED_WAY, True)
+    others = {name: Other(functools.partial(prepare, *way), graph=False) for name, way in ways.items()}
+    return Problem({FORWARD_BACKWARD: run}, others, graph=False)

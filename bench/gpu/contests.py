@@ -1,38 +1,35 @@
-"""What is timed against what: a contest is one op at one size and dtype, with its contestants.
+"""What ``bench.device`` times against what: a contest is a case of :mod:`bench.registry` with its contestants.
 
-Contestants are "reference" (PyTorch, eager), the same recorded as a CUDA graph, ``torch.compile`` in a graph, around
-loops and around a scan, other projects' whole updates (:mod:`bench.peers`), yardsticks that are no implementation of
-the op, and every backend for GPUs that the table in :mod:`apv_fast.backend`
-has for it, also in a graph: that is how a training update runs them. Nothing here names a kernel.
+They are "reference" (PyTorch, eager), the same recorded as a CUDA graph, every backend for GPUs that the table in
+:mod:`apv_fast.backend` has for the op, recorded too, since that is how a training update runs them, and the others
+that the case knows: ``torch.compile``, around loops and around a scan, yardsticks that are no implementation of the op.
+Of whole updates, which record themselves, "auto" stands for all backends, and other projects' updates
+(:mod:`bench.peers`) compete where an environment variable names their checkout. Nothing here names a kernel.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from unittest import mock
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from apv_fast.backend import AUTO_ORDER, IMPLEMENTATIONS
 from bench.gpu.graphs import capture
-from bench.registry import COMPILED, FORWARD, FORWARD_BACKWARD, REFERENCE
+from bench.gpu.targets import is_ours
+from bench.peers import remote
+from bench.peers.setup import UPDATES
+from bench.registry import COLD, COMPILED, FORWARD_BACKWARD, REFERENCE, Case, OnDevice, Other, Passes, Problem, Work
 
 DEVICE = torch.device("cuda")
 OURS = tuple(name for name in AUTO_ORDER["cuda"] if name != REFERENCE)
 GRAPH = " in a graph"
 REFERENCE_GRAPH, COMPILED_GRAPH = REFERENCE + GRAPH, COMPILED + GRAPH
-SCAN_GRAPH = COMPILED + " of a scan" + GRAPH
-PHASES = "triton, a launch a phase"
-COLD, WARM = "cold", "warm"
-DTYPES = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 
-Work = Callable[[], object]
-Passes = Mapping[str, Work]  # FORWARD, FORWARD_BACKWARD -> does it once
 Prepare = Callable[[], Passes]  # warms up and records
+Players = Mapping[str, Prepare]
 
 
 class Stated(dict[str, Work]):
@@ -43,16 +40,13 @@ class Stated(dict[str, Work]):
         self.facts = dict(facts)
 
 
-Players = Mapping[str, Prepare]
-
-
 @dataclass(frozen=True)
 class Contest:
     """One op at one size and dtype."""
 
     op: str
     shape: Mapping[str, int]
-    dtype: str  # of DTYPES
+    dtype: str  # "bfloat16", "tf32" or "float32"
     players: Callable[[Contest], Players]
     seconds: float = 60.0  # a limit for all of it, compilation included
     caches: tuple[str, ...] = (COLD,)  # what L2 holds before each run
@@ -62,30 +56,12 @@ class Contest:
         """Unique: op, size, dtype."""
         return f"{self.op} {' '.join(f'{key}={size}' for key, size in self.shape.items())} {self.dtype}"
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return DTYPES[self.dtype]
 
-
-CONTESTS: list[Contest] = []
-
-
-def contest(
-    op: str,
-    shapes: Sequence[Mapping[str, int]],
-    dtypes: Sequence[str] = ("float32",),
-    *,
-    seconds: float = 60.0,
-    caches: tuple[str, ...] = (COLD,),
-) -> Callable[[Callable[[Contest], Players]], Callable[[Contest], Players]]:
-    """Register the decorated function, which makes the contestants, for ``op`` at every size and dtype."""
-
-    def register(players: Callable[[Contest], Players]) -> Callable[[Contest], Players]:
-        CONTESTS.extend(Contest(op, shape, dtype, players, seconds, caches) for shape in shapes for dtype in dtypes)
-        return players
-
-    return register
+def contest_of(case: Case) -> Contest:
+    """The contest of a case that ``bench.device`` times."""
+    how = case.device or OnDevice()
+    players = functools.partial(players_of, case)
+    return Contest(case.op, case.shape, case.dtype_name, players, how.seconds, how.caches)
 
 
 def backends_of(*ops: str) -> list[str]:
@@ -93,28 +69,41 @@ def backends_of(*ops: str) -> list[str]:
     return [name for name in OURS if all(name in IMPLEMENTATIONS[op] for op in ops)]
 
 
-def differentiable(forward: Callable[[], Sequence[Tensor]], leaves: Sequence[Tensor], *, graph: bool) -> Passes:
-    """Both passes of a function: without autograd, and with the gradients with respect to ``leaves``.
-
-    Args:
-        forward: the function.
-        leaves: what gradients are taken of.
-        graph: record each pass, and time its replay.
-    """
-    with torch.no_grad():
-        cotangents = [torch.randn_like(output) for output in forward()]
-
-    def without_gradients() -> object:
-        with torch.no_grad():
-            return forward()
-
-    def with_gradients() -> object:
-        return torch.autograd.grad(list(forward()), list(leaves), cotangents)
-
-    passes: dict[str, Work] = {FORWARD: without_gradients, FORWARD_BACKWARD: with_gradients}
-    return {name: capture(work).replay for name, work in passes.items()} if graph else passes
+def players_of(case: Case, contest: Contest) -> Players:
+    """Who competes in ``case`` at the contest's size: ours, the reference, the others, peers."""
+    problem: Problem = case.build(DEVICE, case.dtype, **contest.shape)
+    players: dict[str, Prepare] = {}
+    for name in backends_of(*case.uses) if len(case.uses) == 1 else ["auto"]:
+        players[name] = functools.partial(_backend, problem, name, problem.graph)
+    players[REFERENCE] = functools.partial(_backend, problem, REFERENCE, False)
+    if problem.graph:
+        players[REFERENCE_GRAPH] = functools.partial(_backend, problem, REFERENCE, True)
+    for name, other in problem.others.items():
+        if not other.slow:
+            suffix = GRAPH if other.graph and not is_ours(name) else ""  # ours are recorded anyway
+            players[name + suffix] = functools.partial(_other, problem, other)
+    return {**players, **_peers(contest)}
 
 
-def setting(**variables: str) -> AbstractContextManager[object]:
-    """Environment variables for as long as something is prepared."""
-    return mock.patch.dict(os.environ, variables) if variables else nullcontext()
+def _backend(problem: Problem, name: str, graph: bool) -> Passes:
+    return _recorded({passed: functools.partial(run, name) for passed, run in problem.passes.items()}, graph)
+
+
+def _other(problem: Problem, other: Other) -> Passes:
+    passes = {passed: work for passed, work in other.prepare().items() if passed in problem.passes}
+    return _recorded(passes, other.graph)
+
+
+def _recorded(passes: Passes, graph: bool) -> Passes:
+    return {passed: capture(work).replay for passed, work in passes.items()} if graph else passes
+
+
+def _peers(contest: Contest) -> Players:
+    """Other projects' updates, whose checkouts are named."""
+
+    def prepare(name: str, path: Path) -> Passes:
+        found = remote.Remote(name, path, contest.op, contest.shape, contest.dtype, DEVICE.type)
+        return Stated({FORWARD_BACKWARD: found.update}, found.facts)
+
+    named = remote.named(contest.op) if contest.op in UPDATES else {}
+    return {remote.TITLES[name]: functools.partial(prepare, name, path) for name, path in named.items()}

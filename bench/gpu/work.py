@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from apv_fast.backend import BackendError
-from bench.gpu import barrier, ceilings, pointwise
-from bench.gpu.contests import CONTESTS, DEVICE, WARM, Contest, Passes, Prepare, Work
+from bench import registry
+from bench.gpu import barrier, ceilings
+from bench.gpu.contests import DEVICE, Contest, Prepare, contest_of
 from bench.gpu.targets import COMPARED, TARGETS, is_core, is_ours
 from bench.gpu.worker import Tell, is_broken, message
-from bench.registry import REFERENCE
+from bench.registry import REFERENCE, WARM, Passes, Work
 from bench.report import summarize
 from bench.timing import interleaved
 
@@ -29,10 +30,7 @@ Samples = Mapping[str, list[float]]
 @functools.cache
 def load() -> list[Contest]:
     """Every contest, in the order in which they are worth their time."""
-    for name in ("scans", "updates"):  # register themselves
-        importlib.import_module(f"bench.gpu.{name}")
-    pointwise.register()
-    return sorted(CONTESTS, key=_rank)
+    return sorted((contest_of(case) for case in registry.load() if case.device), key=_rank)
 
 
 def _rank(contest: Contest) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -20,7 +21,17 @@ from bench import __main__, breakdown, ceilings, memory, plots, report, targets,
 from bench.__main__ import main
 from bench.cost import machine
 from bench.measure import measure
-from bench.registry import AUTOCAST, EAGER_FP32, FORWARD_BACKWARD, WIDER, Case, Problem, contestants, run_wider, select
+from bench.registry import (
+    AUTOCAST,
+    EAGER_FP32,
+    FORWARD_BACKWARD,
+    Case,
+    Problem,
+    contestants,
+    load,
+    select,
+    wider,
+)
 
 CPU = torch.device("cpu")
 FACTS = {"CPU": "a CPU", "threads": "2", "date": "today"}
@@ -63,7 +74,7 @@ def test_json_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["runs"] >= timing.MIN_ROUNDS
         reference = next(row for row in rows if row["backend"] == "reference")
         assert row["baseline_ratio"] == pytest.approx(reference["median_ms"] / row["median_ms"], rel=1e-3)
-    assert path.with_suffix(".png").stat().st_size > 1000
+    assert (path.parent / "rows-medians.png").stat().st_size > 1000
     assert "threads: " in path.with_suffix(".txt").read_text()
     assert "knn_bonus Q=16" in capsys.readouterr().out
 
@@ -104,8 +115,22 @@ def test_contestants_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc" + "bca"  # warm-up, then five rounds
 
 
-def test_every_op_has_a_case() -> None:
-    assert set(IMPLEMENTATIONS) <= {case.op for case in select()}
+TOGETHER = {  # ops that share a module
+    "normalize_image": "image_loss",
+    "image_encoder": "image_model",
+    "image_decoder": "image_model",
+    "kl_balance_normal": "kl_balance",
+}
+
+
+@pytest.mark.parametrize("op", IMPLEMENTATIONS)
+def test_every_op_has_its_cases(op: str) -> None:
+    """In the module of its name, for ``python -m bench`` and, where a backend for GPUs has it, ``bench.device``."""
+    module = f"bench.cases.{TOGETHER.get(op, op)}"
+    cases = [case for case in load() if case.op == op]
+    assert {case.build.__module__ for case in cases} == {module}
+    assert any(case.bench and not case.slow for case in cases)
+    assert any(case.device for case in cases) or not {"triton", "cuda"} & IMPLEMENTATIONS[op].keys()
 
 
 def test_a_backend_that_auto_picks_for_all_is_not_timed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,9 +187,9 @@ def record(device: torch.device, dtype: torch.dtype, n: int) -> Problem:
 
 def test_wider_contestants_run_the_reference_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("a", {"n": 1}, torch.bfloat16, record, ("knn_bonus",), wider=(EAGER_FP32, AUTOCAST))
-    passes = run_wider(case, CPU)
-    assert passes[EAGER_FP32]["forward"](EAGER_FP32) == ("reference", torch.float32, False)
-    assert passes[AUTOCAST]["forward"](AUTOCAST) == ("reference", torch.float32, True)
+    passes = {name: other.prepare() for name, other in wider(case, CPU).items()}
+    assert passes[EAGER_FP32]["forward"]() == ("reference", torch.float32, False)
+    assert passes[AUTOCAST]["forward"]() == ("reference", torch.float32, True)
     monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.0)
     CALLS.clear()
     rows, _ = measure(case, CPU, 0.0)
@@ -255,13 +280,20 @@ def test_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.write_text(json.dumps({"rows": rows, "ceilings": {"fp32_tflop_s": 0.4}}))
     other.write_text(json.dumps({"rows": [row("torch.compile", 300.0), row("cpu", 110.0)]}))
     assert targets.main([str(path), str(other)]) == 0
-    lines = {line.split(" | ")[0]: line.split(" | ")[1:6] for line in capsys.readouterr().out.splitlines()}
-    assert lines["| observe, fp32"] == ["500 ms", "100 ms", "5.00×", "≥ 4×", "yes"]
-    assert lines["| observe, fp32, over torch.compile"] == ["300 ms", "110 ms", "2.73×", "≥ 2.5×", "yes"]
-    assert lines["| observe, bf16, over eager fp32"] == ["500 ms", "75 ms", "6.67×", "≥ 6.5×", "yes"]
-    assert lines["| observe, bf16, over the best PyTorch bf16"] == ["210 ms", "75 ms", "2.80×", "≥ 3×", "**no**"]
-    assert lines["| peak memory of observe, fp32"] == ["200 MB", "90 MB", "45%", "≤ 40%", "**no**"]
-    assert lines["| fine-tuning update, fp32"] == ["not measured", "not measured", "", "≤ 4.50 s", "?"]
+    lines = {line.split(" | ")[0]: line.split(" | ")[1:7] for line in capsys.readouterr().out.splitlines()}
+    assert lines["| observe, fp32"] == ["500 ms (eager)", "100 ms", "5.00×", "", "≥ 4×", "yes"]
+    assert lines["| observe, fp32, over torch.compile"] == [
+        "300 ms (torch.compile)",
+        "110 ms",
+        "2.73×",
+        "",
+        "≥ 2.5×",
+        "yes",
+    ]
+    half = ["210 ms (autocast)", "75 ms", "2.80×", "6.67×", "≥ 3×, ≥ 6.5× fp32", "**no**"]
+    assert lines["| observe, bf16"] == half, "against PyTorch in the same dtype; float32 is in a column of its own"
+    assert lines["| peak memory of observe, fp32"] == ["200 MB (eager)", "90 MB", "45%", "", "≤ 40%", "**no**"]
+    assert lines["| fine-tuning update, fp32"] == ["not measured", "not measured", "", "", "≤ 4.50 s", "?"]
     assert targets.main([str(tmp_path / "missing.json")]) == 2
 
 
@@ -270,16 +302,50 @@ def test_commands_of_the_targets_find_their_case() -> None:
         found = select(f"{target.op} {target.only}{target.dtype}")
         assert len(found) == 1, target.command
         assert target.shape.items() <= found[0].shape.items()
-        assert set(target.over) & set(WIDER) <= set(found[0].wider)
+        assert AUTOCAST not in target.over or target.dtype == "float32" or AUTOCAST in found[0].wider
+        assert target.times_fp32 is None or EAGER_FP32 in found[0].wider
 
 
 def test_plots(tmp_path: Path) -> None:
     sweep = [row("cpu", 1.0 + size, op="observe_sweep") for size in range(3)]
     parts = [{"op": "a", "backend": "cpu", "dtype": "float32", "shape": {}, "parts_ms": {"scan": 2.0, "other": 1.0}}]
-    made = plots.draw(tmp_path / "r.json", report.Results(FACTS, [row("cpu", 100.0), *sweep], {}, parts))
-    assert [path.name for path in made] == ["r.png", "r-sizes.png", "r-floors.png", "r-updates.png"]
+    rows = [row("reference", 300.0), row("cpu", 100.0), *sweep]
+    made = plots.draw(tmp_path / "r.json", report.Results(FACTS, rows, {}, parts))
+    assert [path.stem for path in made] == ["r", "r-medians", "r-sizes", "r-floors", "r-updates"]
     assert all(path.stat().st_size > 1000 for path in made)
     elsewhere = [row("cpu", 100.0, device="cuda"), row("torch.compile", 100.0), row("cpu", 100.0, op="no model of it")]
     [(label, backend, share)] = plots.shares([row("cpu", 100.0), *elsewhere], {"fp32_tflop_s": 0.48})
     assert (backend, label.split()[0]) == ("cpu", "rssm_observe")
     assert share == pytest.approx(0.66, abs=0.02)
+
+
+def test_ratios_are_of_the_same_dtype() -> None:
+    """The best of PyTorch in the dtype of the case; eager float32 beside bfloat16 is not among them."""
+    rows = [row("reference", 400.0), row("torch.compile", 300.0), row("cpu", 100.0), row(EAGER_FP32, 100.0)]
+    rows += [row("reference", 90.0, dtype="bfloat16"), row(AUTOCAST, 80.0, dtype="bfloat16")]
+    rows += [row(EAGER_FP32, 10.0, dtype="bfloat16"), row("cpu", 40.0, dtype="bfloat16")]
+    name = "rssm_observe B=16 T=25 D=1024"
+    assert plots.ratios(rows) == {(name, "float32"): 3.0, (name, "bfloat16"): 2.0}
+    printed = report.table(rows[4:])
+    assert list(printed.columns[5].cells) == ["0.89", "1.00", "", "2.00"]
+    assert list(printed.columns[6].cells) == ["0.11", "0.12", "1.00", "0.25"]
+
+
+def test_pictures_are_of_a_size_that_can_be_read(tmp_path: Path) -> None:
+    """However many rows a run leaves."""
+    assert [len(page) for page in plots.pages(list(range(82)), 40)] == [27, 27, 28]
+    assert plots.pages([], 40) == []
+    rows = [
+        row(backend, 10.0 + size, op=f"op{size}", **{"pass": passed})
+        for size in range(45)
+        for backend in ("reference", "cpu", "torch.compile")
+        for passed in ("forward", FORWARD_BACKWARD)
+    ]
+    parts = [{"op": "a", "backend": "cpu", "dtype": "float32", "shape": {}, "parts_ms": {"scan": 2.0}}] * 20
+    made = plots.draw(tmp_path / "r.json", report.Results(FACTS, rows, {}, parts))
+    names = ["r.png", "r-2.png", "r-medians.png", "r-medians-2.png", "r-medians-3.png"]
+    names += ["r-updates.png", "r-updates-2.png"]
+    assert [path.name for path in made] == names
+    for path in made:
+        width, height = Image.open(path).size
+        assert width <= 1600 and height <= 1200, path.name

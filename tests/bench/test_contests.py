@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,17 +17,12 @@ pytest.importorskip("bench", reason="bench/ is not installed; it runs from a che
 from apv_fast.agent.agent import Agent, Pretrainer
 from apv_fast.backend import IMPLEMENTATIONS, BackendError
 from bench import timing
-from bench.gpu import (
-    contests,
-    forecast,
-    pointwise,
-    scans,
-    updates,
-    work,
-)  # fmt: skip
-from bench.gpu.contests import Contest, Passes
+from bench.cases import updates
+from bench.gpu import contests, forecast, work
+from bench.gpu.contests import Contest
 from bench.gpu.graphs import CaptureError
-from bench.registry import COMPILED
+from bench.registry import COMPILED, Case, Passes
+from bench.registry import load as all_cases
 from tests.support import peer_trees
 
 CPU = torch.device("cpu")
@@ -55,7 +51,7 @@ class Uncaptured:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contests on the CPU: no graph, no memory statistics, few rounds."""
-    for module in (contests, scans, pointwise, updates, work):
+    for module in (contests, work):
         if hasattr(module, "DEVICE"):
             monkeypatch.setattr(module, "DEVICE", CPU)
         if hasattr(module, "capture"):
@@ -106,24 +102,29 @@ def compete(op: str, players: Callable[[Contest], Any], shape: Mapping[str, int]
     return told
 
 
+def case_of(op: str) -> Case:
+    """The op's first case of bench.device, in float32."""
+    case = next(case for case in all_cases() if case.op == op and case.device)
+    return replace(case, dtype=torch.float32)
+
+
+def players_of(op: str) -> Callable[[Contest], Any]:
+    """Its contestants."""
+    return functools.partial(contests.players_of, case_of(op))
+
+
 @pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize(
-    ("op", "players"),
-    [
-        ("rssm_observe", scans.rssm_observe),
-        ("stacked_observe", scans.stacked_observe),
-        ("rssm_imagine", scans.rssm_imagine),
-    ],
-)
-def test_contests_of_scans(op: str, players: Callable[[Contest], Any]) -> None:
-    found = compete(op, players, TINY)
+@pytest.mark.parametrize("op", ["rssm_observe", "stacked_observe", "rssm_imagine"])
+def test_contests_of_scans(op: str) -> None:
+    tiny = {name: size for name, size in TINY.items() if name in case_of(op).shape}
+    found = compete(op, players_of(op), tiny)
     assert found.lost("left_out") == {}
     assert {row["pass"] for row in found.rows} == {"forward", "forward_backward"}
     names = {row["backend"] for row in found.rows}
     assert {"reference", "reference in a graph"} <= names
     assert ("two scans, reference" in names) == (op == "stacked_observe")
     for row in found.rows:
-        assert row["shape"] == TINY and row["cache"] == "cold" and row["median_ms"] > 0
+        assert row["shape"] == tiny and row["cache"] == "cold" and row["median_ms"] > 0
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -216,13 +217,8 @@ def test_an_error_that_ends_the_process(error: Exception) -> None:
 
 
 @pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize(
-    ("op", "players", "more"),
-    [("pretrain_update", updates.pretrain_update, {}), ("finetune_update", updates.finetune_update, {"horizon": 2})],
-)
-def test_contests_of_updates(
-    op: str, players: Callable[[Contest], Any], more: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("op", "more"), [("pretrain_update", {}), ("finetune_update", {"horizon": 2})])
+def test_contests_of_updates(op: str, more: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(updates.WAYS, "auto", ("auto", "auto"))
     monkeypatch.delitem(updates.WAYS, "reference in a graph")  # an error without a GPU
     monkeypatch.setattr(updates, "COMPILED_WAY", ("reference", "off"))
@@ -230,7 +226,7 @@ def test_contests_of_updates(
     monkeypatch.setattr(updates, "compile_update", learners.append)  # compilation has a test of its own
     monkeypatch.setenv("APV_FAST_PEER_CONTEXTWM", str(tmp_path))
     shape = {"B": 1, "T": 6, "deter": 8, "hidden": 8, "cnn_depth": 2, **more}
-    found = compete(op, players, shape)
+    found = compete(op, players_of(op), shape)
     assert found.lost("left_out") == {"ContextWM": f"PeerError: path is {tmp_path}: there is no wmlib"}
     names = {"auto", "auto, without a graph", "reference", "torch.compile in a graph"}
     assert {row["backend"] for row in found.rows} == names
@@ -245,7 +241,7 @@ def test_a_peer_is_a_contestant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     pytest.importorskip("yaml", reason="the peers' configurations are YAML")
     monkeypatch.setenv("APV_FAST_PEER_CONTEXTWM", str(peer_trees.contextwm(tmp_path / "mini")))
     shape = {"B": 1, "T": 6, "deter": 8, "hidden": 8, "cnn_depth": 2}
-    found = compete("pretrain_update", updates.pretrain_update, shape, [*updates.WAYS, COMPILED + contests.GRAPH])
+    found = compete("pretrain_update", players_of("pretrain_update"), shape, [*updates.WAYS, COMPILED + contests.GRAPH])
     assert found.lost("left_out") == found.lost("failed") == {}
     (row,) = found.rows
     assert (row["backend"], row["shape"], row["cache"]) == ("ContextWM", shape, "cold")
@@ -256,13 +252,12 @@ def test_a_peer_is_a_contestant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @pytest.mark.usefixtures("on_cpu")
 def test_contests_of_other_ops() -> None:
-    """The largest case of every op that a backend for GPUs has."""
-    cases = {case.op: case for case in pointwise.largest()}
-    assert cases["lambda_return"].shape == {"H": 15, "N": 2500}
-    assert not {"rssm_observe", "pretrain_update"} & cases.keys()
-    case = cases["lambda_return"]
+    """One case of every op that a backend for GPUs has, of both caches."""
+    case = case_of("lambda_return")
+    assert contests.contest_of(case).caches == ("cold", "warm")
+    assert case.shape == {"H": 15, "N": 2500}
     without = [COMPILED + contests.GRAPH]  # takes a while
-    found = compete("lambda_return", functools.partial(pointwise._players, case), case.shape, without)
+    found = compete("lambda_return", players_of("lambda_return"), case.shape, without)
     assert {"reference", "reference in a graph"} <= {row["backend"] for row in found.rows}
 
 
@@ -272,7 +267,7 @@ def test_names_and_order_of_contests() -> None:
     assert len(set(names)) == len(names)
     assert names[0].startswith("rssm_observe B=16 T=50") and names[0].endswith("bfloat16")
     gpu = {op for op, row in IMPLEMENTATIONS.items() if {"triton", "cuda"} & row.keys()}
-    assert gpu - {"rssm_step"} <= {contest.op for contest in found}
+    assert gpu <= {contest.op for contest in found}
     assert [contest.dtype for contest in found].index("tf32") > names.index(next(n for n in names if "finetune" in n))
     wanted = {one["name"] for one in work.run("list", {}, Told()) if one["target"]}  # type: ignore[arg-type]
     for name in forecast.CONTESTS:

@@ -20,11 +20,7 @@ from apv_fast.backend import use_backend
 from apv_fast.nn import RSSM, Actor, StackedRSSM
 from apv_fast.ops import Latent
 from bench.cases.updates import finetune_setup
-from bench.gpu import (
-    compiled,
-    hoisted,
-    scanned,
-)  # fmt: skip
+from bench.rivals import compiled, hoisted, scanned
 from tests.support.rssm_cases import Sizes, make_problem, params_of
 
 CPU = torch.device("cpu")

@@ -53,9 +53,9 @@ class Called:
 
 def on_the_cpu() -> None:
     """Contests with tensors in the CPU's memory, and nothing recorded."""
-    from bench.gpu import contests, pointwise, scans, updates, work
+    from bench.gpu import contests, work
 
-    for module in (contests, scans, pointwise, updates, work):
+    for module in (contests, work):
         for name, value in (("DEVICE", torch.device("cpu")), ("capture", Called)):
             if hasattr(module, name):
                 setattr(module, name, value)

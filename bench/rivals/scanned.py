@@ -1,11 +1,11 @@
 """Rivals around PyTorch's own loop, ``torch._higher_order_ops.scan``: one graph for all steps, as TorchRL compiles it.
 
 The compiler sees one iteration, forward and backward, so the whole of a sequence compiles in the time of a few steps.
-An iteration does several steps, at most :data:`UNROLL` (TorchRL's choice), and what :mod:`bench.gpu.hoisted` hoists is
+An iteration does several steps, at most :data:`UNROLL` (TorchRL's choice); what :mod:`bench.rivals.hoisted` hoists is
 hoisted here too. The scan is a prototype of PyTorch's and some versions have given wrong gradients: :func:`check` runs
 a small one first, and a rival whose scan is wrong or missing is left out with the reason.
 
-Limits: as in :mod:`bench.gpu.hoisted`; a roll-out has continuous actions or one-hot ones, and frozen dynamics.
+Limits: as in :mod:`bench.rivals.hoisted`; a roll-out has continuous actions or one-hot ones, and frozen dynamics.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from apv_fast.nn.rssm import RSSM
 from apv_fast.reference.rssm_rollout import act
 from apv_fast.reference.rssm_step import feat, img_step
 from apv_fast.types import ActorParams, Latent, RSSMParams, State
-from bench.gpu import hoisted
+from bench.rivals import hoisted
 
 UNROLL = 8  # steps an iteration at most
 Tensors = tuple[Tensor, ...]

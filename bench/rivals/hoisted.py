@@ -3,7 +3,7 @@
 The embedding's, action's and prior's products run once over B·T; a Python loop calls one compiled function a step; the
 whole, with autograd's backward, is recorded as a CUDA graph by whoever times it. Weights in the products' dtype, noise
 made beforehand. (Compiling all T steps as one function takes minutes: 190 s measured by the project on two CPU cores.)
-:mod:`bench.gpu.scanned` has the same around PyTorch's own scan.
+:mod:`bench.rivals.scanned` has the same around PyTorch's own scan.
 
 Limits: categorical latents, samples (no modes), and a start from zeros.
 """

@@ -2,10 +2,10 @@
 
 Three functions are compiled, each as one graph with its backward: the world model's loss, the losses of actor and
 critic, and a step of Adam. Compiled as they stand, the reference's loops over time would be unrolled, which takes many
-minutes; so here they are PyTorch's scans around hoisted products (:mod:`bench.gpu.scanned`), as TorchRL does it. The
+minutes; so here they are PyTorch's scans around hoisted products (:mod:`bench.rivals.scanned`), as TorchRL does it. The
 mathematics, the weights and the optimiser are the reference's.
 
-Limits: as in :mod:`bench.gpu.scanned`.
+Limits: as in :mod:`bench.rivals.scanned`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from apv_fast.agent import behavior
 from apv_fast.agent.agent import Agent, Pretrainer
 from apv_fast.reference.rssm_step import feat
 from apv_fast.types import ActorParams, Latent, RSSMParams, State, state_dtype
-from bench.gpu import scanned
+from bench.rivals import scanned
 
 
 def compile_update(learner: Pretrainer | Agent, backend: str = "inductor") -> None:
