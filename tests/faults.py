@@ -13,6 +13,7 @@ do not run. The list has one op a kind, not every line that could be wrong: it s
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -248,26 +249,37 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
     return done.returncode, failed[1] if failed else " ".join(last)
 
 
-def judge(fault: Fault, tree: Path) -> tuple[bool, str]:
-    """Whether a fault is noticed in a tree, and by which test or why not. The tree is then as it was before."""
+def write(path: Path, text: str) -> None:
+    """Put a text into a file. Python sees that by the second and the size alone, so what it compiled is deleted."""
+    path.write_text(text)
+    if path.suffix == ".py":
+        Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
+
+
+def judge(fault: Fault, tree: Path, passed: set[tuple[str, ...]]) -> tuple[bool, str]:
+    """Whether a fault is noticed in a tree, and by which test or why not. The tree is then as it was before.
+
+    Tests in ``passed`` are known to pass without a fault; it gets those that do.
+    """
     if problem := fault.problem(tree):
         return False, f"NOT PLANTED: {problem}"
     path = tree / fault.file
     before = path.read_text()
     try:
-        if fault.cpp:  # what a fault before this one left
-            rebuild(tree)
-        status, said = run_tests(tree, fault.tests)
+        if fault.cpp and fault.tests not in passed:
+            rebuild(tree)  # what another fault may have left
+        status, said = (0, "") if fault.tests in passed else run_tests(tree, fault.tests)
         if status:
             return False, f"NOT JUDGED: pytest's exit status is {status} without the fault: {said}"
-        path.write_text(before.replace(fault.right, fault.wrong))
+        passed.add(fault.tests)
+        write(path, before.replace(fault.right, fault.wrong))
         if fault.cpp:
             rebuild(tree)
         status, said = run_tests(tree, fault.tests)
     except subprocess.SubprocessError as error:
         return False, f"NOT JUDGED: {error}"
     finally:
-        path.write_text(before)
+        write(path, before)
     if status > 1:
         return False, f"NOT JUDGED: pytest's exit status is {status}: {said}"
     return status == 1, said if status else "NOT NOTICED"
@@ -294,12 +306,12 @@ def main(arguments: list[str] | None = None) -> int:
         for fault in chosen:
             print(f"{fault.name} ({fault.file}): pytest {' '.join(fault.tests)}")
         return 0
-    missed = 0
+    missed, passed = 0, set[tuple[str, ...]]()
     with tempfile.TemporaryDirectory(prefix="apv-fast-faults-") as folder:
         copy_tree(Path(folder))
         for fault in sorted(chosen, key=lambda fault: fault.cpp):  # what those build stays
             start = time.monotonic()
-            noticed, said = judge(fault, Path(folder))
+            noticed, said = judge(fault, Path(folder), passed)
             missed += not noticed
             print(f"{fault.name}: {'noticed by ' * noticed}{said} ({time.monotonic() - start:.0f} s)", flush=True)
     print(f"\n{len(chosen) - missed} of {len(chosen)} faults noticed")

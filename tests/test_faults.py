@@ -37,8 +37,10 @@ def test_verdicts(tmp_path: Path) -> None:
         faults.Fault(name, "a.py", f"{name} = 1", f"{name} = 2", tests)
         for name, tests in (("x", ("test_a.py",)), ("y", ("test_a.py",)), ("y", ("test_b.py",)))
     )
-    assert faults.judge(seen, tmp_path) == (True, "test_a.py::test_x")
-    assert faults.judge(unseen, tmp_path) == (False, "NOT NOTICED")
-    noticed, why = faults.judge(lost, tmp_path)
+    passed: set[tuple[str, ...]] = set()
+    assert faults.judge(seen, tmp_path, passed) == (True, "test_a.py::test_x")
+    assert faults.judge(unseen, tmp_path, passed) == (False, "NOT NOTICED")
+    noticed, why = faults.judge(lost, tmp_path, passed)
     assert not noticed and why.startswith("NOT JUDGED: pytest's exit status is 4 without the fault")
+    assert passed == {("test_a.py",)}
     assert (tmp_path / "a.py").read_text() == "x = 1\ny = 1\n"
