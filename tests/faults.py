@@ -60,14 +60,14 @@ FAULTS: tuple[Fault, ...] = (
     # The reference's scan
     Fault(
         "reference scan: PyTorch's epsilon in LayerNorm",
-        "apv_fast/reference/rssm.py",
+        "apv_fast/reference/rssm_step.py",
         "LAYER_NORM_EPS = 1e-3",
         "LAYER_NORM_EPS = 1e-5",
         ("tests/ops/test_rssm_observe.py", "-k", "definition and reference and odd"),
     ),
     Fault(
         "reference scan: the action of the episode before",
-        "apv_fast/reference/rssm.py",
+        "apv_fast/reference/rssm_step.py",
         "action = None if action is None else torch.where(keep[:, None], action, 0)",
         "",
         ("tests/ops/test_rssm_observe.py", "-k", "definition and reference and odd"),
@@ -75,14 +75,14 @@ FAULTS: tuple[Fault, ...] = (
     # The scan in C++
     Fault(
         "C++ scan: the gradient of h crosses the beginning of an episode",
-        "csrc/cpu/rssm_scan_backward.cpp",
+        "csrc/cpu/rssm_observe/backward.cpp",
         "store_some(to + j, keep ? grad : Vector<Real>{}, count - j);",
         "store_some(to + j, grad, count - j);",
         ("tests/ops/test_rssm_observe.py", "-k", "values_and_gradients and cpu and odd and float64"),
     ),
     Fault(
         "C++ scan: the candidate's part of the update gate's gradient",
-        "csrc/cpu/rssm_scan_backward.cpp",
+        "csrc/cpu/rssm_observe/backward.cpp",
         "dh_row * (g.proposal - before) * g.update * (1 - g.update)",
         "dh_row * g.proposal * g.update * (1 - g.update)",
         ("tests/ops/test_rssm_observe.py", "-k", "values_and_gradients and cpu and odd and float64"),
@@ -90,14 +90,14 @@ FAULTS: tuple[Fault, ...] = (
     # The scan in Triton, interpreted
     Fault(
         "Triton scan: the state of the episode before",
-        "kernels/rssm_forward.py",
+        "kernels/parts/rssm_forward.py",
         "earlier, only_if(t > 0, before_mask)",
         "earlier, only_if(t > 0, mask)",
         ("tests/ops/test_rssm_observe.py", "-k", "values_and_gradients and triton and odd and float64 and sample"),
     ),
     Fault(
         "Triton scan: samples of the episode before have a gradient",
-        "kernels/rssm_backward.py",
+        "kernels/parts/rssm_backward.py",
         "later = later & (tl.load(g.keep + at + 1, later, 0) != 0)",
         "later = later & (tl.load(g.keep + at + 1, later, 0) != 2)",
         ("tests/ops/test_rssm_observe.py", "-k", "values_and_gradients and triton and odd and float64 and sample"),
@@ -113,7 +113,7 @@ FAULTS: tuple[Fault, ...] = (
     # Losses
     Fault(
         "KL, reference: the balance trains the posterior",
-        "apv_fast/reference/kl.py",
+        "apv_fast/reference/kl_balance.py",
         "mix = balance if forward else 1 - balance",
         "mix = 1 - balance if forward else balance",
         ("tests/ops/test_kl_balance.py", "-k", "against_torch_distributions and reference"),
@@ -127,7 +127,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "λ-return, reference: λ in the place of 1 − λ",
-        "apv_fast/reference/returns.py",
+        "apv_fast/reference/lambda_return.py",
         "discount.to(dtype) * (1 - lambda_) * following",
         "discount.to(dtype) * lambda_ * following",
         ("tests/ops/test_lambda_return.py", "-k", "values_and_gradients and reference and 3x7"),
@@ -142,7 +142,7 @@ FAULTS: tuple[Fault, ...] = (
     # The bonus
     Fault(
         "kNN, reference: the k − 1 nearest",
-        "apv_fast/reference/knn.py",
+        "apv_fast/reference/knn_bonus.py",
         "distance.topk(min(k, len(keys))",
         "distance.topk(min(k, len(keys) - 1)",
         ("tests/ops/test_knn_bonus.py", "-k", "definition and reference"),
@@ -164,14 +164,14 @@ FAULTS: tuple[Fault, ...] = (
     # The optimiser
     Fault(
         "Adam, reference: a clip that only stretches",
-        "apv_fast/reference/adam.py",
+        "apv_fast/reference/keras_adam.py",
         "(settings.clip / norm).clamp(max=1)",
         "(settings.clip / norm).clamp(min=1)",
         ("tests/ops/test_keras_adam.py", "-k", "formula and reference"),
     ),
     Fault(
         "Adam, reference: uncorrected second moment",
-        "apv_fast/reference/adam.py",
+        "apv_fast/reference/keras_adam.py",
         "rate * (1 - beta2**t).sqrt() / (1 - beta1**t)",
         "rate / (1 - beta1**t)",
         ("tests/ops/test_keras_adam.py", "-k", "formula and reference"),
@@ -186,7 +186,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "videos: the last start of a sequence is never drawn",
-        "apv_fast/data/draws.py",
+        "apv_fast/data/sequence_sampler.py",
         "generator.integers(last + 1 + self._extra)",
         "generator.integers(np.maximum(last + self._extra, 1))",
         ("tests/data/test_videos.py", "-k", "distribution"),
@@ -208,7 +208,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "configuration: zero counts as positive",
-        "apv_fast/config/saved.py",
+        "apv_fast/config/serialization.py",
         "if (value := getattr(config, name)) < least:",
         "if (value := getattr(config, name)) < least - 1:",
         ("tests/config",),
