@@ -208,7 +208,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "configuration: zero counts as positive",
-        "apv_fast/config/serialization.py",
+        "apv_fast/config/validation.py",
         "if (value := getattr(config, name)) < least:",
         "if (value := getattr(config, name)) < least - 1:",
         ("tests/config",),
