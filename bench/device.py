@@ -136,10 +136,11 @@ def without_gpu(ledger: Ledger, found: build.Found, folder: Path) -> int:
 
 def with_gpu(ledger: Ledger, found: build.Found, options: argparse.Namespace, folder: Path, scratch: Path) -> int:
     """Everything; prints the table."""
-    for line in forecast.lines(options.sections, library=found.library):
-        say(line)
     if unpacked := cache.unpack():
         say(f"compiled kernels: {unpacked}")
+    cached = (cache.CACHE / "inductor").is_dir()
+    for line in forecast.lines(options.sections, library=found.library, cached=cached, peers=forecast.named()):
+        say(line)
     make_library(ledger, found, folder)
     Stages(ledger, options.sections, folder, scratch, options.only, options.sanitize).run()
     ledger.found["complete"] = True

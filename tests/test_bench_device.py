@@ -20,7 +20,7 @@ from bench import device, timing
 from bench.cost.machine import MACHINES
 from bench.gpu import build, forecast, stages, suite, table, targets
 from bench.gpu.checkout import ROOT
-from bench.gpu.jobs import Outcome
+from bench.gpu.jobs import Job, Outcome
 from bench.gpu.ledger import BUDGETS, SECONDS, SECTIONS, Clock, Ledger
 from bench.gpu.stages import Stages
 
@@ -112,6 +112,12 @@ def test_who_is_timed_when() -> None:
     others = ("triton, a launch a phase", "reference in a graph", "torch.compile in a graph", "cuDNN LSTM float16")
     assert not any(map(targets.is_core, others))
     assert targets.is_ours("triton, a launch a phase") and not targets.is_ours("reference")
+    assert [name for name in others if targets.is_rival(name)] == ["reference in a graph", "torch.compile in a graph"]
+    sizes = {"B": 16, "T": 50}
+    assert targets.about("rssm_observe", sizes, "bfloat16") == (True, True)
+    assert targets.about("rssm_observe", {"B": 50, "T": 50}, "bfloat16") == (True, False)
+    assert targets.about("finetune_update", {"B": 50, "T": 50}, "bfloat16") == (True, True)
+    assert targets.about("rssm_observe", sizes, "float32") == (False, False)
 
 
 def report(**more: Any) -> dict[str, Any]:
@@ -150,8 +156,8 @@ def test_table_is_short_whatever_happened() -> None:
 def test_stages_share_the_time() -> None:
     clock = Clock(430.0, start=100.0)
     ends = [clock.until(name) - 100.0 for name in SECTIONS]
-    assert ends == [80.0, 155.0, 164.0, 279.0, 407.0, 430.0]
-    assert Clock(43.0, start=0.0).until("core") == pytest.approx(15.5)
+    assert ends == [80.0, 170.0, 179.0, 279.0, 407.0, 430.0]
+    assert Clock(43.0, start=0.0).until("core") == pytest.approx(17.0)
     alone = Clock(300.0, ("core",), start=0.0)
     assert alone.until("core") == 300.0 and alone.until("tests") == 300.0
 
@@ -214,16 +220,58 @@ def test_a_file_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert json.loads(path.read_text())["not_run"] == {}
 
 
-def test_the_forecast_fits() -> None:
-    found = forecast.seconds()
-    assert list(found) == ["start", *SECTIONS]
-    assert sum(found.values()) <= SECONDS == 430.0
-    assert forecast.seconds(library=False)["start"] == found["start"] + forecast.NVCC
-    for name, cost in found.items():
-        assert cost <= BUDGETS[name], name
-    assert found["smoke"] <= 60.0
-    assert set(forecast.seconds(("core",))) == {"start", "core"}
-    assert "430" not in forecast.lines(SECTIONS, library=True)[0]  # the sum of the parts, not the budget
+PEERS = tuple(forecast.PEERS)
+
+
+@pytest.mark.parametrize(("cached", "peers"), [(False, ()), (False, ("contextwm",)), (True, ()), (True, PEERS)])
+def test_the_forecast_fits(cached: bool, peers: tuple[str, ...]) -> None:
+    """What the targets speak of, in the default stages: the first call with ContextWM, a second one with all peers."""
+    found = forecast.forecast(cached=cached, peers=peers)
+    assert list(found.needed) == ["start", *SECTIONS]
+    assert found.total == sum(found.needed.values()) <= SECONDS == 430.0
+    end = 0.0
+    for name, cost in found.needed.items():
+        end += cost
+        share = sum(list(BUDGETS.values())[: list(BUDGETS).index(name) + 1])
+        assert end <= share, f"{name} ends after its share of the time"
+    assert found.needed["smoke"] <= 60.0
+    there = forecast.compiled(SECTIONS, peers)
+    there = forecast.compiled(SECTIONS, peers, there) if cached else there
+    left = BUDGETS["rivals"]
+    for contest in filter(None, forecast.rivals(there, peers, needed=True).values()):
+        for who, cost in contest.items():
+            assert cost <= stages.SHARES[True] * left, f"{who} would be stopped"
+        left -= sum(contest.values())
+
+
+def test_what_the_forecast_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, peer = forecast.forecast(), forecast.forecast(peers=["contextwm"])
+    assert found.peers == 0 and peer.peers == pytest.approx(peer.total - found.total) and peer.peers > forecast.PEER
+    assert found.others > 0 and peer.others > found.others  # ContextWM has a pre-training update too
+    without = forecast.forecast(library=False)
+    assert without.needed["start"] == found.needed["start"] + forecast.NVCC
+    assert set(forecast.forecast(("core",)).needed) == {"start", "core"}
+    first, second = forecast.lines(SECTIONS, library=True, cached=False, peers=["contextwm"])
+    assert f"{peer.total:.0f} s for what targets speak of" in first and "430" not in first  # no budget, but a sum
+    assert f"of that {peer.peers:.0f} s for contextwm" in second and f"{peer.others:.0f} s more" in second
+    assert "no other" in forecast.lines(SECTIONS, library=True, cached=False, peers=[])[1]
+    for name in forecast.PEERS:
+        monkeypatch.delenv(f"APV_FAST_PEER_{name.upper()}", raising=False)
+    monkeypatch.setenv("APV_FAST_PEER_TORCHRL", "/somewhere")
+    assert forecast.named() == ["torchrl"]
+
+
+def test_a_compilation_that_is_cut_off_counts_again() -> None:
+    """Functions of a whole update: those that end within smoke's minute are there, the next run goes on after them."""
+    update = ("finetune_update B=50", forecast.COMPILED)
+    once = forecast.compiled(SECTIONS)
+    again = forecast.compiled(SECTIONS, before=once)
+    assert 0 < once[update] < again[update] == len(forecast.FINETUNE)
+    rivals = [forecast.forecast(cached=cached).needed["rivals"] for cached in (False, True)]
+    assert rivals[0] - rivals[1] == sum(forecast.FINETUNE[once[update] :])
+    scan = ("rssm_observe B=16", forecast.SCANNED)
+    assert once[scan] == len(forecast.INDUCTOR)  # what a target is about is ready when it is timed
+    assert all(once[name, "core"] for name in forecast.CONTESTS)
 
 
 # The whole command
@@ -381,37 +429,68 @@ def test_killed_at_any_second(tmp_path: Path) -> None:
         assert "the run ended" in " ".join(state["not_run"].values())
 
 
-def test_a_slow_rival_loses_nothing(tmp_path: Path) -> None:
+def test_a_slow_rival_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while it hangs: what was measured before is there, of its own contest too."""
+    monkeypatch.setenv("CONTESTANT_SECONDS", "600")  # it hangs for longer than all else takes
     process = play(tmp_path, "--only", "observe 16")
-    path, end = tmp_path / "device.json", time.monotonic() + 60
-    while time.monotonic() < end:
-        content = json.loads(path.read_text()) if path.exists() else {"rows": []}
-        if any(row["backend"] == "first rival" for row in content["rows"]):
-            break
+    path, end = tmp_path / "device.json", time.monotonic() + 100
+    content: dict[str, Any] = {"rows": []}
+    while time.monotonic() < end and not any(row["backend"] == "first rival" for row in content["rows"]):
+        time.sleep(0.02)
+        content = json.loads(path.read_text()) if path.exists() else content
     process.kill()
     process.wait()
     content = json.loads(path.read_text())
-    assert {row["backend"] for row in content["rows"]} >= {"cuda", "triton", "reference", "first rival"}
+    assert {row["backend"] for row in content["rows"]} == {"cuda", "triton", "reference", "first rival"}
+    assert content["left_out"] == {}  # nobody has been given up by then
     assert not content["complete"] and content["not_run"]["rivals"] == "the run ended while it was at work"
 
 
-def test_smoke_takes_a_minute_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it has the whole time to itself; the warm-up ends with it."""
+@pytest.mark.parametrize("sections", [("smoke",), ("core",)])
+def test_smoke_takes_a_minute_at_most(
+    sections: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it has the whole time to itself; without its checks too. What is timed later compiles beside them."""
     ends: list[float] = []
+    begun: list[str] = []
 
-    def together(*arguments: Any, until: float, ended: Any) -> list[str]:
+    def together(make: object, jobs: list[Job], count: int, *, until: float, ended: Any) -> list[str]:
         ends.append(until - time.monotonic())
-        return []
+        begun.extend(job.name for job in jobs)
+        return [job.name for job in jobs]
 
     monkeypatch.setattr(stages, "run_together", together)
-    clock = Clock(430.0, ("smoke",))
-    ran = Stages(Ledger(None, {}, clock), ("smoke",), tmp_path, tmp_path)
-    monkeypatch.setattr(ran.worker, "run", lambda job: Outcome(job.name, []))
-    for name in ("smoke", "warm-up"):
-        ran._section(name, getattr(ran, name.replace("-", "_")))
-    assert clock.until("smoke") - clock.start == pytest.approx(430.0)
-    assert len(ends) == 2 and 50.0 < ends[1] <= ends[0] <= 60.0
+    clock = Clock(4300.0, sections)
+    ran = Stages(Ledger(None, {}, clock), sections, tmp_path, tmp_path)
+    ran.contests = [
+        {"name": "this", "target": True, "rivals": True},
+        {"name": "that", "target": False, "rivals": False},
+    ]
+    monkeypatch.setattr(ran.worker, "run", lambda job: Outcome(job.name, ["a check"]))
+    ran._section("smoke" if "smoke" in sections else stages.WARM_UP, ran.smoke)
+    assert len(ends) == 1 and 50.0 < ends[0] <= 60.0
+    core = ["core of this, part 1"]
+    rivals = [f"rivals of this, part {turn}" for turn in range(1, stages.TURNS + 1)]
+    assert begun == (["a check", *core, *rivals] if sections == ("smoke",) else core)
+    # What could not compile in time is compiled where it is timed; what could not be checked is said.
+    assert set(ran.ledger.found["not_run"]) == ({"a check"} if sections == ("smoke",) else set())
+
+
+def test_what_is_worth_most_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled, and timed: what there is no time for at the end is worth least."""
+    kinds = {"d": (False, False), "b": (True, False), "a": (True, True), "c": (True, False)}
+    contests = [{"name": name, "target": target, "rivals": rivals} for name, (target, rivals) in kinds.items()]
+    jobs = stages.compilations(contests, ("core", "rivals"))
+    order = list(dict.fromkeys(f"{job.arguments['who']} {job.arguments['contest']}" for job in jobs))
+    assert order == ["core a", "rivals a", "core b", "core c", "rivals b", "rivals c"]
+    assert len({job.name for job in jobs}) == len(jobs) == 3 + 3 * stages.TURNS
+    parts = [job.arguments for job in jobs if (job.arguments["who"], job.arguments["contest"]) == ("rivals", "a")]
+    assert [(part["turn"], part["of"]) for part in parts] == [(turn, stages.TURNS) for turn in range(stages.TURNS)]
+    ran = Stages(Ledger(None, {}, Clock()), SECTIONS, tmp_path, tmp_path)
+    ran.contests, timed = contests, list[str]()
+    monkeypatch.setattr(ran, "_contest", lambda kind, one, until: timed.append(f"{kind} {one['name']}"))
+    ran.rivals(0.0)
+    assert timed == ["rivals a", "rivals b", "rivals c", "core d", "rivals d"]
 
 
 def test_no_time_is_no_fault(tmp_path: Path) -> None:

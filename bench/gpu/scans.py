@@ -141,7 +141,7 @@ def rssm_observe(contest: Contest) -> Players:
     if contest.dtype != "bfloat16":
         return players
     lstm = functools.partial(_lstm, contest.shape["B"], contest.shape["T"], contest.shape["deter"])
-    return {**players, LSTM: lstm, COMPILED_GRAPH: compiled, SCAN_GRAPH: scanning}
+    return {**players, SCAN_GRAPH: scanning, COMPILED_GRAPH: compiled, LSTM: lstm}  # the strongest rival first
 
 
 @contest("stacked_observe", _paper(ACTIONS), ("bfloat16",), seconds=90)
