@@ -43,6 +43,7 @@ from bench.gpu import (
 from bench.gpu.checkout import ROOT, environment
 from bench.gpu.contests import Contest, Passes
 from bench.gpu.graphs import CaptureError
+from bench.peers import remote
 from bench.registry import COMPILED
 from tests import cooperative, peer_trees
 from tests.rssm_cases import Sizes, make_problem, params_of
@@ -108,7 +109,7 @@ def test_kernels_that_measure_are_launched(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the path")
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)])
 def test_barrier_of_the_cuda_kernels_compiles(capability: tuple[int, int], tmp_path: Path) -> None:
     library = ctypes.CDLL(str(barrier.compile_cuda(tmp_path, capability)))
     assert library.barrier_latency and library.barrier_stress
@@ -362,10 +363,10 @@ def test_each_rival_takes_turns_with_ours() -> None:
     told, arguments = Told(), {"without": ["another"], "pass_seconds": 0.0}
     work.rivals(Contest("rssm_observe", TINY, "float32", instant), arguments, told)  # type: ignore[arg-type]
     rows = [item["row"] for item in told.items("row")]
-    rivals = ["triton, a launch a phase"] * 2 + ["one rival"] * 2
+    rivals = ["one rival"] * 2 + ["triton, a launch a phase"] * 2  # which no target is about
     assert [row["backend"] for row in rows] == rivals
     assert all(set(row["beside_ms"]) == {"cuda", "triton"} and min(row["beside_ms"].values()) > 0 for row in rows)
-    assert [name for kind, name in told.events if kind == "finished"] == ["triton, a launch a phase", "one rival"]
+    assert [name for kind, name in told.events if kind == "finished"] == ["one rival", "triton, a launch a phase"]
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -379,9 +380,15 @@ def test_a_warm_up_prepares_and_times_nothing() -> None:
 
         return {name: functools.partial(prepare, name) for name in instant(contest)}
 
-    for who, expected in (("core", ["cuda", "triton", "reference"]), ("rivals", ["one rival", "another"])):
+    jobs: list[tuple[str, dict[str, int], list[str]]] = [
+        ("core", {"turn": 0, "of": 1}, ["cuda", "triton", "reference"]),
+        ("rivals", {}, ["one rival", "another"]),
+        ("rivals", {"turn": 1, "of": 2}, ["another"]),
+        ("rivals", {"turn": 2, "of": 3}, []),
+    ]
+    for who, turn, expected in jobs:
         prepared.clear()
-        told, arguments = Told(), {"without": ["triton, a launch a phase"], "who": who}
+        told, arguments = Told(), {"without": ["triton, a launch a phase"], "who": who, **turn}
         work.warm_up(Contest("rssm_observe", TINY, "float32", players), arguments, told)  # type: ignore[arg-type]
         assert prepared == expected and told.items("row") == []
 
@@ -461,10 +468,13 @@ def test_names_and_order_of_contests() -> None:
     gpu = {op for op, row in IMPLEMENTATIONS.items() if {"triton", "cuda"} & row.keys()}
     assert gpu - {"rssm_step"} <= {contest.op for contest in found}
     assert [contest.dtype for contest in found].index("tf32") > names.index(next(n for n in names if "finetune" in n))
-    wanted = {one["name"] for one in work.run("list", {}, Told()) if one["target"]}  # type: ignore[arg-type]
-    for name in forecast.CONTESTS:
-        assert sum(one.startswith(f"{name} ") for one in wanted) == 1, name
+    wanted = {one["name"]: one["rivals"] for one in work.run("list", {}, Told()) if one["target"]}  # type: ignore[arg-type]
+    for name, cost in forecast.CONTESTS.items():
+        (found_name,) = (one for one in wanted if one.startswith(f"{name} "))
+        assert wanted[found_name] == cost.needed
     assert len(wanted) == len(forecast.CONTESTS) == 7
+    assert list(forecast.PEERS) == list(remote.VARIABLES)
+    assert [remote.VARIABLES[name] for name in forecast.PEERS] == [f"APV_FAST_PEER_{n.upper()}" for n in forecast.PEERS]
 
 
 LENGTH = 10  # two iterations of a scan; with it inductor has put one gradient into another's memory
@@ -554,11 +564,13 @@ def test_this_versions_scan_can_be_used() -> None:
 
 
 @pytest.mark.thorough
-def test_scans_in_place_of_an_updates_loops_are_the_reference() -> None:
+@pytest.mark.parametrize("concat_embed", [False, True])
+def test_scans_in_place_of_an_updates_loops_are_the_reference(concat_embed: bool) -> None:
     """Both models stacked, then a roll-out with the actor from where they are; gradients of all weights that learn."""
     torch.manual_seed(0)
     lower = RSSM(5, deter=4, hidden=5, stoch=2, discrete=3, action_pad=3, dtype=torch.float64)
-    upper = RSSM(lower.feat_dim, 2, deter=4, hidden=5, stoch=2, discrete=3, action_pad=3, dtype=torch.float64)
+    width = lower.feat_dim + concat_embed * 5
+    upper = RSSM(width, 2, deter=4, hidden=5, stoch=2, discrete=3, action_pad=3, dtype=torch.float64)
     actor = Actor(upper.feat_dim, 2, layers=1, units=4, dtype=torch.float64)
     embed, action = torch.randn(2, 4, 5, dtype=torch.float64), torch.rand(2, 4, 2, dtype=torch.float64) * 2 - 1
     shapes = [(2, 4, 2)] * 4 + [(4, 8, 2)]  # a horizon of 4 from 8 states
@@ -567,13 +579,14 @@ def test_scans_in_place_of_an_updates_loops_are_the_reference() -> None:
     is_first = torch.tensor([[True, False, False, False], [False, False, True, False]])
 
     def run() -> list[torch.Tensor]:
-        states = StackedRSSM(lower, upper).observe(
+        states = StackedRSSM(lower, upper, concat_embed=concat_embed).observe(
             embed, is_first, action, af_noise=(noise[0], noise[1]), noise=(noise[2], noise[3])
         )
         start = {name: x.detach().flatten(0, 1) for name, x in states["post"].items()}
         after, actions = ops.rssm_rollout(
-            upper.params(), actor.params(), start, horizon=4, latent=upper.latent, noise=noise[4], action_noise=uniforms
-        )
+            upper.params(), actor.params(), start, horizon=4, latent=upper.latent, min_std=0.3, noise=noise[4],
+            action_noise=uniforms,
+        )  # fmt: skip
         return [x for name in sorted(states) for x in states[name].values()] + [*after.values(), actions]
 
     weights = [*lower.parameters(), *upper.parameters(), *actor.parameters()]
@@ -607,22 +620,66 @@ def _losses(agent: Agent, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return [model.loss, actor, critic]
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_the_compiled_update_is_the_references(backend: str) -> None:
-    """Losses, and the weights after a step of Adam."""
+def small_agents(count: int) -> tuple[dict[str, torch.Tensor], list[Agent]]:
+    """A batch, and agents with the same weights."""
     batch, config = finetune_setup(CPU, torch.float32, B=1, T=6, horizon=2, deter=6, hidden=5, cnn_depth=1)
     config = replace(config, backend="reference", graph="off")
     config = replace(config, model=replace(config.model, stoch=2, discrete=3))
     torch.manual_seed(0)
-    agents = [Agent(config, 4, discrete=False, device=CPU) for _ in range(2)]
+    agents = [Agent(config, 4, discrete=False, device=CPU) for _ in range(count)]
     with torch.no_grad():
-        for x, y in zip(agents[1].tensors(), agents[0].tensors(), strict=True):
-            x.copy_(y)
+        for other in agents[1:]:
+            for x, y in zip(other.tensors(), agents[0].tensors(), strict=True):
+                x.copy_(y)
+    return batch, agents
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_the_compiled_update_is_the_references(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses, gradients, and the weights after a step of Adam; from two graphs of losses and one of each optimiser."""
+    batch, agents = small_agents(2)
+    graphs: list[str] = []
+    compile_ = torch.compile
+
+    def counted(function: Any, **options: Any) -> Any:
+        assert options.pop("backend") == backend and options["fullgraph"]
+        name = getattr(function, "__name__", type(function).__name__)
+        made = torch._dynamo.lookup_backend(backend)  # type: ignore[attr-defined]
+
+        def count(graph: Any, example: Any, **more: Any) -> Any:
+            graphs.append(name)
+            return made(graph, example, **more)
+
+        return compile_(function, backend=count, **options)
+
+    if backend == "eager":
+        monkeypatch.setattr(torch, "compile", counted)
     compiled.compile_update(agents[1], backend)
     expected, got = (_losses(agent, batch) for agent in agents)
+    if backend == "eager":
+        assert len(graphs) == 2 + len(agents[1].optimizers) and graphs.count("loss") == graphs.count("losses") == 1
     for x, y in zip(got, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
     for x, y in zip(agents[1].tensors(), agents[0].tensors(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+    # Of the world model these are of its own loss still: the actor's has none for it.
+    for module in ("model", "behavior"):
+        weights = zip(*(getattr(agent, module).parameters() for agent in reversed(agents)), strict=True)
+        for x, y in weights:
+            assert (x.grad is None) == (y.grad is None)
+            if y.grad is not None:
+                torch.testing.assert_close(x.grad, y.grad, rtol=1e-3, atol=1e-4)
+    torch.compiler.reset()
+
+
+@pytest.mark.thorough
+def test_a_compiled_update_makes_noise_of_its_own() -> None:
+    """As it is timed: whole updates, without noise from outside."""
+    batch, agents = small_agents(2)
+    compiled.compile_update(agents[1], "eager")
+    for _ in range(2):
+        right, found = (agent.update(batch) for agent in agents)
+        assert found.keys() == right.keys() and all(x.isfinite() for x in found.values())
+        assert float(found["image_loss"]) == pytest.approx(float(right["image_loss"]), rel=0.02)
     torch.compiler.reset()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import wheels
+from bench.gpu.checkout import ROOT
 from bench.gpu.wheels import TAG, main, make, of_tasks, refuse, trim, unpack
 
 INFORMATION = "toy-1.0.dist-info"
@@ -108,6 +110,20 @@ def test_a_folder_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all(name in printed for name in found)
     with pytest.raises(ValueError, match="is not empty"):
         make(tmp_path / "wheels", ["toy"], ["push"], toys)
+
+
+def test_what_is_downloaded_is_for_that_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this one is: nothing is built, in the versions that we test with."""
+    called: list[list[str]] = []
+    monkeypatch.setattr(wheels.subprocess, "run", lambda command, check: called.append(command))
+    wheels.download(["mujoco", "scipy"], tmp_path, "3.12")
+    ((python, *command),) = called
+    options = " ".join(command)
+    assert python == sys.executable and options.startswith("-m pip download ") and options.endswith(" mujoco scipy")
+    for option in ("--no-deps", "--only-binary=:all:", "--python-version 3.12", "--implementation cp"):
+        assert f" {option} " in options
+    assert f"--dest {tmp_path} " in options and f"--constraint {ROOT / 'constraints.txt'} " in options
+    assert "--platform=manylinux2014_x86_64" in command and "--platform=manylinux_2_28_x86_64" in command
 
 
 def test_the_limit_and_the_names(
