@@ -30,7 +30,7 @@ from typing import Any
 
 from bench.cost.machine import MACHINES, with_ceilings
 from bench.gpu import build, cache, forecast, table
-from bench.gpu.checkout import ROOT, environment
+from bench.gpu.checkout import CACHE, ROOT, environment
 from bench.gpu.ledger import SECONDS, SECTIONS, Clock, Ledger
 from bench.gpu.stages import Stages, say
 
@@ -136,10 +136,11 @@ def without_gpu(ledger: Ledger, found: build.Found, folder: Path) -> int:
 
 def with_gpu(ledger: Ledger, found: build.Found, options: argparse.Namespace, folder: Path, scratch: Path) -> int:
     """Everything; prints the table."""
-    for line in forecast.lines(options.sections, library=found.library):
-        say(line)
     if unpacked := cache.unpack():
         say(f"compiled kernels: {unpacked}")
+    cached = (CACHE / "inductor").is_dir()
+    for line in forecast.lines(options.sections, library=found.library, cached=cached, peers=forecast.named()):
+        say(line)
     make_library(ledger, found, folder)
     Stages(ledger, options.sections, folder, scratch, options.only, options.sanitize).run()
     ledger.found["complete"] = True

@@ -1,8 +1,9 @@
 """``python -m tests.triton_versions VERSION ...``: the Triton kernels under other versions of Triton. Downloads them.
 
 Each version goes into a folder of its own, without its dependencies, which is put before this environment's packages;
-torch stays what it is. Then, a line each: every kernel compiled for sm_90, and the tests that take each kernel through
-the interpreter at least once. 1 if something fails under a version. For by hand: nothing else calls it.
+torch stays what it is. Then, a line each: the tests that take each kernel through the interpreter at least once, and
+every kernel compiled for each ``--arch`` (sm_90 by default). 1 if something fails under a version. For by hand: nothing
+else calls it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,8 +50,8 @@ def run(name: str, command: list[str], env: dict[str, str], log: Path) -> bool:
     return done.returncode == 0
 
 
-def check(version: str, folder: Path) -> bool:
-    """Whether the kernels compile and pass under ``version``."""
+def check(version: str, folder: Path, architectures: Sequence[int], interpret: bool = True) -> bool:
+    """Whether the kernels pass (unless not ``interpret``) and compile for ``architectures`` under ``version``."""
     before = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(install(version, folder)), *([before] if before else [])])
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -58,12 +60,14 @@ def check(version: str, folder: Path) -> bool:
     found = subprocess.run(show, env=env, capture_output=True, text=True, check=True).stdout.strip()
     if found != version:
         raise RuntimeError(f"asked for Triton {version}, and {found} is imported")
-    compilation = [sys.executable, "-m", "apv_fast.kernels.aot", "--arch", "90"]
     tests = [f"tests/{name}" for name in TESTS]
     interpreted = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SOME, *tests]
+    checks = {"interpreted": interpreted} if interpret else {}
+    for arch in architectures:
+        checks[f"compiled-sm_{arch}"] = [sys.executable, "-m", "apv_fast.kernels.aot", "--arch", str(arch)]
     results = [
         run(f"triton {version} {what}", command, env, folder / f"{what}-{version}.log")
-        for what, command in (("interpreted", interpreted), ("compiled", compilation))
+        for what, command in checks.items()
     ]
     return all(results)
 
@@ -73,10 +77,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.triton_versions", description=__doc__.split("\n\n")[0])
     parser.add_argument("versions", nargs="+", metavar="VERSION", help="as on PyPI: 3.6.0")
     parser.add_argument("--folder", type=Path, help="keep versions, caches and logs here (default: a temporary one)")
+    parser.add_argument("--arch", type=int, action="append", help="compute capability; may be repeated (default: 90)")
+    parser.add_argument("--only-compile", action="store_true", help="leave the tests in the interpreter out")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    return 0 if all([check(version, folder.resolve()) for version in options.versions]) else 1
+    architectures, interpret = options.arch or [90], not options.only_compile
+    results = [check(version, folder.resolve(), architectures, interpret) for version in options.versions]
+    return 0 if all(results) else 1
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.gpu.build import architecture
 from bench.gpu.ceilings import events
 from bench.gpu.checkout import ROOT, environment
 
@@ -48,8 +49,7 @@ def compile_cuda(folder: Path, capability: tuple[int, int]) -> Path:
         RuntimeError: there is no nvcc, or it fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    major, minor = capability
-    arch = f"{major}{minor}{'a' if major == 9 else ''}"
+    arch = architecture(capability)
     sources = [ROOT / "bench" / "gpu" / "barrier.cu", ROOT / "csrc" / "cuda" / "barrier.h"]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     library = folder / f"barrier-sm{arch}-{digest}.so"

@@ -68,7 +68,11 @@ def look(seconds: float = LOOK_SECONDS) -> Found:
 
 
 def architecture(capability: tuple[int, int]) -> str:
-    """nvcc's name: "90a", where the kernels use what only that one GPU has, or "80"."""
+    """nvcc's name of a GPU, "80", "90a", "120", as the library that is shipped has it.
+
+    The "a" lets code use what only that one GPU has. Nothing here does: for 9.0, 10.0 and 12.0 alike nvcc makes the
+    same PTX with it and without.
+    """
     major, minor = capability
     return f"{major}{minor}{'a' if major == 9 else ''}"
 

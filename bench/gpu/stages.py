@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ from bench.gpu.ledger import BUDGETS, SECTIONS, Ledger
 from bench.gpu.targets import is_ours
 
 WORK = "bench.gpu.work"  # the child's module
+WARM_UP = "warm-up"  # smoke without its checks
 MINIMUM = 4.0  # seconds under which nothing is begun
 PASS_SECONDS = 0.8  # of rounds, a pass of a contest
 CHECK_SECONDS = 55.0  # of smoke, all of them side by side
 WARM_UP_SECONDS = 300.0
 TRAIN_SECONDS = 120.0
 AFTER_TRAINING = 8.0  # seconds to end the environments in
-TOGETHER = 12  # children at once, while nothing is timed
+TOGETHER = 15  # children at once, while nothing is timed
+SHARES = {True: 0.75, False: 0.5}  # of what is left, that one rival gets at most: if a target speaks of it, and if not
+TURNS = 5  # children that share the rivals of a contest, while nothing is timed
 CEILINGS = ("copy", "matrix", "launch", "l2")
 BARRIERS = ("triton", "cuda")
 
@@ -33,6 +36,29 @@ BARRIERS = ("triton", "cuda")
 def say(line: str) -> None:
     """A line of progress, with the time."""
     print(f"[{datetime.now(UTC):%H:%M:%S}] {line}", flush=True)
+
+
+def _worth(contest: Mapping[str, Any]) -> tuple[bool, bool]:
+    """The contests whose rivals are worth most come first: a target speaks of them, of ours there, of neither."""
+    return not contest["rivals"], not contest["target"]
+
+
+def compilations(contests: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list[Job]:
+    """What compiles the contestants of ``kinds``, "core" and "rivals", of every row that a target speaks of.
+
+    First the contests in which a target speaks of rivals, which compile longest; then ours; then the other rivals.
+    """
+    jobs: list[Job] = []
+    late: list[Job] = []
+    for one in sorted((one for one in contests if one["target"]), key=_worth):
+        for kind in kinds:
+            turns = TURNS if kind == "rivals" else 1
+            for turn in range(turns):
+                arguments = {"contest": one["name"], "who": kind, "turn": turn, "of": turns, "without": []}
+                name = f"{kind} of {one['name']}, part {turn + 1}"
+                job = Job(name, "warm up", arguments, WARM_UP_SECONDS)
+                (jobs if one["rivals"] or kind == "core" else late).append(job)
+    return jobs + late
 
 
 class Stages:
@@ -60,7 +86,6 @@ class Stages:
         self.folder, self.scratch, self.sanitize = folder, scratch, sanitize
         self.worker = Worker(WORK, folder / "device.log")
         self.contests: list[dict[str, Any]] = []
-        self._together_ends = float("inf")
 
     def run(self) -> None:
         """All stages that were asked for."""
@@ -69,12 +94,12 @@ class Stages:
         with self.worker:
             if not self._begin():
                 return
-            for name in SECTIONS:
+            if {"smoke", "core", "rivals"} & set(self.sections):
+                self._section("smoke" if "smoke" in self.sections else WARM_UP, self.smoke)
+                self._keep_kernels()
+            for name in SECTIONS[1:]:
                 if name in self.sections:
                     self._section(name, getattr(self, name))
-                if name == "smoke" and {"smoke", "core", "rivals"} & set(self.sections):
-                    self._section("warm-up", self.warm_up)
-                    self._keep_kernels()
         self._keep_kernels()
 
     def _begin(self) -> bool:
@@ -92,12 +117,11 @@ class Stages:
         return True
 
     def _section(self, name: str, work: Callable[[float], None]) -> None:
-        until = self.clock.until("smoke" if name == "warm-up" else name)
-        if name in ("smoke", "warm-up"):
-            self._together_ends = min(until, self._together_ends, time.monotonic() + BUDGETS["smoke"])
-            until = self._together_ends
+        until = self.clock.until("smoke" if name == WARM_UP else name)
+        if name in ("smoke", WARM_UP):
+            until = min(until, time.monotonic() + BUDGETS["smoke"])
         if self.clock.left(until) < MINIMUM:
-            if name != "warm-up":
+            if name != WARM_UP:
                 self.ledger.skip(name, "no time left")
             return
         say(f"{name}: up to {self.clock.left(until):.0f} s")
@@ -117,41 +141,39 @@ class Stages:
     # What is not timed: children side by side
 
     def smoke(self, until: float) -> None:
-        """See :mod:`bench.gpu.smoke`."""
-        outcome = self.worker.run(Job("the checks", "checks", seconds=30))
-        if outcome.error:
-            self.ledger.broke("the checks", outcome.error)
-            return
-        jobs = [Job(name, "check", {"name": name}, CHECK_SECONDS) for name in outcome.result]
+        """The checks of :mod:`bench.gpu.smoke`; beside them whatever will be timed compiles, as far as there is time.
+
+        A compilation that fails shows later.
+        """
+        checks = self._checks() if "smoke" in self.sections else []
+        kinds = [kind for kind in ("core", "rivals") if kind in self.sections] or ["core", "rivals"]
+        names = {job.name for job in checks}
 
         def ended(outcome: Outcome) -> None:
+            if outcome.job not in names:
+                say(f"{WARM_UP}, {outcome.job}: {outcome.seconds:.0f} s")
+                return
             say(f"{outcome.job}: {outcome.error or 'passed'}, {outcome.seconds:.0f} s")
             figures = {"error": outcome.error} if outcome.error else outcome.result
             self.ledger.note("smoke", **{outcome.job: figures | {"seconds": outcome.seconds}})
             if outcome.error:
                 self.ledger.broke(outcome.job, outcome.error)
 
-        self._together(jobs, until, ended)
-
-    def warm_up(self, until: float) -> None:
-        """Compile what will be timed, into the caches on disk, as far as there is time; a failure shows later."""
-        kinds = [kind for kind in ("core", "rivals") if kind in self.sections] or ["core", "rivals"]
-        jobs = []
-        for kind in kinds:
-            for one in self.contests:
-                if one["target"]:
-                    arguments = {"contest": one["name"], "who": kind, "without": []}
-                    jobs.append(Job(f"{kind} of {one['name']}", "warm up", arguments, WARM_UP_SECONDS))
-        jobs.sort(key=lambda job: job.arguments["who"] == "core", reverse=True)
-        self._together(jobs, until, lambda outcome: say(f"warm-up, {outcome.job}: {outcome.seconds:.0f} s"))
-
-    def _together(self, jobs: Sequence[Job], until: float, ended: Callable[[Outcome], None]) -> None:
         def make(number: int) -> Worker:
             return Worker(WORK, self.scratch / f"together-{number}.log")
 
         count = min(TOGETHER, max(1, (os.cpu_count() or 1) - 1))
+        jobs = [*checks, *compilations(self.contests, kinds)]
         for name in run_together(make, jobs, count, until=until, ended=ended):
-            self.ledger.skip(name, "no time left")
+            if name in names:
+                self.ledger.skip(name, "no time left")
+
+    def _checks(self) -> list[Job]:
+        outcome = self.worker.run(Job("the checks", "checks", seconds=30))
+        if outcome.error:
+            self.ledger.broke("the checks", outcome.error)
+            return []
+        return [Job(name, "check", {"name": name}, CHECK_SECONDS) for name in outcome.result]
 
     # What is timed: one child
 
@@ -162,8 +184,11 @@ class Stages:
                 self._contest("core", one, until)
 
     def rivals(self, until: float) -> None:
-        """The other contestants of those rows; then, if time is left, the other contests."""
-        for one in sorted(self.contests, key=lambda one: not one["target"]):
+        """The other contestants of those rows; then, if time is left, the other contests.
+
+        First the contests in which a target speaks of rivals: what there is no time for is worth least.
+        """
+        for one in sorted(self.contests, key=_worth):
             if not one["target"]:
                 self._contest("core", one, until)
             self._contest("rivals", one, until)
@@ -174,8 +199,9 @@ class Stages:
             self.ledger.skip(f"{kind} of {name}", "no time left")
             return
         arguments = {"contest": name, "pass_seconds": PASS_SECONDS}
-        # A rival that compiles for minutes must leave time for the others: it gets half of what is left at most.
-        limit = min(one["seconds"], max(MINIMUM, left / 2)) if kind == "rivals" else one["seconds"]
+        limit = one["seconds"]
+        if kind == "rivals":  # one that compiles for minutes must leave time for the others
+            limit = min(limit, max(MINIMUM, left * SHARES[one["rivals"]]))
         job = Job(name, kind, arguments, left, limit)
         outcome, broken = run_to_the_end(self.worker, job, until=until, found=functools.partial(self._found, name))
         say(f"{kind} of {name}: {outcome.seconds:.0f} s{', ' + outcome.error if outcome.error else ''}")

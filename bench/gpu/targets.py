@@ -21,6 +21,11 @@ def is_ours(contestant: str) -> bool:
     return contestant.partition(",")[0] in (*OURS, TWO_SCANS.strip(", "))
 
 
+def is_rival(contestant: str) -> bool:
+    """Whether a contestant's time counts where a target is about the best rival."""
+    return not is_ours(contestant) and not contestant.startswith(YARDSTICK)
+
+
 def is_core(contestant: str) -> bool:
     """Whether the targets cannot do without it: a claim of ours, both scans in place of the stack, the eager reference.
 
@@ -54,7 +59,7 @@ class Group:
         """How many times as long a contestant takes as the fastest of ours; ``over`` may be :data:`BEST`, or a name's
         beginning.
         """
-        rivals = [row for row in self.rows if not is_ours(row["backend"]) and not row["backend"].startswith(YARDSTICK)]
+        rivals = [row for row in self.rows if is_rival(row["backend"])]
         rows = rivals if over == BEST else [row for row in rivals if row["backend"].startswith(over)]
         exact = self.of(over)
         ratios = [self.ratio(row) for row in ([exact] if exact else rows)]
@@ -133,6 +138,12 @@ def _targets() -> tuple[Target, ...]:
 
 
 TARGETS = _targets()
+
+
+def about(op: str, shape: Mapping[str, int], dtype: str) -> tuple[bool, bool]:
+    """Whether a target speaks of a contest, and whether one speaks of rivals in it."""
+    found = [target for target in TARGETS if target.rows.agree(op, shape, dtype)]
+    return bool(found), any(target.over not in ("", REFERENCE) for target in found)
 
 
 @dataclass(frozen=True)

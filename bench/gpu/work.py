@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from apv_fast.backend import BackendError
 from bench import registry
 from bench.gpu import barrier, ceilings
 from bench.gpu.contests import DEVICE, Contest, Prepare, contest_of
-from bench.gpu.targets import COMPARED, TARGETS, is_core, is_ours
+from bench.gpu.targets import COMPARED, about, is_core, is_ours, is_rival
 from bench.gpu.worker import Tell, is_broken, message
 from bench.registry import REFERENCE, WARM, Passes, Work
 from bench.report import summarize
@@ -63,8 +63,8 @@ def run(kind: str, arguments: Mapping[str, Any], tell: Tell) -> Any:
 
 
 def _listed(contest: Contest) -> dict[str, Any]:
-    wanted = any(target.rows.agree(contest.op, contest.shape, contest.dtype) for target in TARGETS)
-    return {"name": contest.name, "seconds": contest.seconds, "target": wanted}
+    target, rivals = about(contest.op, contest.shape, contest.dtype)
+    return {"name": contest.name, "seconds": contest.seconds, "target": target, "rivals": rivals}
 
 
 def core(contest: Contest, arguments: Mapping[str, Any], tell: Tell) -> None:
@@ -82,9 +82,12 @@ def core(contest: Contest, arguments: Mapping[str, Any], tell: Tell) -> None:
 
 
 def rivals(contest: Contest, arguments: Mapping[str, Any], tell: Tell) -> None:
-    """Every other contestant, one after the other, each in turns with ours, whose times go into its row."""
+    """Every other contestant, one after the other, each in turns with ours, whose times go into its row.
+
+    First those whom a target may be about.
+    """
     players = dict(_players(contest, arguments, tell))
-    others = [name for name in players if not is_core(name)]
+    others = _others(players)
     tried = {name: _try(name, players[name], tell) for name in players if others and name in COMPARED}
     ours: Ready = {name: one for name, one in tried.items() if one}
     for name in others:
@@ -99,11 +102,20 @@ def rivals(contest: Contest, arguments: Mapping[str, Any], tell: Tell) -> None:
 
 
 def warm_up(contest: Contest, arguments: Mapping[str, Any], tell: Tell) -> None:
-    """Let contestants compile what they compile, into the caches on disk; times nothing."""
-    for name, prepare in _players(contest, arguments, tell):
-        if is_core(name) == (arguments["who"] == "core"):
-            _try(name, prepare, tell)
-            tell.finished(name)
+    """Let contestants compile what they compile, into the caches on disk; times nothing.
+
+    ``arguments``: "who", "core" or "rivals"; of the rivals every "of"th from number "turn" on.
+    """
+    players = dict(_players(contest, arguments, tell))
+    rivals = _others(players)[arguments.get("turn", 0) :: arguments.get("of", 1)]
+    for name in filter(is_core, players) if arguments["who"] == "core" else rivals:
+        _try(name, players[name], tell)
+        tell.finished(name)
+
+
+def _others(names: Iterable[str]) -> list[str]:
+    """The contestants of ``rivals``, whose rows are worth most first."""
+    return sorted((name for name in names if not is_core(name)), key=is_rival, reverse=True)
 
 
 def _players(contest: Contest, arguments: Mapping[str, Any], tell: Tell) -> Iterator[tuple[str, Prepare]]:

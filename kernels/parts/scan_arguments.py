@@ -162,7 +162,7 @@ def stacked_registers(device: Device) -> tuple[int | None, int | None]:
     """
     if device.major == 9 and _triton() >= (3, 9):
         return None, None
-    return {10: (224, None), 11: (224, None), 12: (168, 200)}.get(device.major, (168, None))
+    return {10: (224, None), 11: (224, None), 12: (168, 224)}.get(device.major, (168, None))
 
 
 @functools.cache

@@ -76,7 +76,7 @@ def test_kernels_that_measure_are_launched(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the path")
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0), (12, 0)])
 def test_barrier_of_the_cuda_kernels_compiles(capability: tuple[int, int], tmp_path: Path) -> None:
     library = ctypes.CDLL(str(barrier.compile_cuda(tmp_path, capability)))
     assert library.barrier_latency and library.barrier_stress

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
+from apv_fast import cuda
 from bench.gpu import build, cache
 from bench.gpu.checkout import CACHE, ROOT, environment
 
@@ -46,7 +49,41 @@ def test_a_library_that_does_not_load_is_built_for_this_gpu(tmp_path: Path, monk
     assert library.read_text() == "new\n" and [path.name for path in library.parent.iterdir()] == ["_cuda.so"]
     lines = calls.read_text().splitlines()
     assert len(lines) == 4 and all("arch=compute_90a,code=sm_90a" in line and "sm_80" not in line for line in lines)
-    assert build.architecture((8, 0)) == "80"
+
+
+def test_a_gpu_has_the_name_that_its_generation_is_shipped_under() -> None:
+    for major, shipped in cuda.ARCHITECTURES.items():
+        assert f"sm_{build.architecture((major, 0))}" == shipped
+    later = [(8, 6), (8, 9), (10, 3), (12, 1)]
+    assert [build.architecture(capability) for capability in later] == ["86", "89", "103", "121"]
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the path")
+@pytest.mark.parametrize("number", [90, 100, 120])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "bench/gpu/barrier.cu",
+        pytest.param("csrc/cuda/scan_forward.cu", marks=pytest.mark.slow),
+        pytest.param("csrc/cuda/scan_backward.cu", marks=pytest.mark.slow),
+    ],
+)
+def test_no_kernel_needs_what_one_gpu_alone_has(source: str, number: int, tmp_path: Path) -> None:
+    """nvcc makes the same of a source for the plain name and the one with an "a".
+
+    That the plain names' assembler takes it: tests/test_cuda_compile.py.
+    """
+
+    def ptx(arch: str) -> list[str]:
+        made = tmp_path / f"{arch}.ptx"
+        command = ["nvcc", "-O3", "-std=c++17", f"-arch=compute_{arch}", f"-I{ROOT / 'csrc' / 'cuda'}", "-ptx"]
+        subprocess.run([*command, str(ROOT / source), "-o", str(made)], check=True)
+        lines = made.read_text().splitlines()
+        assert f".target sm_{arch}" in lines
+        return [line for line in lines if not line.startswith(".target")]
+
+    assert ptx(str(number)) == ptx(f"{number}a")
 
 
 def test_a_build_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from bench.cases import updates
 from bench.gpu import contests, forecast, work
 from bench.gpu.contests import Contest
 from bench.gpu.graphs import CaptureError
+from bench.peers import remote
 from bench.registry import COMPILED, Case, Passes
 from bench.registry import load as all_cases
 from tests.support import peer_trees
@@ -176,10 +177,10 @@ def test_each_rival_takes_turns_with_ours() -> None:
     told, arguments = Told(), {"without": ["another"], "pass_seconds": 0.0}
     work.rivals(Contest("rssm_observe", TINY, "float32", instant), arguments, told)  # type: ignore[arg-type]
     rows = [item["row"] for item in told.items("row")]
-    rivals = ["triton, a launch a phase"] * 2 + ["one rival"] * 2
+    rivals = ["one rival"] * 2 + ["triton, a launch a phase"] * 2  # which no target is about
     assert [row["backend"] for row in rows] == rivals
     assert all(set(row["beside_ms"]) == {"cuda", "triton"} and min(row["beside_ms"].values()) > 0 for row in rows)
-    assert [name for kind, name in told.events if kind == "finished"] == ["triton, a launch a phase", "one rival"]
+    assert [name for kind, name in told.events if kind == "finished"] == ["one rival", "triton, a launch a phase"]
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -193,9 +194,15 @@ def test_a_warm_up_prepares_and_times_nothing() -> None:
 
         return {name: functools.partial(prepare, name) for name in instant(contest)}
 
-    for who, expected in (("core", ["cuda", "triton", "reference"]), ("rivals", ["one rival", "another"])):
+    jobs: list[tuple[str, dict[str, int], list[str]]] = [
+        ("core", {"turn": 0, "of": 1}, ["cuda", "triton", "reference"]),
+        ("rivals", {}, ["one rival", "another"]),
+        ("rivals", {"turn": 1, "of": 2}, ["another"]),
+        ("rivals", {"turn": 2, "of": 3}, []),
+    ]
+    for who, turn, expected in jobs:
         prepared.clear()
-        told, arguments = Told(), {"without": ["triton, a launch a phase"], "who": who}
+        told, arguments = Told(), {"without": ["triton, a launch a phase"], "who": who, **turn}
         work.warm_up(Contest("rssm_observe", TINY, "float32", players), arguments, told)  # type: ignore[arg-type]
         assert prepared == expected and told.items("row") == []
 
@@ -269,7 +276,10 @@ def test_names_and_order_of_contests() -> None:
     gpu = {op for op, row in IMPLEMENTATIONS.items() if {"triton", "cuda"} & row.keys()}
     assert gpu <= {contest.op for contest in found}
     assert [contest.dtype for contest in found].index("tf32") > names.index(next(n for n in names if "finetune" in n))
-    wanted = {one["name"] for one in work.run("list", {}, Told()) if one["target"]}  # type: ignore[arg-type]
-    for name in forecast.CONTESTS:
-        assert sum(one.startswith(f"{name} ") for one in wanted) == 1, name
+    wanted = {one["name"]: one["rivals"] for one in work.run("list", {}, Told()) if one["target"]}  # type: ignore[arg-type]
+    for name, cost in forecast.CONTESTS.items():
+        (found_name,) = (one for one in wanted if one.startswith(f"{name} "))
+        assert wanted[found_name] == cost.needed
     assert len(wanted) == len(forecast.CONTESTS) == 7
+    assert list(forecast.PEERS) == list(remote.VARIABLES)
+    assert [remote.VARIABLES[name] for name in forecast.PEERS] == [f"APV_FAST_PEER_{n.upper()}" for n in forecast.PEERS]

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("bench", reason="bench/ is not installed; it runs from a checkout")
 from bench.cost.machine import MACHINES
-from bench.gpu import forecast, suite, table, targets
+from bench.gpu import forecast, stages, suite, table, targets
 from bench.gpu.ledger import BUDGETS, SECONDS, SECTIONS, Clock, Ledger
 
 
@@ -98,6 +98,12 @@ def test_who_is_timed_when() -> None:
     others = ("triton, a launch a phase", "reference in a graph", "torch.compile in a graph", "cuDNN LSTM float16")
     assert not any(map(targets.is_core, others))
     assert targets.is_ours("triton, a launch a phase") and not targets.is_ours("reference")
+    assert [name for name in others if targets.is_rival(name)] == ["reference in a graph", "torch.compile in a graph"]
+    sizes = {"B": 16, "T": 50}
+    assert targets.about("rssm_observe", sizes, "bfloat16") == (True, True)
+    assert targets.about("rssm_observe", {"B": 50, "T": 50}, "bfloat16") == (True, False)
+    assert targets.about("finetune_update", {"B": 50, "T": 50}, "bfloat16") == (True, True)
+    assert targets.about("rssm_observe", sizes, "float32") == (False, False)
 
 
 def report(**more: Any) -> dict[str, Any]:
@@ -166,13 +172,55 @@ def test_a_file_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert json.loads(path.read_text())["not_run"] == {}
 
 
-def test_the_forecast_fits() -> None:
-    found = forecast.seconds()
-    assert list(found) == ["start", *SECTIONS]
-    assert sum(found.values()) <= SECONDS == 430.0
-    assert forecast.seconds(library=False)["start"] == found["start"] + forecast.NVCC
-    for name, cost in found.items():
-        assert cost <= BUDGETS[name], name
-    assert found["smoke"] <= 60.0
-    assert set(forecast.seconds(("core",))) == {"start", "core"}
-    assert "430" not in forecast.lines(SECTIONS, library=True)[0]  # the sum of the parts, not the budget
+PEERS = tuple(forecast.PEERS)
+
+
+@pytest.mark.parametrize(("cached", "peers"), [(False, ()), (False, ("contextwm",)), (True, ()), (True, PEERS)])
+def test_the_forecast_fits(cached: bool, peers: tuple[str, ...]) -> None:
+    """What the targets speak of, in the default stages: the first call with ContextWM, a second one with all peers."""
+    found = forecast.forecast(cached=cached, peers=peers)
+    assert list(found.needed) == ["start", *SECTIONS]
+    assert found.total == sum(found.needed.values()) <= SECONDS == 430.0
+    end = 0.0
+    for name, cost in found.needed.items():
+        end += cost
+        share = sum(list(BUDGETS.values())[: list(BUDGETS).index(name) + 1])
+        assert end <= share, f"{name} ends after its share of the time"
+    assert found.needed["smoke"] <= 60.0
+    there = forecast.compiled(SECTIONS, peers)
+    there = forecast.compiled(SECTIONS, peers, there) if cached else there
+    left = BUDGETS["rivals"]
+    for contest in filter(None, forecast.rivals(there, peers, needed=True).values()):
+        for who, cost in contest.items():
+            assert cost <= stages.SHARES[True] * left, f"{who} would be stopped"
+        left -= sum(contest.values())
+
+
+def test_what_the_forecast_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, peer = forecast.forecast(), forecast.forecast(peers=["contextwm"])
+    assert found.peers == 0 and peer.peers == pytest.approx(peer.total - found.total) and peer.peers > forecast.PEER
+    assert found.others > 0 and peer.others > found.others  # ContextWM has a pre-training update too
+    without = forecast.forecast(library=False)
+    assert without.needed["start"] == found.needed["start"] + forecast.NVCC
+    assert set(forecast.forecast(("core",)).needed) == {"start", "core"}
+    first, second = forecast.lines(SECTIONS, library=True, cached=False, peers=["contextwm"])
+    assert f"{peer.total:.0f} s for what targets speak of" in first and "430" not in first  # no budget, but a sum
+    assert f"of that {peer.peers:.0f} s for contextwm" in second and f"{peer.others:.0f} s more" in second
+    assert "no other" in forecast.lines(SECTIONS, library=True, cached=False, peers=[])[1]
+    for name in forecast.PEERS:
+        monkeypatch.delenv(f"APV_FAST_PEER_{name.upper()}", raising=False)
+    monkeypatch.setenv("APV_FAST_PEER_TORCHRL", "/somewhere")
+    assert forecast.named() == ["torchrl"]
+
+
+def test_a_compilation_that_is_cut_off_counts_again() -> None:
+    """Functions of a whole update: those that end within smoke's minute are there, the next run goes on after them."""
+    update = ("finetune_update B=50", forecast.COMPILED)
+    once = forecast.compiled(SECTIONS)
+    again = forecast.compiled(SECTIONS, before=once)
+    assert 0 < once[update] < again[update] == len(forecast.FINETUNE)
+    rivals = [forecast.forecast(cached=cached).needed["rivals"] for cached in (False, True)]
+    assert rivals[0] - rivals[1] == sum(forecast.FINETUNE[once[update] :])
+    scan = ("rssm_observe B=16", forecast.SCANNED)
+    assert once[scan] == len(forecast.INDUCTOR)  # what a target is about is ready when it is timed
+    assert all(once[name, "core"] for name in forecast.CONTESTS)

@@ -112,11 +112,13 @@ def test_this_versions_scan_can_be_used() -> None:
 
 
 @pytest.mark.thorough
-def test_scans_in_place_of_an_updates_loops_are_the_reference() -> None:
+@pytest.mark.parametrize("concat_embed", [False, True])
+def test_scans_in_place_of_an_updates_loops_are_the_reference(concat_embed: bool) -> None:
     """Both models stacked, then a roll-out with the actor from where they are; gradients of all weights that learn."""
     torch.manual_seed(0)
     lower = RSSM(5, deter=4, hidden=5, stoch=2, discrete=3, action_pad=3, dtype=torch.float64)
-    upper = RSSM(lower.feat_dim, 2, deter=4, hidden=5, stoch=2, discrete=3, action_pad=3, dtype=torch.float64)
+    width = lower.feat_dim + concat_embed * 5
+    upper = RSSM(width, 2, deter=4, hidden=5, stoch=2, discrete=3, action_pad=3, dtype=torch.float64)
     actor = Actor(upper.feat_dim, 2, layers=1, units=4, dtype=torch.float64)
     embed, action = torch.randn(2, 4, 5, dtype=torch.float64), torch.rand(2, 4, 2, dtype=torch.float64) * 2 - 1
     shapes = [(2, 4, 2)] * 4 + [(4, 8, 2)]  # a horizon of 4 from 8 states
@@ -125,13 +127,14 @@ def test_scans_in_place_of_an_updates_loops_are_the_reference() -> None:
     is_first = torch.tensor([[True, False, False, False], [False, False, True, False]])
 
     def run() -> list[torch.Tensor]:
-        states = StackedRSSM(lower, upper).observe(
+        states = StackedRSSM(lower, upper, concat_embed=concat_embed).observe(
             embed, is_first, action, af_noise=(noise[0], noise[1]), noise=(noise[2], noise[3])
         )
         start = {name: x.detach().flatten(0, 1) for name, x in states["post"].items()}
         after, actions = ops.rssm_rollout(
-            upper.params(), actor.params(), start, horizon=4, latent=upper.latent, noise=noise[4], action_noise=uniforms
-        )
+            upper.params(), actor.params(), start, horizon=4, latent=upper.latent, min_std=0.3, noise=noise[4],
+            action_noise=uniforms,
+        )  # fmt: skip
         return [x for name in sorted(states) for x in states[name].values()] + [*after.values(), actions]
 
     weights = [*lower.parameters(), *upper.parameters(), *actor.parameters()]
@@ -165,22 +168,66 @@ def _losses(agent: Agent, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return [model.loss, actor, critic]
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_the_compiled_update_is_the_references(backend: str) -> None:
-    """Losses, and the weights after a step of Adam."""
+def small_agents(count: int) -> tuple[dict[str, torch.Tensor], list[Agent]]:
+    """A batch, and agents with the same weights."""
     batch, config = finetune_setup(CPU, torch.float32, B=1, T=6, horizon=2, deter=6, hidden=5, cnn_depth=1)
     config = replace(config, backend="reference", graph="off")
     config = replace(config, model=replace(config.model, stoch=2, discrete=3))
     torch.manual_seed(0)
-    agents = [Agent(config, 4, discrete=False, device=CPU) for _ in range(2)]
+    agents = [Agent(config, 4, discrete=False, device=CPU) for _ in range(count)]
     with torch.no_grad():
-        for x, y in zip(agents[1].tensors(), agents[0].tensors(), strict=True):
-            x.copy_(y)
+        for other in agents[1:]:
+            for x, y in zip(other.tensors(), agents[0].tensors(), strict=True):
+                x.copy_(y)
+    return batch, agents
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_the_compiled_update_is_the_references(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses, gradients, and the weights after a step of Adam; from two graphs of losses and one of each optimiser."""
+    batch, agents = small_agents(2)
+    graphs: list[str] = []
+    compile_ = torch.compile
+
+    def counted(function: Any, **options: Any) -> Any:
+        assert options.pop("backend") == backend and options["fullgraph"]
+        name = getattr(function, "__name__", type(function).__name__)
+        made = torch._dynamo.lookup_backend(backend)
+
+        def count(graph: Any, example: Any, **more: Any) -> Any:
+            graphs.append(name)
+            return made(graph, example, **more)
+
+        return compile_(function, backend=count, **options)
+
+    if backend == "eager":
+        monkeypatch.setattr(torch, "compile", counted)
     compiled.compile_update(agents[1], backend)
     expected, got = (_losses(agent, batch) for agent in agents)
+    if backend == "eager":
+        assert len(graphs) == 2 + len(agents[1].optimizers) and graphs.count("loss") == graphs.count("losses") == 1
     for x, y in zip(got, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
     for x, y in zip(agents[1].tensors(), agents[0].tensors(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+    # Of the world model these are of its own loss still: the actor's has none for it.
+    for module in ("model", "behavior"):
+        weights = zip(*(getattr(agent, module).parameters() for agent in reversed(agents)), strict=True)
+        for x, y in weights:
+            assert (x.grad is None) == (y.grad is None)
+            if y.grad is not None:
+                torch.testing.assert_close(x.grad, y.grad, rtol=1e-3, atol=1e-4)
+    torch.compiler.reset()
+
+
+@pytest.mark.thorough
+def test_a_compiled_update_makes_noise_of_its_own() -> None:
+    """As it is timed: whole updates, without noise from outside."""
+    batch, agents = small_agents(2)
+    compiled.compile_update(agents[1], "eager")
+    for _ in range(2):
+        right, found = (agent.update(batch) for agent in agents)
+        assert found.keys() == right.keys() and all(x.isfinite() for x in found.values())
+        assert float(found["image_loss"]) == pytest.approx(float(right["image_loss"]), rel=0.02)
     torch.compiler.reset()

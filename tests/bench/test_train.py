@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +17,7 @@ from apv_fast.config import PRESETS
 from bench.gpu import train
 from bench.gpu.train import Clock, check_python, covered, extrapolate, main, measure, missing, rehearse
 from tests.support.learners import CORRIDOR
+from tests.support.wheels import wheel
 
 PAPER = PRESETS["metaworld"].finetune
 
@@ -87,7 +89,7 @@ def test_the_process(tmp_path: Path) -> None:
     """On Meta-world, in a process of its own."""
     pytest.importorskip("metaworld")
     told: list[dict[str, Any]] = []
-    found = measure(60.0, told.append, wheels=tmp_path / "none")
+    found = measure(150.0, told.append, wheels=tmp_path / "none")  # starting takes 10 s, or 100 on a busy machine
     assert told and found["envs"] == 2 and found["device"] in ("cpu", "cuda") and "env_steps_per_s" in found
 
 
@@ -110,6 +112,49 @@ def test_what_is_missing_is_said(
     with pytest.raises(RuntimeError, match="train ended with status 3: it broke"):
         measure(1.0, told.append, wheels=tmp_path / "none")
     assert told == [{"envs": 2}]
+
+
+def program(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell script in the place of Python."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(path))
+
+
+def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its time and a grace; what it has told is there."""
+    program(tmp_path, "echo '{\"envs\": 2}'\nexec sleep 60", monkeypatch)
+    monkeypatch.setattr(train, "GRACE_SECONDS", 0.5)
+    told: list[dict[str, Any]] = []
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match="train ended with status 124"):
+        measure(0.5, told.append, wheels=tmp_path / "none")
+    assert told == [{"envs": 2}] and 0.9 < time.monotonic() - begin < 20
+
+
+def test_wheels_come_before_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel(tmp_path / "wheels")
+    program(tmp_path, """printf '{"path": "%s", "arguments": "%s"}\\n' "$PYTHONPATH" "$*\"""", monkeypatch)
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    found = measure(3.0, lambda found: None, wheels=tmp_path / "wheels")
+    site, *rest = found["path"].split(":")
+    assert (Path(site) / "toy" / "__init__.py").exists() and "/elsewhere" in rest
+    assert found["arguments"] == "-m bench.gpu.train --seconds 3.0"
+
+
+def test_on_a_gpu_it_is_the_papers_setup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the number of environments, bfloat16 and the overlap."""
+    for cores, envs in ((16, 12), (8, 6), (2, 2)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        found = train.configuration(True)
+        assert (found.envs, found.overlap, found.model.precision) == (envs, True, "bf16")
+        same = replace(found, env=PAPER.env, envs=PAPER.envs, overlap=PAPER.overlap, model=PAPER.model)
+        assert same == PAPER
+        assert replace(found.model, precision=PAPER.model.precision) == PAPER.model
+    tiny = train.configuration(False)
+    assert (tiny.env, tiny.envs, tiny.overlap) == (found.env, 2, True) and tiny.model.deter == 8
 
 
 def test_wheels_for_another_python(tmp_path: Path) -> None:

@@ -5,33 +5,18 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import subprocess
+import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from bench.gpu import wheels
+from bench.gpu.checkout import ROOT
 from bench.gpu.wheels import TAG, main, make, of_tasks, refuse, trim, unpack
-
-INFORMATION = "toy-1.0.dist-info"
-TOY = {
-    "toy/__init__.py": "VALUE = 3\n",
-    "toy/part/tests/test_it.py": "assert False\n",
-    "toy/big/data.bin": "x" * 1000,
-    f"{INFORMATION}/METADATA": "Name: toy\nVersion: 1.0\n",
-    f"{INFORMATION}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-}
-
-
-def wheel(folder: Path, name: str = "toy-1.0-py3-none-any.whl", files: Mapping[str, str] = TOY) -> Path:
-    folder.mkdir(exist_ok=True)
-    information = "-".join(name.split("-")[:2]) + ".dist-info"
-    with zipfile.ZipFile(folder / name, "w") as made:
-        for path, text in files.items():
-            made.writestr(path, text)
-        made.writestr(f"{information}/RECORD", "".join(f"{path},,\n" for path in [*files, f"{information}/RECORD"]))
-    return folder / name
+from tests.support.wheels import INFORMATION, TOY, wheel
 
 
 def test_what_is_refused_goes_and_the_rest_is_as_it_was(tmp_path: Path) -> None:
@@ -108,6 +93,20 @@ def test_a_folder_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all(name in printed for name in found)
     with pytest.raises(ValueError, match="is not empty"):
         make(tmp_path / "wheels", ["toy"], ["push"], toys)
+
+
+def test_what_is_downloaded_is_for_that_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this one is: nothing is built, in the versions that we test with."""
+    called: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: called.append(command))
+    wheels.download(["mujoco", "scipy"], tmp_path, "3.12")
+    ((python, *command),) = called
+    options = " ".join(command)
+    assert python == sys.executable and options.startswith("-m pip download ") and options.endswith(" mujoco scipy")
+    for option in ("--no-deps", "--only-binary=:all:", "--python-version 3.12", "--implementation cp"):
+        assert f" {option} " in options
+    assert f"--dest {tmp_path} " in options and f"--constraint {ROOT / 'constraints.txt'} " in options
+    assert "--platform=manylinux2014_x86_64" in command and "--platform=manylinux_2_28_x86_64" in command
 
 
 def test_the_limit_and_the_names(
