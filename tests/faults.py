@@ -189,7 +189,7 @@ FAULTS: tuple[Fault, ...] = (
         "apv_fast/data/sequence_sampler.py",
         "generator.integers(last + 1 + self._extra)",
         "generator.integers(np.maximum(last + self._extra, 1))",
-        ("tests/data/test_videos.py", "-k", "distribution"),
+        ("tests/data/test_video_dataset.py", "-k", "distribution"),
     ),
     # Runs
     Fault(

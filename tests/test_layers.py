@@ -129,15 +129,15 @@ def test_arrows_that_are_gone_are_off_the_list() -> None:
         ("envs/parallel.py", "import apv_fast.agent.agent as it"),
         ("run/gif.py", "def f():\n    from apv_fast import agent, profile"),
         ("reference/rssm.py", "from ..nn import RSSM"),
-        ("ops/__init__.py", "from ..cpu.knn import knn_bonus"),
-        ("agent/agent.py", "from apv_fast.commands.common import begin"),
+        ("ops/__init__.py", "from ..cpu.knn_bonus import knn_bonus"),
+        ("agent/agent.py", "from apv_fast.commands.parts.training_run import begin"),
         ("types.py", "from . import backend"),
     ],
 )
 def test_an_upward_arrow_is_seen(tmp_path: Path, module: str, line: str) -> None:
-    names = ("agent/__init__", "agent/agent", "nn/__init__", "cpu/__init__", "cpu/knn", "commands/common", "backend")
-    for path in (tmp_path / f"{name}.py" for name in (*names, "profile")):
-        path.parent.mkdir(exist_ok=True)
+    names = ["agent/__init__", "agent/agent", "nn/__init__", "cpu/__init__", "cpu/knn_bonus", "backend", "profile"]
+    for path in (tmp_path / f"{name}.py" for name in (*names, "commands/parts/training_run")):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (tmp_path / module).parent.mkdir(exist_ok=True)
     (tmp_path / module).write_text(f"from __future__ import annotations\n{line}\n")

@@ -137,7 +137,8 @@ def test_sizes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {name: {"cuda": "", "reference": ""} for name in ("rssm_observe", "kl_balance")}
     for module in (backend, backend_report):
         monkeypatch.setattr(module, "IMPLEMENTATIONS", table)
-        monkeypatch.setattr(module, "OBSTACLES", {("rssm_observe", "cuda"): "tests.commands.test_paths:too_large"})
+        obstacle = "tests.commands.test_backend_report:too_large"
+        monkeypatch.setattr(module, "OBSTACLES", {("rssm_observe", "cuda"): obstacle})
     assert backend_report.op_backends(table, GPU, sizes={"deter": 4}) == ["cuda on cuda:0: rssm_observe, kl_balance"]
     assert backend_report.op_backends(table, GPU, sizes={"deter": 5}) == [
         "reference on cuda:0: rssm_observe (not cuda: deter is 5, at most 4 fits; not triton: it has none of them)",
