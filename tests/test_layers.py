@@ -104,6 +104,47 @@ def upward(packages: dict[str, Path]) -> dict[tuple[str, str], set[str]]:
     }
 
 
+def bound(path: Path) -> set[str]:
+    """The names that a file binds, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(), path)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    return names
+
+
+def missing(packages: dict[str, Path], users: list[Path]) -> list[str]:
+    """What ``users`` import out of the packages and is not there; mypy does not look into the kernels."""
+    files = modules(packages)
+    names = {name: bound(path) for name, path in files.items()}
+    problems = []
+    for path in users:
+        for node in ast.walk(ast.parse(path.read_text(), path)):
+            if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("apv_fast"):
+                there = names.get(node.module or "", set()) | {"_C", "kernels"}
+                wrong = [a.name for a in node.names if a.name not in there and f"{node.module}.{a.name}" not in files]
+                problems += [f"{path}: from {node.module} import {name}" for name in wrong]
+    return problems
+
+
+def test_what_is_imported_is_there() -> None:
+    users = [path for folder in ("apv_fast", "kernels", "bench", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert missing(PACKAGES, users) == []
+
+
+def test_an_import_of_nothing_is_seen(tmp_path: Path) -> None:
+    texts = {"nn": "def f(): ...", "a": "from apv_fast.nn import f", "b": "from apv_fast.nn import g"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    assert missing({"apv_fast": tmp_path}, sorted(tmp_path.glob("[ab].py"))) == [
+        f"{tmp_path / 'b.py'}: from apv_fast.nn import g"
+    ]
+
+
 def test_every_part_has_its_place() -> None:
     assert {part_of(name) for name in modules(PACKAGES)} | {"_C"} == set(MAY_IMPORT)
     above: set[str] = set()
