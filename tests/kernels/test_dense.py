@@ -19,7 +19,7 @@ needs_triton = pytest.mark.skipif(not DEVICE, reason="Triton cannot run here")
 @pytest.fixture
 def dense() -> ModuleType:
     pytest.importorskip("triton")
-    from apv_fast.kernels import dense
+    from apv_fast.kernels.parts import dense
 
     return dense
 
@@ -96,7 +96,7 @@ def test_the_grus_backward_product(dense: ModuleType, hidden: int, deter: int) -
 def test_extreme_actions_have_finite_gradients() -> None:
     """Saturated heads, and uniforms at both ends: samples inside the bounds, gradients finite."""
     pytest.importorskip("triton")
-    from apv_fast.kernels import truncated_normal
+    from apv_fast.kernels.parts import truncated_normal
     from apv_fast.kernels.parts.latent import whole
 
     values = torch.tensor([-50.0, -8.0, 0.0, 8.0, 50.0])
