@@ -25,7 +25,7 @@ def _row(name: str, target: str, pointers: dict[str, str], sizes: Sequence[str],
     free = {"n", "noise_offset"}
     return {
         "name": f"imagination.{name}",
-        "target": f"apv_fast.kernels.{target}",
+        "target": f"apv_fast.kernels.parts.{target}",
         "signature": pointers | {size: "i32" for size in sizes if size not in constants},
         "constants": constants,
         "aligned": frozenset([*pointers, *sizes]) - free - set(constants),
