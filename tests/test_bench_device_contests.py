@@ -645,7 +645,7 @@ def test_the_compiled_update_is_the_references(backend: str, monkeypatch: pytest
     def counted(function: Any, **options: Any) -> Any:
         assert options.pop("backend") == backend and options["fullgraph"]
         name = getattr(function, "__name__", type(function).__name__)
-        made = torch._dynamo.lookup_backend(backend)  # type: ignore[attr-defined]
+        made = torch._dynamo.lookup_backend(backend)
 
         def count(graph: Any, example: Any, **more: Any) -> Any:
             graphs.append(name)

@@ -146,7 +146,7 @@ def test_wheels_come_before_what_is_installed(tmp_path: Path, monkeypatch: pytes
 def test_on_a_gpu_it_is_the_papers_setup(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the number of environments, bfloat16 and the overlap."""
     for cores, envs in ((16, 12), (8, 6), (2, 2)):
-        monkeypatch.setattr(train.os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
         found = train.configuration(True)
         assert (found.envs, found.overlap, found.model.precision) == (envs, True, "bf16")
         same = replace(found, env=PAPER.env, envs=PAPER.envs, overlap=PAPER.overlap, model=PAPER.model)

@@ -115,7 +115,7 @@ def test_a_folder_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_what_is_downloaded_is_for_that_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this one is: nothing is built, in the versions that we test with."""
     called: list[list[str]] = []
-    monkeypatch.setattr(wheels.subprocess, "run", lambda command, check: called.append(command))
+    monkeypatch.setattr("subprocess.run", lambda command, check: called.append(command))
     wheels.download(["mujoco", "scipy"], tmp_path, "3.12")
     ((python, *command),) = called
     options = " ".join(command)
