@@ -2,8 +2,8 @@
 
 An update frees and allocates the same few hundred megabytes again and again. By default glibc takes blocks that are
 larger than some megabytes from the kernel and returns them, and the kernel clears every page again before it hands it
-out: a quarter of a pre-training update on a CPU, measured (docs/notes/2026-11-cpu-scan.md). The price: a process keeps the largest
-amount that it ever used, so this is for programs, which call it once, not something that importing a library does.
+out: a quarter of a pre-training update on a CPU, measured (docs/notes/2026-11-cpu-scan.md). The price: a process keeps
+the largest amount that it ever used, so this is for programs, which call it once, and not for importing a library.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Contest:
 
 GRAPH, COMPILED, SCANNED = "reference in a graph", "torch.compile in a graph", "torch.compile of a scan in a graph"
 SCAN: dict[str, Functions] = {GRAPH: (), "triton, a launch a phase": (8.0,)}
-OBSERVE = {GRAPH: (), SCANNED: INDUCTOR, COMPILED: INDUCTOR, "cuDNN LSTM float16": ()} | SCAN
+OBSERVE: dict[str, Functions] = {GRAPH: (), SCANNED: INDUCTOR, COMPILED: INDUCTOR, "cuDNN LSTM float16": (), **SCAN}
 CONTESTS = {
     "rssm_observe B=16": Contest(4.1, 3, 2, OBSERVE, needed=True),
     "rssm_observe B=50": Contest(3.8, 3, 2, OBSERVE),
@@ -132,7 +132,9 @@ def compiled(sections: Sequence[str], peers: Sequence[str] = (), before: Compile
     for job in compilations(listed, ("core", "rivals")):
         name, at = job.arguments["contest"], heapq.heappop(free)
         chosen = list(_players(name, peers).items())[job.arguments["turn"] :: job.arguments["of"]]
-        for who, functions in chosen if job.arguments["who"] == "rivals" else [("core", (CONTESTS[name].triton,))]:
+        if job.arguments["who"] == "core":
+            chosen = [("core", (CONTESTS[name].triton,))]
+        for who, functions in chosen:
             at, done = at + PEER * (who in PEERS), found.get((name, who), 0)
             for seconds in functions[done:]:
                 at += seconds

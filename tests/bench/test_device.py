@@ -213,7 +213,7 @@ def test_killed_at_any_second(tmp_path: Path) -> None:
 
 
 def test_a_slow_rival_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while it hangs: what was measured before is there, of its own contest too."""
+    """Killed while it hangs: what was measured before is there, of its own contest too, and no child is left."""
     monkeypatch.setenv("CONTESTANT_SECONDS", "600")  # it hangs for longer than all else takes
     process = play(tmp_path, "--only", "observe 16")
     path, end = tmp_path / "device.json", time.monotonic() + 100
@@ -221,12 +221,17 @@ def test_a_slow_rival_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     while time.monotonic() < end and not any(row["backend"] == "first rival" for row in content["rows"]):
         time.sleep(0.02)
         content = json.loads(path.read_text()) if path.exists() else content
+    known = children(process.pid)
     process.kill()
     process.wait()
     content = json.loads(path.read_text())
     assert {row["backend"] for row in content["rows"]} == {"cuda", "triton", "reference", "first rival"}
     assert content["left_out"] == {}  # nobody has been given up by then
     assert not content["complete"] and content["not_run"]["rivals"] == "the run ended while it was at work"
+    end = time.monotonic() + 60
+    while not all(map(gone, known)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert known and all(map(gone, known))
 
 
 @pytest.mark.parametrize("sections", [("smoke",), ("core",)])

@@ -191,7 +191,10 @@ def test_the_compiled_update_is_the_references(backend: str, monkeypatch: pytest
     compile_ = torch.compile
 
     def counted(function: Any, **options: Any) -> Any:
-        assert options.pop("backend") == backend and options["fullgraph"]
+        if options.get("backend") != backend:  # PyTorch's own scan, when it is first looked at
+            return compile_(function, **options)
+        del options["backend"]
+        assert options["fullgraph"]
         name = getattr(function, "__name__", type(function).__name__)
         made = torch._dynamo.lookup_backend(backend)
 

@@ -1,4 +1,4 @@
-"""Products of large matrices in C++, ``csrc/cpu/dense.cpp``, where they beat PyTorch's (docs/notes/2026-11-cpu-scan.md).
+"""Products of large matrices in C++, ``csrc/cpu/parts/dense.cpp``, where they beat PyTorch's (DESIGN.md, 7).
 
 That is for float32 and float64, and for bfloat16 weights with a float32 left operand, which is rounded on the way. Half
 precision is PyTorch's, in pieces where its sums would depend on the number of threads.

@@ -118,8 +118,9 @@ struct Backward {
   void sample_backward(int64_t b, int64_t t, bool next) const {
     const int64_t width = p.statistics();
     const Real* grad_stats = p.grad_stats ? row<Real>(p.grad_stats, at(b, t), width) : nullptr;
-    const Real* grad = p.grad_stoch ? row<Real>(p.grad_stoch, at(b, t), p.latents()) : nullptr;
-    if (next) grad = dz + b * p.latents();
+    const Real* grad = next           ? dz + b * p.latents()
+                       : p.grad_stoch ? row<Real>(p.grad_stoch, at(b, t), p.latents())
+                                      : nullptr;
     T* to = row<T>(p.dstats, at(b, t), width);
     const auto write = [&](int64_t j, Vector<Real> x, int64_t left) {
       store_some(to + j, x, left);
