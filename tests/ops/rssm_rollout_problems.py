@@ -130,4 +130,4 @@ def assert_exact(backend: str, case: Case, dtype: torch.dtype, tiny: bool = Fals
             assert error <= REFERENCE_ERROR[dtype], f"reference {name}: {error:.2e}"
         return {name: (error, reference[name]) for name, error in got.items()}
 
-    judge(measure, dtype, exact=backend != "reference")
+    judge(measure, dtype, exact=backend != "reference", vanishing=1 in (case.sizes.deter, case.sizes.hidden))
