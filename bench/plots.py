@@ -174,13 +174,17 @@ def ratios(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
     return result
 
 
+def _three_digits(ms: float) -> str:
+    return f"{ms:.3g}" if ms < 1000 else f"{ms:.0f}"
+
+
 def medians(stem: Path, found: Results) -> list[Path]:
     """All medians, a line an op, size, dtype and pass."""
     rows = [row for row in found.rows if row["op"] != SWEEP] or found.rows
     marks = []
     for row in rows:
         label = f"{row['op']} {size_name(row)} {row['dtype']} {row['pass']}"
-        note = f"{row['median_ms']:.3g}" if row["backend"] in OURS else ""
+        note = _three_digits(row["median_ms"]) if row["backend"] in OURS else ""
         marks.append(Mark(label, row["backend"], row["median_ms"], note))
     colors = _colors([REFERENCE, *OURS, COMPILED, *(row["backend"] for row in rows)])
     colors = {name: color for name, color in colors.items() if any(mark.name == name for mark in marks)}

@@ -90,22 +90,24 @@ def best_of_pytorch(found: Sequence[Row], passed: str) -> float | None:
 
 def table(found: Sequence[Row]) -> Table:
     """The rows of one case, for the terminal: each held against PyTorch in the same dtype, and in float32 beside it."""
-    result = Table(box=None, padding=(0, 2, 0, 0))
+    result = Table(box=None, padding=(0, 1, 0, 0))
     for heading, width in (("pass", 16), ("backend", 13)):
         result.add_column(heading, min_width=width)
-    for heading, width in (("median ms", 9), ("p10 - p90 ms", 17), ("runs", 4), ("x PyTorch", 9), ("x its fp32", 10)):
+    numbers = [("median ms", 9), ("p10 - p90 ms", 17), ("runs", 4), ("x PyTorch", 9)]
+    wider = any(row["backend"] == EAGER_FP32 for row in found)
+    for heading, width in [*numbers, ("x fp32", 6)] if wider else numbers:
         result.add_column(heading, justify="right", min_width=width)
     for row in found:
         same, fp32 = best_of_pytorch(found, row["pass"]), _eager_fp32(found, row["pass"])
-        result.add_row(
+        cells = [
             row["pass"],
             row["backend"],
             f"{row['median_ms']:.4g}",
             f"{row['p10_ms']:.4g} - {row['p90_ms']:.4g}",
             str(row["runs"]),
             "" if same is None or row["backend"] == EAGER_FP32 else f"{same / row['median_ms']:.2f}",
-            "" if fp32 is None else f"{fp32 / row['median_ms']:.2f}",
-        )
+        ]
+        result.add_row(*cells, *([f"{fp32 / row['median_ms']:.2f}"] if fp32 else []))
     return result
 
 

@@ -276,6 +276,8 @@ def test_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row("reference", 500.0, peak_mb=200.0), row("cpu", 100.0, peak_mb=90.0)]
     rows += [row(EAGER_FP32, 500.0, dtype="bfloat16"), row(AUTOCAST, 210.0, dtype="bfloat16")]
     rows += [row("reference", 250.0, dtype="bfloat16"), row("cpu", 75.0, dtype="bfloat16")]
+    rows += [row("reference", 4400.0, op="finetune_update"), row("auto", 4000.0, op="finetune_update")]
+    rows += [row("reference", 6000.0, op="pretrain_update"), row("auto", 2000.0, op="pretrain_update")]
     path, other = tmp_path / "a.json", tmp_path / "slow.json"
     path.write_text(json.dumps({"rows": rows, "ceilings": {"fp32_tflop_s": 0.4}}))
     other.write_text(json.dumps({"rows": [row("torch.compile", 300.0), row("cpu", 110.0)]}))
@@ -293,7 +295,9 @@ def test_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     half = ["210 ms (autocast)", "75 ms", "2.80×", "6.67×", "≥ 3×, ≥ 6.5× fp32", "**no**"]
     assert lines["| observe, bf16"] == half, "against PyTorch in the same dtype; float32 is in a column of its own"
     assert lines["| peak memory of observe, fp32"] == ["200 MB (eager)", "90 MB", "45%", "", "≤ 40%", "**no**"]
-    assert lines["| fine-tuning update, fp32"] == ["not measured", "not measured", "", "", "≤ 4.50 s", "?"]
+    assert lines["| fine-tuning update, fp32"] == ["4.40 s (eager)", "4.00 s", "1.10×", "", "≤ 4.50 s", "yes"]
+    assert lines["| pre-training update, fp32"] == ["6.00 s (eager)", "2.00 s", "3.00×", "", "≤ 1.90 s", "**no**"]
+    assert lines["| fine-tuning update, bf16"] == ["not measured", "not measured", "", "", "≤ 2.60 s", "?"]
     assert targets.main([str(tmp_path / "missing.json")]) == 2
 
 

@@ -18,7 +18,7 @@ from tests.support.rssm_cases import (
     make_params,
 )
 from tests.support.rssm_errors import REFERENCE_ERROR, relative_errors
-from tests.support.yardstick import judge, least, seed_of, yardsticks
+from tests.support.yardstick import VARIATION, judge, least, seed_of, yardsticks
 
 BACKENDS = [name for name in IMPLEMENTATIONS["rssm_rollout"] if probe(name).available]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
@@ -125,8 +125,9 @@ def assert_exact(backend: str, case: Case, dtype: torch.dtype, tiny: bool = Fals
 
     def measure(seed: int) -> dict[str, tuple[float, float]]:
         got, reference = compare(case, backend, dtype, seed)
-        for name, error in () if tiny else reference.items():
+        # That PyTorch itself is near is held for the numbers of every day: others may be ill-conditioned.
+        for name, error in () if tiny or VARIATION else reference.items():
             assert error <= REFERENCE_ERROR[dtype], f"reference {name}: {error:.2e}"
         return {name: (error, reference[name]) for name, error in got.items()}
 
-    judge(measure, dtype, exact=backend != "reference")
+    judge(measure, dtype, exact=backend != "reference", vanishing=1 in (case.sizes.deter, case.sizes.hidden))

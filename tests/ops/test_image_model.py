@@ -16,7 +16,7 @@ from apv_fast.backend import IMPLEMENTATIONS, BackendError, choose, probe
 from apv_fast.nn import Encoder
 from apv_fast.ops import image_decoder, image_encoder
 from tests.ops.image_model_problems import Case, case, pairs, run
-from tests.support.yardstick import yardsticks
+from tests.support.yardstick import PROBLEMS, yardsticks
 
 CPU = "cpu" in IMPLEMENTATIONS["image_encoder"] and probe("cpu").available
 ISAS: list[str] = []
@@ -70,13 +70,13 @@ def test_values_and_gradients(
     """Errors are at most twice PyTorch's own in that dtype.
 
     Where that is the dtype of the truth, its own error is float32's by the ratio of their roundings, and so is the
-    truth's: twice and once.
+    truth's: twice and once. Where the first problems are outside, the mean square of 4 decides, and then that of 16.
     """
     backend, _, isa = engine.partition("/")
     monkeypatch.setenv("APV_FAST_CPU_ISA", isa)
     eps, exact = torch.finfo(dtype).eps, dtype == torch.float64
     error = own = size_of = torch.zeros((), dtype=torch.float64)
-    for seed in range(2 if size[1] < 8 else 1):
+    for seed in range(PROBLEMS[-1]):
         (x, layers, cotangent), wanted, plain = expected(kind, size, dtype, seed, backend)
         got = run(kind, x, layers, cotangent, dtype, backend)
         assert [a.dtype for a in got] == [a.dtype for a in plain[0]]
@@ -89,8 +89,12 @@ def test_values_and_gradients(
         errors = [squares([a.double() - right for a, right in zip(each, judged, strict=True)]) for each in plain]
         own = own + torch.stack(errors).amin(0)
         size_of = size_of + squares(wanted)
-    bound = 3 * own.sqrt() * eps / torch.finfo(torch.float32).eps if exact else 2 * own.sqrt()
-    assert (error.sqrt() <= torch.maximum(bound, eps * size_of.sqrt())).all(), error.sqrt() / own.sqrt()
+        if seed + 1 not in ((2 if size[1] < 8 else 1), *PROBLEMS[1:]):
+            continue
+        bound = 3 * own.sqrt() * eps / torch.finfo(torch.float32).eps if exact else 2 * own.sqrt()
+        if (error.sqrt() <= torch.maximum(bound, eps * size_of.sqrt())).all():
+            return
+    raise AssertionError(error.sqrt() / own.sqrt())
 
 
 @needs_cpu
