@@ -6,7 +6,6 @@ the CPU.
 
 from __future__ import annotations
 
-import os
 import warnings
 
 # Before _C: both link OpenMP's libgomp.so.1, and the copy that is loaded first (torch brings its own) serves both. A
@@ -22,8 +21,7 @@ except ImportError as error:
 else:
     _import_error = None
 
-ISA_VARIABLE = "APV_FAST_CPU_ISA"
-ISAS = ("scalar", "avx2", "avx512", "avx512bf16")
+ISA_VARIABLE = "APV_FAST_CPU_ISA"  # _C.isa reads it
 
 
 def isa() -> str:
@@ -32,13 +30,7 @@ def isa() -> str:
     Raises:
         ValueError: the environment asks for one that is unknown or cannot run here.
     """
-    supported: list[str] = _C.supported_isas()
-    name = os.environ.get(ISA_VARIABLE) or supported[0]
-    if name not in ISAS:
-        raise ValueError(f"{ISA_VARIABLE}: unknown instruction set {name!r}; must be one of: {', '.join(ISAS)}")
-    if name not in supported:
-        raise ValueError(f"{ISA_VARIABLE}: this machine cannot run {name!r}; it can run: {', '.join(supported)}")
-    return name
+    return _C.isa()
 
 
 def probe() -> Status:

@@ -1,4 +1,4 @@
-"""``image_loss`` and ``normalize_image`` in C++, ``csrc/cpu/image.cpp``: one pass over the bytes each.
+"""``image_loss`` and ``normalize_image`` in C++, ``csrc/cpu/image_loss/``: one pass over the bytes each.
 
 The loss leaves its gradient too, for a cotangent of 1, which is what a term of a sum of losses gets: the mean is read
 once, and the backward has nothing to do. For another cotangent the gradient is computed again, so that it is rounded

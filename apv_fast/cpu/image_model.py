@@ -1,4 +1,4 @@
-"""``image_encoder`` and ``image_decoder`` in C++: ``csrc/cpu/image_model.h``, one call a pass over all layers."""
+"""``image_encoder`` and ``image_decoder`` in C++: ``csrc/cpu/image_model/``, one call a pass over all layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of Keras' Adam in C++, ``csrc/cpu/adam.cpp``: a pass over the gradients, a pass over everything.
+"""One step of Keras' Adam in C++, ``csrc/cpu/keras_adam/``: a pass over the gradients, a pass over everything.
 
 Takes float32 or float64 weights, all of one kind, whose memory has no gaps; the reference takes the others.
 """

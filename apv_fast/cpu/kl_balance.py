@@ -1,4 +1,4 @@
-"""``kl_balance`` in C++, ``csrc/cpu/kl.cpp``: one pass over the statistics forward, one back."""
+"""``kl_balance`` in C++, ``csrc/cpu/kl_balance/``: one pass over the statistics forward, one back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``knn_bonus`` in C++: ``csrc/cpu/knn_bonus.cpp``."""
+"""``knn_bonus`` in C++: ``csrc/cpu/knn_bonus/``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``lambda_return`` in C++, ``csrc/cpu/returns.cpp``: a vector of sequences at a time, one pass forward, one back."""
+"""``lambda_return`` in C++, ``csrc/cpu/lambda_return/``: a vector of sequences at a time, a pass each way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy in C++: a step of filtering with one RSSM or two and the actor's choice in one call, ``csrc/cpu/step.h``.
+"""The policy in C++: a step of filtering with one RSSM or two and the actor in one call, ``csrc/cpu/rssm_step/``.
 
 Weights in float32 are read where they are. After every change of a weight the columns that see one-hot latents, of
 which a step looks up a few, are turned once, and for products in bfloat16 all weights are cast: PyTorch counts the

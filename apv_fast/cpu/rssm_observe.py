@@ -1,4 +1,4 @@
-"""``rssm_observe`` in C++: ``csrc/cpu/rssm_scan.h``, whole recurrences in one call each way."""
+"""``rssm_observe`` in C++: ``csrc/cpu/rssm_observe/``, whole recurrences in one call each way."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class CpuScan(TorchProducts):
 def _run(
     backward: bool, weights: ScanWeights, start: ScanStart, trace: Trace, latent: Latent, **tensors: Tensor
 ) -> None:
-    """One direction, if there is anything to do; ``tensors`` by their names in ``csrc/cpu/rssm_scan.h``."""
+    """One direction, if there is anything to do; ``tensors`` by their names in ``csrc/cpu/rssm_observe/``."""
     batch, length, hidden = trace.x.shape
     if batch == 0:
         return

@@ -1,4 +1,4 @@
-"""``rssm_step`` in C++: ``csrc/cpu/step.h``, one call that reads every weight once, as it lies.
+"""``rssm_step`` in C++: ``csrc/cpu/rssm_step/``, one call that reads every weight once, as it lies.
 
 That is for a few rows without gradients, as in acting. With gradients a step is a sequence of one; so it is for many
 rows, where packed weights pay. float16 runs on the reference.

@@ -12,6 +12,7 @@ backend gives a forward pass and a backward pass, and says what the first leaves
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
@@ -75,6 +76,10 @@ class Signature(Generic[C]):
         kinds, self.names = ([part[i] for part in map(str.split, arguments)] for i in (0, 1))
         # Where tensors are among the arguments, and where lists of them.
         self.tensors = [(i, kind == "Tensor[]") for i, kind in enumerate(kinds) if kind.startswith("Tensor")]
+        ends = list(itertools.accumulate(len(field.arguments) for field in self.fields))
+        self._places = [
+            (field.unpack, begin, end) for field, begin, end in zip(self.fields, [0, *ends], ends, strict=False)
+        ]
         self._plain = all(len(field.arguments) == 1 and kind in _PLAIN for field, kind in self._pairs(hints))
 
     def _pairs(self, hints: dict[str, Any]) -> Iterator[tuple[_Field, Any]]:
@@ -100,8 +105,7 @@ class Signature(Generic[C]):
         """The call."""
         if self._plain:
             return self.call(*values)
-        rest = iter(values)
-        return self.call(*(field.unpack(*(next(rest) for _ in field.arguments)) for field in self.fields))
+        return self.call(*[unpack(*values[begin:end]) for unpack, begin, end in self._places])
 
 
 class Op(Generic[C, R]):

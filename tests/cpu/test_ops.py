@@ -155,7 +155,7 @@ def test_other_python_threads_run_meanwhile(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("APV_FAST_CPU_ISA", "scalar")
     turns, done = 0, False
     called: set[str] = set()
-    released: set[str] = {"supported_isas", "has_amx"}
+    released: set[str] = {"supported_isas", "has_amx", "isa"}
 
     def spin() -> None:
         nonlocal turns

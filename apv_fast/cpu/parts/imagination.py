@@ -1,4 +1,4 @@
-"""What ``rssm_imagine`` and ``rssm_rollout`` share: ``csrc/cpu/imagine.h``, all steps in one call each way."""
+"""What ``rssm_imagine`` and ``rssm_rollout`` share: ``csrc/cpu/rssm_imagine/``, all steps in one call each way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apv_fast.cpu.parts.call import how
 from apv_fast.cpu.parts.product import product
 from apv_fast.recurrence.imagination import OUTPUTS, ImagineCall, RolloutCall
 
-Tensors = dict[str, Tensor]  # by their names in csrc/cpu/imagine.h
+Tensors = dict[str, Tensor]  # by their names in csrc/cpu/rssm_imagine/
 _WEIGHTS = (
     *("img_in_weight", "img_in_bias", "gru_weight", "gru_bias", "norm_weight", "norm_bias"),
     *("img_out_weight", "img_out_bias", "dist_weight", "dist_bias"),

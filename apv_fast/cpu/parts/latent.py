@@ -1,4 +1,4 @@
-"""Samples of latents and their gradient in C++, ``csrc/cpu/sample.cpp``: all rows in one pass, nothing in between."""
+"""Samples of latents and their gradient in C++, ``csrc/cpu/parts/sample.cpp``: all rows in one pass."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sample_backward(grad: Tensor, stats: Tensor, noise: Tensor | None, latent: L
 
 
 def function(name: str, x: Tensor) -> Tensor:
-    """A function of ``csrc/cpu/functions.cpp`` of ``x``, element by element; for tests."""
+    """A function of ``csrc/cpu/parts/functions.cpp`` of ``x``, element by element; for tests."""
     out = torch.empty_like(x)
     settings = how(x.dtype)
     _C.apply_function(

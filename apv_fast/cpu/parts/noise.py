@@ -1,4 +1,4 @@
-"""Gumbel noise of a seed, ``csrc/cpu/noise.h``: two threads make it 14 times as fast as PyTorch draws its own."""
+"""Gumbel noise of a seed, ``csrc/cpu/parts/noise.h``: two threads make it 14 times as fast as PyTorch draws its own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 #include "isa.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
 
 #if defined(APV_FAST_X86)
@@ -10,8 +11,22 @@
 namespace apv_fast {
 namespace {
 
-std::vector<std::string> ask_the_cpu() {
-  std::vector<std::string> isas;
+using Names = std::vector<std::string>;
+
+constexpr const char* kVariable = "APV_FAST_CPU_ISA";
+
+bool among(const Names& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+std::string listed(const Names& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+Names ask_the_cpu() {
+  Names isas;
 #if defined(APV_FAST_X86)
   // These ask the operating system too: it must save the wide registers. The flags are those of CMakeLists.txt.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -28,8 +43,22 @@ std::vector<std::string> ask_the_cpu() {
 }  // namespace
 
 const std::vector<std::string>& supported_isas() {
-  static const std::vector<std::string> isas = ask_the_cpu();
+  static const Names isas = ask_the_cpu();
   return isas;
+}
+
+std::string isa_in_use() {
+  static const Names known = {"scalar", "avx2", "avx512", "avx512bf16"};
+  const char* const wanted = std::getenv(kVariable);
+  if (wanted == nullptr || *wanted == '\0') return supported_isas().front();
+  const std::string name = wanted, prefix = std::string(kVariable) + ": ";
+  if (!among(known, name)) {
+    throw std::invalid_argument(prefix + "unknown instruction set '" + name + "'; must be one of: " + listed(known));
+  }
+  if (!among(supported_isas(), name)) {
+    throw std::invalid_argument(prefix + "this machine cannot run '" + name + "'; it can run: " + listed(supported_isas()));
+  }
+  return name;
 }
 
 bool has_amx() {
@@ -43,8 +72,7 @@ bool has_amx() {
 }
 
 Isa isa_of(const std::string& name) {
-  const std::vector<std::string>& supported = supported_isas();
-  if (std::find(supported.begin(), supported.end(), name) == supported.end()) {
+  if (!among(supported_isas(), name)) {
     throw std::invalid_argument("instruction set '" + name + "' cannot be used here");
   }
   if (name == "avx512bf16") return Isa::avx512bf16;

@@ -20,6 +20,10 @@ enum class Isa { scalar, avx2, avx512, avx512bf16 };
 // Names, the fastest first; "scalar" (portable code for the architecture's baseline) is always the last.
 const std::vector<std::string>& supported_isas();
 
+// The one in use: what APV_FAST_CPU_ISA in the environment names, else the fastest. Called with Python's lock held, as
+// Python's writing to the environment is. Throws std::invalid_argument if that one is unknown or cannot run here.
+std::string isa_in_use();
+
 // Whether the CPU multiplies bfloat16 in tiles (AMX), as oneDNN then does; our kernels do not use it.
 bool has_amx();
 
