@@ -53,7 +53,7 @@ $(DOCS_INSTALLED): $(INSTALLED) .ci/install-docs
 	.ci/install-docs .venv
 	@touch $@
 
-# The C++ code on the CPU in AddressSanitizer and UBSan: the tests of its ops, on every instruction set; 4 minutes.
+# The C++ code on the CPU in AddressSanitizer and UBSan: the tests of its ops, on every instruction set.
 sanitize: install
 	@command -v cmake > /dev/null || $(BIN)/python -m pip install -q -c constraints.txt cmake
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.sanitize $(ARGS)

@@ -57,7 +57,7 @@ def _encode_backward(
     image, layers, grad = call.image, call.layers, grads[0]
     of_image = image.new_empty(image.shape if "image" in needs else 0)
     if len(image) == 0 or grad is None:
-        return {"image": of_image.zero_()}
+        return {"image": of_image.zero_(), "layers": [torch.zeros_like(x) for x in layers]}
     grad, of_layers = grad.contiguous(), [torch.empty_like(x) for x in layers]
     _C.encoder_pass(
         shape=(len(image), image.shape[-1], len(layers[1])),
@@ -101,7 +101,7 @@ def _decode_backward(
 ) -> Gradients:
     feat, layers, grad = call.feat, call.layers, grads[0]
     if len(feat) == 0 or grad is None:
-        return {}
+        return {"feat": torch.zeros_like(feat), "layers": [torch.zeros_like(x) for x in layers]}
     grad, of_layers = grad.contiguous(), [torch.empty_like(x) for x in layers]
     of_feat = feat.new_empty(feat.shape, dtype=layers[0].dtype)
     _C.decoder_pass(

@@ -7,7 +7,7 @@ rows, where packed weights pay. float16 runs on the reference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from apv_fast.cpu.rssm_imagine import rssm_imagine
 from apv_fast.cpu.rssm_observe import rssm_observe
 from apv_fast.ops.op import Kernel, wants_gradients
 from apv_fast.ops.rssm_step import RssmStep
+from apv_fast.recurrence.imagination import as_sequence
 from apv_fast.reference import rssm_step as reference
 from apv_fast.types import ActorParams, Latent, RSSMParams, State, state_of
 
@@ -210,55 +211,29 @@ def _fake(call: RssmStep, keep: bool) -> list[Tensor]:
 _step = Kernel("rssm_step_cpu", RssmStep, outputs=5, forward=_forward, fake=_fake)
 
 
-def _first(x: Tensor | None) -> Tensor | None:
-    """A sequence of one step; a seed stays one."""
-    return x if x is None or x.dim() == 0 else x[:, None]
-
-
-def _as_sequence(
-    params: RSSMParams,
-    state: State,
-    action: Tensor | None,
-    embed: Tensor | None,
-    is_first: Tensor | None,
-    latent: Latent,
-    post_noise: Tensor | None,
-    prior_noise: Tensor | None,
-) -> tuple[State, State]:
-    """As a sequence of one step; differentiable."""
-    if embed is None or is_first is None:
-        prior = _only(rssm_imagine(params, state, _first(action), 1, latent, _first(prior_noise)), latent, prior_noise)
+def _as_sequence(call: RssmStep) -> tuple[State, State]:
+    """A sequence of one step; differentiable."""
+    noises, action = (as_sequence(call.post_noise), as_sequence(call.prior_noise)), as_sequence(call.action)
+    if call.embed is None or call.is_first is None:
+        prior = _only(rssm_imagine(call.params, call.state, action, 1, call.latent, noises[1]))
         return prior, prior
-    noises = _first(post_noise), _first(prior_noise)
-    post, prior = rssm_observe(params, embed[:, None], is_first[:, None], _first(action), state, latent, *noises)
-    return _only(post, latent, post_noise), _only(prior, latent, prior_noise)
+    seen = call.embed[:, None], call.is_first[:, None]
+    post, prior = rssm_observe(call.params, *seen, action, call.state, call.latent, *noises)
+    return _only(post), _only(prior)
 
 
-def _only(sequence: State, latent: Latent, noise: Tensor | None) -> State:
-    """The state of its one step; a mode of one-hots is a constant."""
-    state = {key: x[:, 0] for key, x in sequence.items()}
-    if latent.discrete and noise is None:
-        state["stoch"] = state["stoch"].detach()
-    return state
+def _only(sequence: State) -> State:
+    return {key: x[:, 0] for key, x in sequence.items()}
 
 
-def rssm_step(
-    params: RSSMParams,
-    state: State,
-    action: Tensor | None,
-    embed: Tensor | None,
-    is_first: Tensor | None,
-    latent: Latent,
-    post_noise: Tensor | None,
-    prior_noise: Tensor | None,
-) -> tuple[State, State]:
+def rssm_step(*fields: Any) -> tuple[State, State]:
     """One step; arguments and result as :func:`apv_fast.reference.rssm_step.rssm_step`, which see."""
-    call = RssmStep(params, state, action, embed, is_first, latent, post_noise, prior_noise)
-    if params.gru_weight.dtype == torch.float16:
+    call = RssmStep(*fields)
+    if call.params.gru_weight.dtype == torch.float16:
         return reference.rssm_step(*call)
-    deter, stoch = state["deter"], state["stoch"]
-    if wants_gradients(*params, deter, stoch, action, embed) or deter.shape[0] > FEW:
-        return _as_sequence(*call)
+    deter, stoch = call.state["deter"], call.state["stoch"]
+    if wants_gradients(*call.params, deter, stoch, call.action, call.embed) or deter.shape[0] > FEW:
+        return _as_sequence(call)
     out = _step(*call)
-    prior = state_of(out[0], out[1], out[2], latent)
-    return (prior if embed is None else state_of(out[0], out[3], out[4], latent)), prior
+    prior = state_of(out[0], out[1], out[2], call.latent)
+    return (prior if call.embed is None else state_of(out[0], out[3], out[4], call.latent)), prior

@@ -167,7 +167,8 @@ class Kernel(Generic[C]):
         forward: the outputs and, with ``keep``, behind them what the backward pass needs besides.
         fake: empty tensors like those of ``forward``, for tensors without numbers.
         backward: gradients of the arguments that are named in its last argument, from the call, what ``forward`` gave
-            and the gradients of the outputs; those that are missing are zeros. None: no output has a gradient.
+            and the gradients of the outputs. One that is missing is an error, but noise has none. None: no output has
+            a gradient.
         constant: outputs that have no gradient after all, such as modes of one-hots.
         ready: gradients that need no computing for these results and gradients of outputs, or None.
         like: an empty tensor for the gradient of an argument.
@@ -222,11 +223,12 @@ class Kernel(Generic[C]):
         *rest, results, grads, needs = values
         names = [name for name, need in zip(self.signature.names, needs, strict=True) if need]
         assert self._backward_pass is not None
-        made = self._backward_pass(self.signature.restore(rest), results, grads, frozenset(names))
-        return [x for name in names for x in (_listed(made[name]) if name in made else self._zeros(rest, name))]
-
-    def _zeros(self, values: Sequence[Any], name: str) -> list[Tensor]:
-        return [self._like(x).zero_() for x in _listed(values[self.signature.names.index(name)])]
+        out = self._backward_pass(self.signature.restore(rest), results, grads, frozenset(names))
+        if missing := [name for name in names if name not in out]:
+            raise NotImplementedError(
+                f"{self.op} has no gradient for {', '.join(missing)}: detach it, or use backend='reference'"
+            )
+        return [x for name in names for x in _listed(out[name])]
 
     def _fake_backward(self, *values: Any) -> list[Tensor]:
         *rest, _, _, needs = values
@@ -291,7 +293,7 @@ class _Differentiable(torch.autograd.Function):
         for i, listed in kernel.signature.tensors:
             begin, end = end, end + (values[i] if listed else 1)
             values[i] = list(saved[begin:end]) if listed else saved[begin]
-            needs[i] = any(needed[begin:end])
+            needs[i] = any(needed[begin:end]) and "noise" not in kernel.signature.names[i]  # which has no gradient
         ready = kernel.ready(results, given)
         flat = iter(kernel.backward_op(*values, results, given, needs) if ready is None else ())
         out: list[Tensor | None] = [None, None, None]

@@ -53,6 +53,11 @@ class RolloutCall(NamedTuple):
         return self.latent.stoch * (self.latent.discrete or 1)
 
 
+def as_sequence(x: Tensor | None) -> Tensor | None:
+    """One step ``[B, ...]`` as a sequence ``[B, 1, ...]``; a seed stays one."""
+    return x if x is None or x.dim() == 0 else x[:, None]
+
+
 def _outputs(call: ImagineCall | RolloutCall, *leading: int) -> list[Tensor]:
     """Empty deter, stoch and stats."""
     like = call.state["deter"]

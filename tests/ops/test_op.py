@@ -98,7 +98,7 @@ def _forward(call: Pair, keep: bool) -> list[Tensor]:
 def _backward(call: Pair, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]) -> Gradients:
     grad = grads[0]
     assert grad is not None
-    return {"a": grad * results[2], "several": [grad for _ in call.several]}
+    return {"a": grad * results[2], "b": torch.zeros(2), "several": [grad for _ in call.several]}
 
 
 KERNEL = Kernel(
@@ -119,12 +119,21 @@ def pair() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_a_kernel_is_differentiable() -> None:
-    """By what its backward pass says; what that leaves out is zero, and a constant output has no gradient."""
+    """By what its backward pass says; a constant output has no gradient."""
     a, b, c = pair()
-    total, rounded = KERNEL(a, b, [c, c.detach()])
+    total, rounded = KERNEL(a, b.detach(), [c, c.detach()])
     assert total.requires_grad and not rounded.requires_grad
-    of_a, of_b, of_c = torch.autograd.grad(total.sum(), (a, b, c))
-    assert torch.equal(of_a, a) and torch.equal(of_b, torch.zeros(2)) and torch.equal(of_c, torch.ones(2))
+    of_a, of_c = torch.autograd.grad(total.sum(), (a, c))
+    assert torch.equal(of_a, a) and torch.equal(of_c, torch.ones(2))
+
+
+def test_a_gradient_that_a_backend_lacks_is_an_error() -> None:
+    """Not a zero that nobody notices."""
+    a, b, c = pair()
+    kernel = Kernel("test_op_lack", Pair, outputs=1, forward=_forward, fake=_forward, backward=lambda *_: {"a": a})
+    (total,) = kernel(a, b, [c])
+    with pytest.raises(NotImplementedError, match=r"test_op_lack.* has no gradient for b, several: detach it"):
+        torch.autograd.grad(total.sum(), (a, b))
 
 
 def test_a_kernel_without_gradients_keeps_nothing() -> None:
@@ -140,7 +149,7 @@ def test_only_what_is_needed_is_asked_for() -> None:
 
     def backward(call: Pair, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]) -> Gradients:
         asked.append(needs)
-        return {"a": grads[0]}
+        return {"a": grads[0], "b": torch.zeros(2), "several": [grads[0] for _ in call.several]}
 
     kernel = Kernel("test_op_needs", Pair, outputs=1, forward=_forward, fake=_forward, backward=backward)
     a, b, c = pair()
@@ -153,7 +162,7 @@ def test_only_what_is_needed_is_asked_for() -> None:
 
 def test_a_second_derivative_is_an_error() -> None:
     a, b, c = pair()
-    total, _ = KERNEL(a, b, [c])
+    total, _ = KERNEL(a, b.detach(), [c])
     (grad,) = torch.autograd.grad(total.square().sum(), a, create_graph=True)
     with pytest.raises(RuntimeError, match=r"test_op_pair.* can be differentiated once"):
         torch.autograd.grad(grad.sum(), a)

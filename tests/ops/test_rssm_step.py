@@ -38,3 +38,17 @@ def test_samples_are_one_hot_with_the_gradient_of_softmax(backend: str) -> None:
         (got,) = torch.autograd.grad((stoch * cotangent).sum(), bias, retain_graph=True)
         (expected,) = torch.autograd.grad((logit.softmax(-1) * cotangent).sum(), bias)
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("backend", backends_of("step"))
+def test_what_came_before_the_beginning_is_forgotten(backend: str) -> None:
+    """NaN too, which a product with zero would keep."""
+    sizes = SIZES["odd"]
+    tensors = make_problem(sizes, torch.float32, device=probe(backend).devices[-1])
+    tensors["is_first"] = torch.ones_like(tensors["is_first"])
+    clean = step(tensors, sizes, backend, True)
+    for name in ("deter", "stoch", "action"):
+        tensors[name] = torch.full_like(tensors[name], torch.nan)
+    spoilt = step(tensors, sizes, backend, True)
+    seen = [name for name in clean if not name.startswith("blind")]
+    assert seen and all(torch.equal(spoilt[name], clean[name]) for name in seen)

@@ -198,7 +198,7 @@ def judge(
     ``measure`` gives (the backend's, PyTorch's) by name for the problem of a seed. Where one problem is outside of the
     bound, the root of the mean square over four decides, and then over sixteen: of a few roundings one is luck. With
     sizes of 1 a tensor may all but vanish (``vanishing``): relative errors then have no mean square to speak of, and
-    the median of the sixteen decides.
+    the median of the sixteen decides; in float64 only in variations.
 
     Raises:
         AssertionError: which are outside.
@@ -218,7 +218,7 @@ def judge(
         found += [measure(seed) for seed in range(len(found), count)]
         if not (names := outside(_root_mean_square)):
             return
-    if vanishing and not outside(statistics.median):
+    if vanishing and (VARIATION or dtype != torch.float64) and not outside(statistics.median):
         return
     raise AssertionError(names)
 
