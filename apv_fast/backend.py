@@ -180,6 +180,7 @@ class BackendInfo:
         return f"{self.name}: on {devices} ({self.status.isa}); {dtypes}; ops: {', '.join(self.ops)}{others}"
 
 
+@functools.cache
 def load(target: str) -> Any:
     """What a table names as "module:name", imported now."""
     module, _, name = target.partition(":")

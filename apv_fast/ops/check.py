@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+
+
+@functools.cache
+def _names(dims: str) -> list[str]:
+    return dims.split()
 
 
 class Arguments:
@@ -32,22 +39,24 @@ class Arguments:
             raise TypeError(f"{self.op}: {name} has dtype {x.dtype}; it must be a floating-point tensor")
         if dtype is not None and x.dtype != dtype:
             raise TypeError(f"{self.op}: {name} has dtype {x.dtype}; it must be {dtype}")
-        names = dims.split()
-        expected = [self.sizes.get(dim) for dim in names]
-        # Not `want in (None, have)`: torch.compile gets that wrong for sizes that it has made symbolic.
-        pairs = zip(expected, x.shape, strict=False)
-        if x.dim() != len(names) or any(want is not None and want != have for want, have in pairs):
-            known = ", ".join(f"{dim}={want}" for dim, want in zip(names, expected, strict=True) if want is not None)
+        names, shape, sizes = _names(dims), x.shape, self.sizes
+        fits = len(shape) == len(names)
+        if fits:
+            for dim, have in zip(names, shape, strict=True):
+                want = sizes.get(dim)
+                # Not `want in (None, have)`: torch.compile gets that wrong for sizes that it has made symbolic.
+                if want is not None and want != have:
+                    fits = False
+                    break
+        if not fits:
+            known = ", ".join(f"{dim}={sizes[dim]}" for dim in names if sizes.get(dim) is not None)
             with_sizes = f" with {known}" if known else ""
-            raise ValueError(
-                f"{self.op}: {name} has shape {tuple(x.shape)}; it must be [{', '.join(names)}]{with_sizes}"
-            )
-        if self.device is not None and x.device != self.device:
-            raise ValueError(
-                f"{self.op}: {name} is on {x.device}; it must be on {self.device} like the other arguments"
-            )
-        self.device = x.device
-        self.sizes.update(zip(names, x.shape, strict=True))
+            raise ValueError(f"{self.op}: {name} has shape {tuple(shape)}; it must be [{', '.join(names)}]{with_sizes}")
+        device = x.device
+        if self.device is not None and device != self.device:
+            raise ValueError(f"{self.op}: {name} is on {device}; it must be on {self.device} like the other arguments")
+        self.device = device
+        sizes.update(zip(names, shape, strict=True))
 
     def require(self, condition: bool, message: str) -> None:
         """Raise ValueError with ``message`` unless ``condition``."""

@@ -36,7 +36,7 @@ def sample_noise(
         return torch.randn(*leading, latent.stoch, dtype=dtype, device=device, generator=generator)
     shape = (*leading, latent.stoch, latent.discrete)
     if seeded(latent, dtype, device):
-        gumbel: Tensor = load(GUMBEL)(sample_seeds(1, generator)[0], shape)  # the extension may be missing
+        gumbel: Tensor = load(GUMBEL)(*sample_seeds(1, generator), shape)  # the extension may be missing
         return gumbel
     return -torch.empty(shape, dtype=dtype, device=device).exponential_(generator=generator).log()
 

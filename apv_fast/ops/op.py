@@ -36,6 +36,7 @@ _PLAIN: dict[Any, str] = {
     **{int: "int", float: "float", bool: "bool", str: "str", torch.dtype: "ScalarType"},
 }
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 class _Field(NamedTuple):
@@ -158,7 +159,8 @@ class Op(Generic[C, R]):
 class Kernel(Generic[C]):
     """A backend's way through an op and back as one opaque op; of the fields of ``call`` it makes the outputs.
 
-    Arguments have been checked; nothing in it may stop the device.
+    Arguments have been checked; nothing in it may stop the device. Where nobody but autograd looks, the passes run
+    without PyTorch's dispatcher, which takes longer than a small op: see :func:`_unobserved`.
 
     Args:
         name: of the op, ``OP_BACKEND``.
@@ -189,18 +191,19 @@ class Kernel(Generic[C]):
     ) -> None:
         self.signature, self.outputs, self.constant, self.ready = Signature(call), outputs, constant, ready
         self._forward_pass, self._backward_pass, self._fake, self._like = forward, backward, fake, like
+        self.forward, self.backward = _untraced(self._forward), _untraced(self._backward)
         schema = self.signature.schema
-        self.op = self._register(name, f"{schema}, bool keep", self._forward, self._fake_forward)
+        self.op = self._register(name, f"{schema}, bool keep", self.forward, self._fake_forward)
         _LIBRARY.impl(name, self._autograd, "Autograd", with_keyset=True)
         if backward is not None:
             schema = f"{schema}, Tensor[] results, Tensor?[] grads, bool[] needs"
-            self.backward_op = self._register(f"{name}_backward", schema, self._backward, self._fake_backward)
+            self.backward_op = self._register(f"{name}_backward", schema, self.backward, self._fake_backward)
             _LIBRARY.impl(f"{name}_backward", self._autograd_of_backward, "Autograd", with_keyset=True)
 
     @staticmethod
     def _register(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
         _LIBRARY.define(f"{name}({schema}) -> Tensor[]", tags=_TAGS)
-        _LIBRARY.impl(name, _untraced(run), "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"apv_fast::{name}", fake, lib=_LIBRARY)
         return getattr(torch.ops.apv_fast, name).default
 
@@ -208,8 +211,16 @@ class Kernel(Generic[C]):
         """The outputs."""
         values = self.signature.flatten(self.signature.call(*fields))
         keep = self._backward_pass is not None and wants_gradients(*values)
-        results: list[Tensor] = self.op(*values, keep)
-        return results[: self.outputs]
+        slots = self.signature.slots(values)
+        results: Sequence[Tensor]
+        if not _unobserved(slots):
+            results = self.op(*values, keep)
+        elif keep:
+            results = _Differentiable.apply(self, None, (*values, keep), *slots)  # type: ignore[no-untyped-call]
+        else:
+            with torch.no_grad():
+                results = self.forward(*values, keep)
+        return list(results[: self.outputs])
 
     def _forward(self, *values: Any) -> list[Tensor]:
         *rest, keep = values
@@ -255,6 +266,21 @@ def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *values: (hidden if "torch._dynamo" in sys.modules else run)(*values)
 
 
+def _unobserved(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether these are plain tensors, and nothing but autograd would see an op called through PyTorch's dispatcher.
+
+    What would: modes (fake tensors, tracers, counters), torch.func, torch.jit.trace, the profiler.
+    """
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    ):
+        return False
+    return all(x is None or (type(x) in _PLAIN_TENSORS and not x.is_neg()) for x in tensors)
+
+
 def wants_gradients(*arguments: Any) -> bool:
     """Whether anything will ask for the way back from the tensors among these arguments."""
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
@@ -265,12 +291,18 @@ def _listed(x: Any) -> list[Tensor]:
 
 
 class _Differentiable(torch.autograd.Function):
-    """A kernel for autograd; behind the arguments of its op, all tensors among them once more, in a row."""
+    """A kernel for autograd; behind the arguments of its op, all tensors among them once more, in a row.
+
+    ``keyset`` is the dispatcher's, or None without it.
+    """
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel[Any], keyset: Any, values: Sequence[Any], *slots: Tensor | None) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            results = kernel.op.redispatch(keyset & _BELOW_AUTOGRAD, *values)
+        if keyset is None:
+            results = kernel.forward(*values)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                results = kernel.op.redispatch(keyset & _BELOW_AUTOGRAD, *values)
         signature, plain = kernel.signature, list(values[:-1])
         for i, listed in signature.tensors:
             plain[i] = len(plain[i]) if listed else None
@@ -295,7 +327,8 @@ class _Differentiable(torch.autograd.Function):
             values[i] = list(saved[begin:end]) if listed else saved[begin]
             needs[i] = any(needed[begin:end]) and "noise" not in kernel.signature.names[i]  # which has no gradient
         ready = kernel.ready(results, given)
-        flat = iter(kernel.backward_op(*values, results, given, needs) if ready is None else ())
+        run = kernel.backward if _unobserved([*saved, *given]) and not torch.is_grad_enabled() else kernel.backward_op
+        flat = iter(run(*values, results, given, needs) if ready is None else ())
         out: list[Tensor | None] = [None, None, None]
         for i, listed in kernel.signature.tensors:
             count = len(values[i]) if listed else 1

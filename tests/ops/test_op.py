@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from apv_fast import ops
 from apv_fast.backend import BackendError, probe
-from apv_fast.ops.op import OPS, Gradients, Kernel, Signature
+from apv_fast.ops.op import OPS, Gradients, Kernel, Signature, _unobserved
 from apv_fast.types import ActorParams, Latent, NoisePair, RSSMParams, State
 
 needs_cpu = pytest.mark.skipif(not probe("cpu").available, reason=f"cpu: {probe('cpu').reason}")
@@ -158,6 +161,50 @@ def test_only_what_is_needed_is_asked_for() -> None:
     (total,) = kernel(a, b, [c])
     torch.autograd.grad(total.sum(), (a, c))
     assert asked == [{"a"}, {"a", "b", "several"}]
+
+
+class Counter(TorchDispatchMode):
+    """Ops by name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_watches_sees_the_op() -> None:
+    """Nobody does as a rule, and it is called without the dispatcher."""
+    a, b, c = pair()
+    with Counter() as counter:
+        total, _ = KERNEL(a, b.detach(), [c])
+        torch.autograd.grad(total.sum(), a)
+    names = ["apv_fast.test_op_pair.default", "apv_fast.test_op_pair_backward.default"]
+    assert [name for name in counter.seen if "test_op" in name] == names
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        KERNEL(a.detach(), None, [])
+    assert "apv_fast::test_op_pair" in {event.name for event in profiler.events()}
+    both: Any = KERNEL(TwoTensor(torch.ones(2), torch.zeros(2)), None, [])[0]  # a subclass, which runs each op on both
+    assert torch.equal(both.a, torch.ones(2)) and torch.equal(both.b, torch.zeros(2))
+    traced = make_fx(lambda x: KERNEL(x, None, [x])[0])(torch.ones(2))
+    assert "test_op_pair" in traced.code
+
+
+def test_gradients_by_vmap() -> None:
+    """A batch of gradients for one way back, which PyTorch takes apart; not the numbers behind a wrapper."""
+    a, b, c = pair()
+    total, _ = KERNEL(a, b.detach(), [c.detach()])
+    (rows,) = torch.autograd.grad(total, a, torch.eye(2), is_grads_batched=True)
+    assert torch.equal(rows, torch.diag(a))
+
+
+def test_negated_views_are_resolved() -> None:
+    """Of a conjugate's imaginary part only a flag says that its numbers are negative."""
+    x = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
+    assert x.is_neg() and not _unobserved([x])
+    assert torch.equal(KERNEL(x, None, [])[0], torch.tensor([-2.0, 4.0]))
 
 
 def test_a_second_derivative_is_an_error() -> None:
