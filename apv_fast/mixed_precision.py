@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 
@@ -56,12 +56,19 @@ def refresh_copies(weights: Iterable[Tensor]) -> None:
 
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """``weight.to(dtype)``, differentiable; without a pass over memory if there is a copy."""
+    if weight.dtype == dtype:
+        return weight
     copy = None if torch.compiler.is_compiling() else _copies.get(weight)
     if copy is None or copy.tensor.dtype != dtype or copy.tensor.device != weight.device:
         return weight.to(dtype)
     refresh_copies([weight])
     result: Tensor = _Cast.apply(weight, copy.tensor)  # type: ignore[no-untyped-call]
     return result
+
+
+def cast_layers(layers: Iterable[nn.Module], dtype: torch.dtype) -> list[Tensor]:
+    """Weight and bias of each layer in turn, see :func:`cast`."""
+    return [cast(x, dtype) for layer in layers for x in (layer.weight, layer.bias)]  # type: ignore[arg-type]
 
 
 def _state(weight: Tensor) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, distributions, nn
 
-from apv_fast.mixed_precision import cast
+from apv_fast.mixed_precision import cast_layers
 from apv_fast.nn.init import dense, keras_init
 from apv_fast.nn.saving import Savable
 from apv_fast.ops.mlp import mlp
@@ -34,8 +34,8 @@ class Trunk(nn.Module):
             raise ValueError(
                 f"the features have shape {tuple(x.shape)}; their last size must be {layers[0].in_features}"
             )
-        weights = [(cast(layer.weight, self.dtype), cast(layer.bias, self.dtype)) for layer in layers]
-        return mlp(x, weights, backend=self.backend)
+        weights = cast_layers(layers, self.dtype)
+        return mlp(x, list(zip(weights[::2], weights[1::2], strict=True)), backend=self.backend)
 
 
 class MLPHead(Savable):
@@ -132,8 +132,7 @@ class Actor(Savable):
         """The weights as the ops take them, in the dtype of the products."""
         heads = [layer for layer in (self.out, self.std) if layer is not None]
         layers = [*self.trunk.layers, *heads]
-        tensors = [cast(x, self.dtype) for layer in layers for x in (layer.weight, layer.bias)]
-        return ActorParams.of(tensors, discrete=self.std is None)
+        return ActorParams.of(cast_layers(layers, self.dtype), discrete=self.std is None)
 
     def forward(self, feat: Tensor) -> ActionDistribution:
         """The distribution of actions, in float32 at least."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apv_fast.mixed_precision import cast
+from apv_fast.mixed_precision import cast_layers
 
 
 def keras_init(module: nn.Module) -> None:
@@ -26,4 +26,4 @@ def dense(layer: nn.Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if x.shape[-1] != layer.in_features:
         raise ValueError(f"the features have shape {tuple(x.shape)}; their last size must be {layer.in_features}")
-    return F.linear(x.to(dtype), cast(layer.weight, dtype), cast(layer.bias, dtype))
+    return F.linear(x.to(dtype), *cast_layers([layer], dtype))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from apv_fast import ops
-from apv_fast.mixed_precision import cast
+from apv_fast.mixed_precision import cast_layers
 from apv_fast.nn.init import keras_init
 from apv_fast.nn.saving import Savable
 from apv_fast.reference.rssm_step import LAYER_NORM_EPS, feat
@@ -79,7 +79,7 @@ class RSSM(Savable):
     def params(self) -> RSSMParams:
         """The weights as the ops take them, in the dtype of the products."""
         layers = (self.img_in, self.gru, self.gru_norm, self.img_out, self.img_dist, self.obs_out, self.obs_dist)
-        return RSSMParams(*(cast(tensor, self.dtype) for layer in layers for tensor in (layer.weight, layer.bias)))
+        return RSSMParams(*cast_layers(layers, self.dtype))
 
     def initial(self, batch_size: int) -> State:
         """The state of zeros, ``[B, ...]``."""
