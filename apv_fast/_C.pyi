@@ -21,7 +21,6 @@ def knn_bonus(
     mean: bool,
     dtype: str,
     threads: int,
-    isa: str,
 ) -> int: ...
 def dense(
     *,
@@ -39,11 +38,8 @@ def dense(
     row_sums: int,
     elu: bool,
     threads: int,
-    isa: str,
 ) -> None: ...
-def elu_backward(
-    *, grad: int, y: int, out: int, sum: int, m: int, n: int, dtype: str, threads: int, isa: str
-) -> None: ...
+def elu_backward(*, grad: int, y: int, out: int, sum: int, m: int, n: int, dtype: str, threads: int) -> None: ...
 def onehot_gradient(
     *,
     grad: int,
@@ -55,7 +51,6 @@ def onehot_gradient(
     sizes: Sequence[int],
     dtype: str,
     threads: int,
-    isa: str,
 ) -> None: ...
 def rssm_scan(
     *,
@@ -66,7 +61,6 @@ def rssm_scan(
     addresses: Mapping[str, int],
     threads: int,
     dtype: str,
-    isa: str,
 ) -> None: ...
 def sample(
     *,
@@ -81,9 +75,8 @@ def sample(
     out: int,
     threads: int,
     dtype: str,
-    isa: str,
 ) -> None: ...
-def gumbel(*, count: int, seed: int, out: int, threads: int, dtype: str, isa: str) -> None: ...
+def gumbel(*, count: int, seed: int, out: int, threads: int, dtype: str) -> None: ...
 def keras_adam(
     *,
     weights: Sequence[int],
@@ -98,7 +91,6 @@ def keras_adam(
     betas: Sequence[float],
     threads: int,
     dtype: str,
-    isa: str,
 ) -> float: ...
 def kl_loss(
     *,
@@ -114,7 +106,6 @@ def kl_loss(
     grad_q: Sequence[int],
     threads: int,
     dtype: str,
-    isa: str,
 ) -> None: ...
 def image(
     *,
@@ -129,7 +120,6 @@ def image(
     out: int,
     threads: int,
     dtype: str,
-    isa: str,
 ) -> None: ...
 def lambda_return(
     *,
@@ -142,9 +132,8 @@ def lambda_return(
     gradients: Sequence[int],
     threads: int,
     dtype: str,
-    isa: str,
 ) -> None: ...
-def apply_function(*, name: str, count: int, from_: int, out: int, dtype: str, isa: str) -> None: ...
+def apply_function(*, name: str, count: int, from_: int, out: int, dtype: str) -> None: ...
 def imagine(
     *,
     backward: bool,
@@ -155,7 +144,6 @@ def imagine(
     tensors: Mapping[str, int],
     threads: int,
     dtype: str,
-    isa: str,
 ) -> None: ...
 def encoder_pass(
     *,
@@ -169,7 +157,6 @@ def encoder_pass(
     image_grad: int = 0,
     dtype: str,
     threads: int,
-    isa: str,
 ) -> None: ...
 def decoder_pass(
     *,
@@ -182,7 +169,6 @@ def decoder_pass(
     feat_grad: int = 0,
     dtype: str,
     threads: int,
-    isa: str,
 ) -> None: ...
 
 class FilterStep:
@@ -193,7 +179,6 @@ class FilterStep:
         latent_min_std: Sequence[float],
         weights: Sequence[Mapping[str, int]],
         dtype: str,
-        isa: str,
     ) -> None: ...
     def add_actor(
         self,

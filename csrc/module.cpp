@@ -52,7 +52,8 @@ void share_out(const std::vector<pybind11::function>& parts, int threads) {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "apv_fast's C++ code.";
   module.def("supported_isas", &apv_fast::supported_isas, "Instruction sets that run here, the fastest first.");
-  module.def("isa", &apv_fast::isa_in_use, "The instruction set in use, see APV_FAST_CPU_ISA.");
+  module.def("isa", [] { return apv_fast::name_of(apv_fast::isa_in_use()); },
+             "The instruction set in use, see APV_FAST_CPU_ISA.");
   module.def("has_amx", &apv_fast::has_amx, "Whether the CPU multiplies bfloat16 in tiles.");
   module.def("share_out", &share_out, "Calls all of `parts`, dealt out to threads; each sees one OpenMP thread.",
              pybind11::kw_only(), pybind11::arg("parts"), pybind11::arg("threads"));

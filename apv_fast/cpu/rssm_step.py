@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu import isa
 from apv_fast.cpu.parts.call import address, name_of
 from apv_fast.cpu.rssm_imagine import rssm_imagine
 from apv_fast.cpu.rssm_observe import rssm_observe
@@ -97,7 +96,6 @@ class Filter:
             latent_min_std=[model.latent.min_std for model in models],
             weights=[self._weights(model) for model in models],
             dtype=name_of(models[0].params.gru_weight.dtype),
-            isa=isa(),
         )
         if actor is not None:
             trunk, weight, bias = actor

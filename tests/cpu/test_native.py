@@ -127,7 +127,7 @@ def test_bad_calls_do_not_touch_memory() -> None:
     def call(**changes: object) -> None:
         good = {"query": 0, "query_shape": (3, 2), "query_strides": (2, 1)}
         good |= {"keys": 0, "keys_shape": (4, 2), "keys_strides": (2, 1), "out": 0, "k": 1}
-        good |= {"mean": True, "dtype": "float32", "threads": 1, "isa": "scalar"}
+        good |= {"mean": True, "dtype": "float32", "threads": 1}
         _C.knn_bonus(**{**good, **changes})  # type: ignore[arg-type]
 
     with pytest.raises(ValueError, match="at least one key"):
@@ -138,8 +138,6 @@ def test_bad_calls_do_not_touch_memory() -> None:
         call(keys_shape=(4, 3))
     with pytest.raises(ValueError, match="dtype 'int8' is not supported"):
         call(dtype="int8")
-    with pytest.raises(ValueError, match="instruction set 'mmx' cannot be used here"):
-        call(isa="mmx")
 
 
 def kernels() -> list[str]:

@@ -207,10 +207,8 @@ def test_the_same_bits_on_any_number_of_threads(op: Callable[[torch.dtype], list
 
 
 def test_unsupported_dtypes_and_sizes() -> None:
-    arguments = {"name": "exp", "count": 1, "from_": 0, "out": 0, "isa": "scalar"}
+    arguments = {"name": "exp", "count": 1, "from_": 0, "out": 0}
     with pytest.raises(ValueError, match="dtype 'bfloat16' is not supported here"):
         _C.apply_function(**arguments, dtype="bfloat16")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="count must not be negative"):
         _C.apply_function(**(arguments | {"count": -1}), dtype="float32")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="instruction set 'mmx' cannot be used here"):
-        _C.apply_function(**(arguments | {"isa": "mmx"}), dtype="float32")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What calls of the C++ extension have in common: tensors as addresses, dtype, threads, instruction set."""
+"""What calls of the C++ extension have in common: tensors as addresses, dtype, threads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from apv_fast.cpu import isa
 
 
 def address(tensor: Tensor | None) -> int:
@@ -21,8 +19,8 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def how(dtype: torch.dtype) -> dict[str, Any]:
-    """The arguments that say in which dtype, on how many threads and with which instructions to run."""
-    return {"dtype": name_of(dtype), "threads": torch.get_num_threads(), "isa": isa()}
+    """The arguments that say in which dtype and on how many threads to run."""
+    return {"dtype": name_of(dtype), "threads": torch.get_num_threads()}
 
 
 def computed(tensor: Tensor) -> Tensor:

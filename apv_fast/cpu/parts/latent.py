@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apv_fast import _C
-from apv_fast.cpu.parts.call import address, how
+from apv_fast.cpu.parts.call import address, how, name_of
 from apv_fast.types import Latent
 
 
@@ -52,8 +52,5 @@ def sample_backward(grad: Tensor, stats: Tensor, noise: Tensor | None, latent: L
 def function(name: str, x: Tensor) -> Tensor:
     """A function of ``csrc/cpu/parts/functions.cpp`` of ``x``, element by element; for tests."""
     out = torch.empty_like(x)
-    settings = how(x.dtype)
-    _C.apply_function(
-        name=name, count=x.numel(), from_=address(x), out=address(out), dtype=settings["dtype"], isa=settings["isa"]
-    )
+    _C.apply_function(name=name, count=x.numel(), from_=address(x), out=address(out), dtype=name_of(x.dtype))
     return out

@@ -177,6 +177,5 @@ def _dense(
         row_sums=address(row_sums),
         elu=elu,
         threads=torch.get_num_threads() if large else 1,
-        isa=isa(),
     )
     return out

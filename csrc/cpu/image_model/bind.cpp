@@ -31,8 +31,8 @@ void set_layers(Arguments& to, const List& parameters, const List& gradients, co
 // `shape`: images, channels, depth. Without `gradients` it is the forward pass.
 void encoder_pass(std::array<int64_t, 3> shape, Address image, bool bytes, const List& parameters,
                   const List& outputs, Address grad, const List& gradients, Address image_grad,
-                  const std::string& dtype, int threads, const std::string& isa) {
-  const auto& model = of_dtype(APV_FAST_PICK(isa_of(isa), encoder), dtype, "image model");
+                  const std::string& dtype, int threads) {
+  const auto& model = of_dtype(APV_FAST_PICK(isa_in_use(), encoder), dtype, "image model");
   EncoderArguments x{};
   x.images = shape[0], x.channels = shape[1], x.depth = shape[2];
   x.bytes = bytes;
@@ -44,9 +44,8 @@ void encoder_pass(std::array<int64_t, 3> shape, Address image, bool bytes, const
 
 // `shape`: images, features, channels, depth.
 void decoder_pass(std::array<int64_t, 4> shape, Address feat, const List& parameters, const List& outputs,
-                  Address grad, const List& gradients, Address feat_grad, const std::string& dtype,
-                  int threads, const std::string& isa) {
-  const auto& model = of_dtype(APV_FAST_PICK(isa_of(isa), decoder), dtype, "image model");
+                  Address grad, const List& gradients, Address feat_grad, const std::string& dtype, int threads) {
+  const auto& model = of_dtype(APV_FAST_PICK(isa_in_use(), decoder), dtype, "image model");
   DecoderArguments x{};
   x.images = shape[0], x.features = shape[1], x.channels = shape[2], x.depth = shape[3];
   x.feat = pointer(feat), x.grad = pointer(grad), x.feat_grad = pointer(feat_grad);
@@ -62,13 +61,11 @@ void bind_image_model(pybind11::module_& module) {
   module.def("encoder_pass", &encoder_pass, py::call_guard<py::gil_scoped_release>(),
              "A pass over the encoder, backward if there are gradients to write.", py::kw_only(), py::arg("shape"),
              py::arg("image"), py::arg("bytes"), py::arg("parameters"), py::arg("outputs"), py::arg("grad") = 0,
-             py::arg("gradients") = List(), py::arg("image_grad") = 0, py::arg("dtype"), py::arg("threads"),
-             py::arg("isa"));
+             py::arg("gradients") = List(), py::arg("image_grad") = 0, py::arg("dtype"), py::arg("threads"));
   module.def("decoder_pass", &decoder_pass, py::call_guard<py::gil_scoped_release>(),
              "A pass over the decoder, backward if there are gradients to write.", py::kw_only(), py::arg("shape"),
              py::arg("feat"), py::arg("parameters"), py::arg("outputs"), py::arg("grad") = 0,
-             py::arg("gradients") = List(), py::arg("feat_grad") = 0, py::arg("dtype"), py::arg("threads"),
-             py::arg("isa"));
+             py::arg("gradients") = List(), py::arg("feat_grad") = 0, py::arg("dtype"), py::arg("threads"));
 }
 
 }  // namespace apv_fast

@@ -15,7 +15,7 @@ using List = std::vector<Address>;
 
 double adam(const List& weights, const List& gradients, const List& first, const List& second,
             const std::vector<int64_t>& sizes, double size, double eps, double clip, double decay,
-            std::array<double, 2> betas, int threads, const std::string& dtype, const std::string& isa) {
+            std::array<double, 2> betas, int threads, const std::string& dtype) {
   const size_t n = weights.size();
   require(gradients.size() == n && first.size() == n && second.size() == n && sizes.size() == n,
           "keras_adam: there must be as many gradients, moments and sizes as weights");
@@ -31,7 +31,7 @@ double adam(const List& weights, const List& gradients, const List& first, const
   double norm = 0;
   const AdamProblem p{of_weight.data(),  blocks.data(), int64_t(blocks.size()), size, eps, clip, decay, betas[0],
                       betas[1], threads_for(int64_t(blocks.size()) * kAdamBlock, threads), partial.data(), &norm};
-  of_dtype(APV_FAST_PICK(isa_of(isa), keras_adam), dtype, "keras_adam")(p);
+  of_dtype(APV_FAST_PICK(isa_in_use(), keras_adam), dtype, "keras_adam")(p);
   return norm;
 }
 
@@ -43,7 +43,7 @@ void bind_keras_adam(pybind11::module_& module) {
              "A step in place; returns the gradients' norm. A gradient of 0 is none. `size` is the corrected rate.",
              py::kw_only(), py::arg("weights"), py::arg("gradients"), py::arg("first"), py::arg("second"),
              py::arg("sizes"), py::arg("size"), py::arg("eps"), py::arg("clip"), py::arg("decay"), py::arg("betas"),
-             py::arg("threads"), py::arg("dtype"), py::arg("isa"));
+             py::arg("threads"), py::arg("dtype"));
 }
 
 }  // namespace apv_fast

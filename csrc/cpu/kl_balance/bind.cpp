@@ -12,7 +12,7 @@ using Two = std::array<Address, 2>;
 
 void kl_loss(std::array<int64_t, 3> sizes, std::array<double, 2> weights, double free, bool per_step, Two p_tensors,
              Two q_tensors, std::array<Address, 3> results, Address grad, Two grad_p, Two grad_q, int threads,
-             const std::string& dtype, const std::string& isa) {
+             const std::string& dtype) {
   KlProblem p{};
   p.steps = sizes[0], p.stoch = sizes[1], p.classes = sizes[2];
   require(p.steps >= 0 && p.stoch >= 0 && p.classes >= 0, "kl_loss: sizes must not be negative");
@@ -26,7 +26,7 @@ void kl_loss(std::array<int64_t, 3> sizes, std::array<double, 2> weights, double
   const size_t wide = dtype == "float64" ? sizeof(double) : sizeof(float);
   const Workspace scratch(p.threads * 2 * p.classes * wide);
   p.scratch = scratch.data();
-  of_dtype(APV_FAST_PICK(isa_of(isa), kl_balance), dtype, "kl_loss")(p);
+  of_dtype(APV_FAST_PICK(isa_in_use(), kl_balance), dtype, "kl_loss")(p);
 }
 
 }  // namespace
@@ -38,7 +38,7 @@ void bind_kl_balance(pybind11::module_& module) {
              "gradients. `sizes`: steps, S and C (0: Gaussian, whose tensors are means and deviations).",
              py::kw_only(), py::arg("sizes"), py::arg("weights"), py::arg("free"), py::arg("per_step"), py::arg("p"),
              py::arg("q"), py::arg("results"), py::arg("grad"), py::arg("grad_p"), py::arg("grad_q"),
-             py::arg("threads"), py::arg("dtype"), py::arg("isa"));
+             py::arg("threads"), py::arg("dtype"));
 }
 
 }  // namespace apv_fast

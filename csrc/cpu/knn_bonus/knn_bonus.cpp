@@ -186,7 +186,7 @@ void run_group(const Matrix& query, const Matrix& keys, const KnnOptions& option
 
 template <class Source, class Real>
 size_t run(const Matrix& query, const Matrix& keys, const KnnOptions& options, void* out) {
-  const Search<Real>& isa = search_for<Real>(isa_of(options.isa));
+  const Search<Real>& isa = search_for<Real>(options.isa);
   const Plan<Real> plan(isa.lanes, query.rows, keys.rows, query.columns, options);
   const size_t bytes = plan.threads * plan.thread_bytes() + kAlignment;
   std::vector<std::byte> memory(bytes);

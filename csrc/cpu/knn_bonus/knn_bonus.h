@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "../parts/isa.h"
+
 namespace apv_fast {
 
 // A matrix in memory, strides in elements.
@@ -18,7 +20,7 @@ struct KnnOptions {
   int64_t k;          // >= 1; more than N means N
   bool mean;          // else the k-th smallest
   std::string dtype;  // of query and keys: "float32", "float64", "bfloat16", "float16"
-  std::string isa;    // one of supported_isas()
+  Isa isa;            // whose code runs
   int threads;        // at most so many
 };
 

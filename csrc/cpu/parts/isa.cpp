@@ -14,6 +14,7 @@ namespace {
 using Names = std::vector<std::string>;
 
 constexpr const char* kVariable = "APV_FAST_CPU_ISA";
+const Names kNames = {"scalar", "avx2", "avx512", "avx512bf16"};  // in the order of Isa
 
 bool among(const Names& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
@@ -47,19 +48,20 @@ const std::vector<std::string>& supported_isas() {
   return isas;
 }
 
-std::string isa_in_use() {
-  static const Names known = {"scalar", "avx2", "avx512", "avx512bf16"};
+Isa isa_in_use() {
   const char* const wanted = std::getenv(kVariable);
-  if (wanted == nullptr || *wanted == '\0') return supported_isas().front();
-  const std::string name = wanted, prefix = std::string(kVariable) + ": ";
-  if (!among(known, name)) {
-    throw std::invalid_argument(prefix + "unknown instruction set '" + name + "'; must be one of: " + listed(known));
+  const std::string name = wanted == nullptr || *wanted == '\0' ? supported_isas().front() : wanted;
+  const std::string prefix = std::string(kVariable) + ": ";
+  if (!among(kNames, name)) {
+    throw std::invalid_argument(prefix + "unknown instruction set '" + name + "'; must be one of: " + listed(kNames));
   }
   if (!among(supported_isas(), name)) {
     throw std::invalid_argument(prefix + "this machine cannot run '" + name + "'; it can run: " + listed(supported_isas()));
   }
-  return name;
+  return static_cast<Isa>(std::find(kNames.begin(), kNames.end(), name) - kNames.begin());
 }
+
+std::string name_of(Isa isa) { return kNames[static_cast<size_t>(isa)]; }
 
 bool has_amx() {
 #if defined(APV_FAST_X86)
@@ -69,15 +71,6 @@ bool has_amx() {
 #else
   return false;
 #endif
-}
-
-Isa isa_of(const std::string& name) {
-  if (!among(supported_isas(), name)) {
-    throw std::invalid_argument("instruction set '" + name + "' cannot be used here");
-  }
-  if (name == "avx512bf16") return Isa::avx512bf16;
-  if (name == "avx512") return Isa::avx512;
-  return name == "avx2" ? Isa::avx2 : Isa::scalar;
 }
 
 }  // namespace apv_fast

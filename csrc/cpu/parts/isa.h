@@ -22,13 +22,12 @@ const std::vector<std::string>& supported_isas();
 
 // The one in use: what APV_FAST_CPU_ISA in the environment names, else the fastest. Called with Python's lock held, as
 // Python's writing to the environment is. Throws std::invalid_argument if that one is unknown or cannot run here.
-std::string isa_in_use();
+Isa isa_in_use();
+
+std::string name_of(Isa isa);
 
 // Whether the CPU multiplies bfloat16 in tiles (AMX), as oneDNN then does; our kernels do not use it.
 bool has_amx();
-
-// Throws std::invalid_argument if `name` is not one of supported_isas().
-Isa isa_of(const std::string& name);
 
 #if defined(APV_FAST_X86)
 

@@ -58,8 +58,7 @@ void check(const ImagineProblem& p) {
 }
 
 void imagine(bool backward, std::map<std::string, int64_t> sizes, const std::vector<int64_t>& units,
-             double latent_min_std, double min_std, Addresses tensors, int threads, const std::string& dtype,
-             const std::string& isa) {
+             double latent_min_std, double min_std, Addresses tensors, int threads, const std::string& dtype) {
   ImagineProblem p{};
   require(units.size() <= size_t(kMostLayers), "imagine: an actor has at most 16 hidden layers");
   p.layers = int64_t(units.size());
@@ -70,7 +69,7 @@ void imagine(bool backward, std::map<std::string, int64_t> sizes, const std::vec
   set_sizes(p, std::move(sizes));
   set_tensors(p, std::move(tensors));
   check(p);
-  const Isa chosen = isa_of(isa);
+  const Isa chosen = isa_in_use();
   const auto& table = backward ? APV_FAST_PICK(chosen, imagine_backward) : APV_FAST_PICK(chosen, imagine_forward);
   run(of_dtype(table, dtype, "imagine"), p);
 }
@@ -83,7 +82,7 @@ void bind_rssm_imagine(pybind11::module_& module) {
              "Runs imagination on tensors by name and address, see ImagineProblem in csrc/cpu/rssm_imagine/; `units` are "
              "the sizes of the actor's hidden layers, none: actions are given.",
              py::kw_only(), py::arg("backward"), py::arg("sizes"), py::arg("units"), py::arg("latent_min_std"),
-             py::arg("min_std"), py::arg("tensors"), py::arg("threads"), py::arg("dtype"), py::arg("isa"));
+             py::arg("min_std"), py::arg("tensors"), py::arg("threads"), py::arg("dtype"));
 }
 
 }  // namespace apv_fast

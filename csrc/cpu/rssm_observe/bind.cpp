@@ -62,7 +62,7 @@ using Sizes = std::array<int64_t, 6>;
 using Matrices = std::array<std::array<int64_t, 5>, 4>;
 
 void scan(bool backward, const Sizes& sizes, double min_std, const Matrices& weights, Addresses addresses, int threads,
-          const std::string& dtype, const std::string& isa) {
+          const std::string& dtype) {
   ObserveProblem p{};
   p.batch = sizes[0];
   p.length = sizes[1];
@@ -79,7 +79,7 @@ void scan(bool backward, const Sizes& sizes, double min_std, const Matrices& wei
   }
   set_pointers(p, std::move(addresses));
   check(p);
-  const Isa chosen = isa_of(isa);
+  const Isa chosen = isa_in_use();
   const auto& table = backward ? APV_FAST_PICK(chosen, observe_backward) : APV_FAST_PICK(chosen, observe_forward);
   run(of_dtype(table, dtype, "rssm_scan"), p);
 }
@@ -92,7 +92,7 @@ void bind_rssm_observe(pybind11::module_& module) {
              "Runs the recurrence on tensors by name and address, see csrc/cpu/rssm_observe/. `sizes` are B, T, D, "
              "H, S and C; `weights` are stoch, gru, obs and dist: address, rows, columns and strides.",
              py::kw_only(), py::arg("backward"), py::arg("sizes"), py::arg("min_std"), py::arg("weights"),
-             py::arg("addresses"), py::arg("threads"), py::arg("dtype"), py::arg("isa"));
+             py::arg("addresses"), py::arg("threads"), py::arg("dtype"));
 }
 
 }  // namespace apv_fast

@@ -107,8 +107,8 @@ void* memory_of(size_t bytes) {
 class FilterStep {
  public:
   FilterStep(const std::vector<Sizes>& sizes, const std::vector<double>& latent_min_std,
-             const std::vector<Addresses>& weights, std::string dtype, std::string isa)
-      : dtype_(std::move(dtype)), isa_(std::move(isa)) {
+             const std::vector<Addresses>& weights, std::string dtype)
+      : dtype_(std::move(dtype)), isa_(isa_in_use()) {
     const size_t models = sizes.size();
     require((models == 1 || models == 2) && weights.size() == models && latent_min_std.size() == models,
             "step: there must be one model or two");
@@ -146,13 +146,14 @@ class FilterStep {
     point(p.action_noise.seed, actor[1]);
     point(p.action_out, actor[2]);
     check(p);
-    const auto& pass = of_dtype(APV_FAST_PICK(isa_of(isa_), filter_step), dtype_, "step");
+    const auto& pass = of_dtype(APV_FAST_PICK(isa_, filter_step), dtype_, "step");
     if (p.rows > 0) pass.run(p, memory_of(pass.bytes(p)));
   }
 
  private:
   StepProblem problem_{};
-  std::string dtype_, isa_;
+  std::string dtype_;
+  Isa isa_;
 };
 
 }  // namespace
@@ -160,10 +161,8 @@ class FilterStep {
 void bind_rssm_step(pybind11::module_& module) {
   namespace py = pybind11;
   py::class_<FilterStep>(module, "FilterStep", "One step of one RSSM or two and perhaps an actor: csrc/cpu/rssm_step/.")
-      .def(py::init<const std::vector<Sizes>&, const std::vector<double>&, const std::vector<Addresses>&, std::string,
-                    std::string>(),
-           py::kw_only(), py::arg("sizes"), py::arg("latent_min_std"), py::arg("weights"), py::arg("dtype"),
-           py::arg("isa"))
+      .def(py::init<const std::vector<Sizes>&, const std::vector<double>&, const std::vector<Addresses>&, std::string>(),
+           py::kw_only(), py::arg("sizes"), py::arg("latent_min_std"), py::arg("weights"), py::arg("dtype"))
       .def("add_actor", &FilterStep::add_actor,
            "Weight, bias and units of every layer; the first one's columns for stoch, turned, or 0.", py::kw_only(),
            py::arg("layers"), py::arg("rows"), py::arg("head"), py::arg("actions"), py::arg("one_hot"),
