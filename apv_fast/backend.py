@@ -182,12 +182,11 @@ class BackendInfo:
 
 @functools.cache
 def load(target: str) -> Any:
-    """What a table names as "module:name", imported now."""
+    """What a table names as "module:name", imported when it is first asked for."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
-@functools.cache
 def _implementation(op: str, backend: str) -> Callable[..., Any]:
     function: Callable[..., Any] = load(IMPLEMENTATIONS[op][backend])
     return function

@@ -51,11 +51,9 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(backend, "AUTO_ORDER", {"cpu": names})
     monkeypatch.setattr(backend, "STANDS_IN", {})
     monkeypatch.delenv("APV_FAST_BACKEND", raising=False)
-    for cached in (backend.probe, backend._implementation):
-        cached.cache_clear()
+    backend.probe.cache_clear()
     yield
-    for cached in (backend.probe, backend._implementation):
-        cached.cache_clear()
+    backend.probe.cache_clear()
 
 
 @pytest.mark.parametrize(

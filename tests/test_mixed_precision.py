@@ -168,13 +168,10 @@ class Casts(TorchDispatchMode):
 
 
 @pytest.fixture
-def step_of_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def step_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything by the reference, whose bfloat16 Triton's interpreter lacks, but the optimiser."""
     monkeypatch.setitem(backend.IMPLEMENTATIONS["keras_adam"], "reference", "apv_fast.kernels.keras_adam:Step")
     monkeypatch.setattr(noise, "seeded", lambda *_: False)  # what C++ writes into memory cannot be recorded
-    backend._implementation.cache_clear()
-    yield
-    backend._implementation.cache_clear()
 
 
 def learner(kind: str, *, copied: bool = True) -> Any:

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
-
-
-@functools.cache
-def _names(dims: str) -> list[str]:
-    return dims.split()
 
 
 class Arguments:
@@ -39,7 +32,7 @@ class Arguments:
             raise TypeError(f"{self.op}: {name} has dtype {x.dtype}; it must be a floating-point tensor")
         if dtype is not None and x.dtype != dtype:
             raise TypeError(f"{self.op}: {name} has dtype {x.dtype}; it must be {dtype}")
-        names, shape, sizes = _names(dims), x.shape, self.sizes
+        names, shape, sizes = dims.split(), x.shape, self.sizes
         fits = len(shape) == len(names)
         if fits:
             for dim, have in zip(names, shape, strict=True):

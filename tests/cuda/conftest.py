@@ -54,4 +54,3 @@ def emulate(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     yield configure
     torch.use_deterministic_algorithms(False)
     backends.probe.cache_clear()
-    backends._implementation.cache_clear()

@@ -175,9 +175,14 @@ class Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_who_watches_sees_the_op() -> None:
+def test_who_watches_sees_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody does as a rule, and it is called without the dispatcher."""
     a, b, c = pair()
+    assert _unobserved([a, torch.nn.Parameter(b), c.detach(), None])
+    with monkeypatch.context() as without:
+        without.setattr(KERNEL, "op", None)
+        without.setattr(KERNEL, "backward_op", None)
+        torch.autograd.grad(KERNEL(a, b.detach(), [c])[0].sum(), a)
     with Counter() as counter:
         total, _ = KERNEL(a, b.detach(), [c])
         torch.autograd.grad(total.sum(), a)
