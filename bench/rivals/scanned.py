@@ -120,8 +120,10 @@ def compiled(function: Callable[..., object], backend: str = "inductor") -> Call
     # A scan becomes a loop that counts in a tensor on the host, and reads it.
     torch._dynamo.config.capture_scalar_outputs = True
     # Inductor (torch 2.13) takes what the backward loop adds up for dead and puts another result of the same size into
-    # its memory: at T = 10 the gradient of obs_dist_weight was that of the action. Without reuse it is right.
-    options: dict[str, Any] | None = {"allow_buffer_reuse": False} if backend == "inductor" else None
+    # its memory: at T = 10 the gradient of obs_dist_weight was that of the action. In place of a weight of the loop's
+    # (gru_norm's, in an update) it put that weight's gradient. Without reuse and without work in place it is right.
+    unsafe = ("allow_buffer_reuse", "inplace_buffers")
+    options: dict[str, Any] | None = dict.fromkeys(unsafe, False) if backend == "inductor" else None
     return torch.compile(function, backend=backend, dynamic=False, fullgraph=True, options=options)
 
 
