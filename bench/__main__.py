@@ -66,8 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"no row for {reason} ({', '.join(ops)})", highlight=False, markup=False)
     facts["load at the end"] = f"{os.getloadavg()[0]:.2f} (this run itself makes about one a thread)"
     if options.json:
-        found = report.Results(facts, rows, *extras(cases, rows, device, console))
-        for path in report.write(options.json, found):
+        results = report.Results(facts, rows, *extras(cases, rows, device, console))
+        for path in report.write(options.json, results):
             console.print(f"wrote {path}", highlight=False)
     return status
 
@@ -81,10 +81,10 @@ def extras(
     contestants: dict[str, list[str]] = {}
     for row in rows:
         contestants.setdefault(report.case_name(row), []).append(row["backend"])
-    found, missing = breakdown.rows([case for case in cases if case.op in UPDATES], contestants)
+    parts, missing = breakdown.rows([case for case in cases if case.op in UPDATES], contestants)
     for reason in missing:
         console.print(f"no parts of {reason}", highlight=False, markup=False)
-    return ceilings.measure(), found
+    return ceilings.measure(), parts
 
 
 def run(
@@ -100,7 +100,7 @@ def run(
         for case in cases:
             progress.update(task, description=case.name)
             try:
-                found, left_out = measure(case, device, options.seconds, slow=options.slow)
+                case_rows, left_out = measure(case, device, options.seconds, slow=options.slow)
             except KeyboardInterrupt:
                 console.print(f"interrupted in {case.name}; rows before it are kept", style="yellow")
                 return rows, reasons, 130
@@ -108,8 +108,8 @@ def run(
                 console.print(f"{case.name} failed: {type(error).__name__}: {error}", style="red", markup=False)
                 status = 1
                 continue
-            rows += found
-            console.print(f"[bold]{case.name}[/bold]", report.table(found), "", sep="\n", highlight=False)
+            rows += case_rows
+            console.print(f"[bold]{case.name}[/bold]", report.table(case_rows), "", sep="\n", highlight=False)
             for backend, reason in left_out.items():
                 ops = reasons.setdefault(f"{backend}: {reason}", [])
                 ops += [case.op] if case.op not in ops else []

@@ -71,22 +71,22 @@ def run(case: Case, contestants: Sequence[str]) -> dict[str, dict[str, float]]:
 def attribute(events: Sequence[FunctionEvent]) -> dict[str, float]:
     """Milliseconds by part."""
     roots = [event for event in events if event.cpu_parent is None]
-    made: dict[int, str] = {}  # sequence number of what has a backward pass -> part
+    parts: dict[int, str] = {}  # sequence number of what has a backward pass -> part
     spent: Counter[str] = Counter()
-    for event, part, backward in _walk(roots, made):
+    for event, part, backward in _walk(roots, parts):
         if not backward and event.sequence_nr >= 0:
-            made[event.sequence_nr] = part  # ops without a node show the number of the next one: the last is right
+            parts[event.sequence_nr] = part  # ops without a node show the number of the next one: the last is right
         spent[part] += event.cpu_time_total - sum(child.cpu_time_total for child in event.cpu_children)
     return {part: round(micros / 1e3, 3) for part, micros in spent.items()}
 
 
-def _walk(roots: Sequence[FunctionEvent], made: Mapping[int, str]) -> Iterator[tuple[FunctionEvent, str, bool]]:
+def _walk(roots: Sequence[FunctionEvent], parts: Mapping[int, str]) -> Iterator[tuple[FunctionEvent, str, bool]]:
     """Every event in the order of time, its part, and whether it is in a backward pass."""
     stack = [(event, OTHER, False) for event in sorted(roots, key=_start, reverse=True)]
     while stack:
         event, part, backward = stack.pop()
         if event.name.startswith(BACKWARD):
-            part, backward = made.get(event.sequence_nr, part), True
+            part, backward = parts.get(event.sequence_nr, part), True
         else:
             part = PARTS.get(event.name, part)
         yield event, part, backward
@@ -102,14 +102,14 @@ def measure(case: Case, contestants: Sequence[str]) -> dict[str, dict[str, float
     """Of the second update of each, in this process, whose environment asks for torch's ranges."""
     torch.manual_seed(0)
     problem = case.build(torch.device("cpu"), case.dtype, **case.shape)
-    found = {}
+    parts = {}
     for name in contestants:
         update = functools.partial(problem.passes[FORWARD_BACKWARD], name)
         update()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             update()
-        found[name] = attribute(list(profiler.events() or ()))
-    return found
+        parts[name] = attribute(list(profiler.events() or ()))
+    return parts
 
 
 def main(arguments: list[str]) -> int:
@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> int:
 
 def rows(cases: Sequence[Case], contestants: Mapping[str, Sequence[str]]) -> tuple[list[dict[str, Any]], list[str]]:
     """Parts of every update on the reference and on ours, and why some are missing; ``contestants`` by case's name."""
-    found, missing = [], []
+    entries, missing = [], []
     for case in cases:
         ours = next((name for name in OURS if name in contestants.get(case.name, ())), None)
         if ours is None:
@@ -136,8 +136,8 @@ def rows(cases: Sequence[Case], contestants: Mapping[str, Sequence[str]]) -> tup
             missing.append(f"{case.name}: {error}")
             continue
         what = {"op": case.op, "dtype": case.dtype_name, "shape": dict(case.shape)}
-        found += [what | {"backend": name, "parts_ms": parts[name]} for name in (REFERENCE, ours)]
-    return found, missing
+        entries += [what | {"backend": name, "parts_ms": parts[name]} for name in (REFERENCE, ours)]
+    return entries, missing
 
 
 if __name__ == "__main__":

@@ -40,12 +40,12 @@ def _products() -> list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
 
 def _rate(dtype: torch.dtype) -> float:
     """Tera-operations a second of products with sums in float32."""
-    found = 0.0
+    best = 0.0
     for rows, inner, columns in SHAPES:
         a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
         seconds = min(_best(functools.partial(multiply, a, b)) for multiply in _products())
-        found = max(found, 2 * rows * inner * columns / seconds)
-    return found / 1e12
+        best = max(best, 2 * rows * inner * columns / seconds)
+    return best / 1e12
 
 
 def measure() -> dict[str, float]:
@@ -53,11 +53,11 @@ def measure() -> dict[str, float]:
     far, near = torch.zeros(FAR // 4), torch.zeros(NEAR // 4)
     copy = torch.empty_like(far)
     fp32 = _rate(torch.float32)
-    found = {
+    rates = {
         "fp32_tflop_s": fp32,
         "tf32_tflop_s": fp32,  # of an op that may use it on a GPU
         "bf16_tflop_s": _rate(torch.bfloat16),
         "copy_tb_s": 2 * FAR / _best(lambda: copy.copy_(far)) / 1e12,
         "l2_read_tb_s": NEAR / _best(near.sum) / 1e12,  # L3 is to a CPU what L2 is to a GPU
     }
-    return {name: round(value, 4) for name, value in found.items()}
+    return {name: round(value, 4) for name, value in rates.items()}

@@ -88,12 +88,12 @@ def commit() -> str:
         return "unknown"
 
 
-def make_library(ledger: Ledger, found: build.Found, folder: Path) -> None:
+def make_library(ledger: Ledger, probe: build.Probe, folder: Path) -> None:
     """See :mod:`bench.gpu.build`; a failure costs the CUDA backend's rows and nothing else."""
-    say(f"apv_fast/_cuda.so: {'here, and it loads' if found.library else found.why}")
+    say(f"apv_fast/_cuda.so: {'here, and it loads' if probe.library else probe.why}")
     seconds = max(0.0, min(BUILD_SECONDS, ledger.clock.left()))
-    ledger.note("build", **build.build(found, folder / "build.log", seconds))
-    if error := ledger.found["build"].get("error"):
+    ledger.note("build", **build.build(probe, folder / "build.log", seconds))
+    if error := ledger.report["build"].get("error"):
         ledger.broke("build", error)
 
 
@@ -115,37 +115,37 @@ def compile_kernels(log: Path, seconds: float) -> str:
     return "" if process.returncode == 0 else f"exit status {process.returncode}: {' '.join(last)}"
 
 
-def without_gpu(ledger: Ledger, found: build.Found, folder: Path) -> int:
+def without_gpu(ledger: Ledger, probe: build.Probe, folder: Path) -> int:
     """What can be done without one; no figures, no file."""
-    make_library(ledger, found, folder)
+    make_library(ledger, probe, folder)
     say("compiling the Triton kernels for sm_90")
     try:
         if error := compile_kernels(folder / "compile.log", COMPILE_SECONDS):
             ledger.broke("Triton kernels", error)
     except TimeoutError as error:
         ledger.skip("Triton kernels", str(error))
-    problems = ledger.found["problems"]
+    problems = ledger.report["problems"]
     for what, how in problems.items():
         print(f"BROKEN {what}: {how}")
-    for what, why in ledger.found["not_run"].items():
+    for what, why in ledger.report["not_run"].items():
         print(f"not run: {what}: {why}")
     print("compilation: " + ("see above" if problems else "no error"))
     print(NO_GPU)
     return 1 if problems else 0
 
 
-def with_gpu(ledger: Ledger, found: build.Found, options: argparse.Namespace, folder: Path, scratch: Path) -> int:
+def with_gpu(ledger: Ledger, probe: build.Probe, options: argparse.Namespace, folder: Path, scratch: Path) -> int:
     """Everything; prints the table."""
     if unpacked := cache.unpack():
         say(f"compiled kernels: {unpacked}")
     cached = (CACHE / "inductor").is_dir()
-    for line in forecast.lines(options.sections, library=found.library, cached=cached, peers=forecast.named()):
+    for line in forecast.lines(options.sections, library=probe.library, cached=cached, peers=forecast.named()):
         say(line)
-    make_library(ledger, found, folder)
+    make_library(ledger, probe, folder)
     Stages(ledger, options.sections, folder, scratch, options.only, options.sanitize).run()
-    ledger.found["complete"] = True
+    ledger.report["complete"] = True
     ledger.save()
-    report = ledger.found
+    report = ledger.report
     machine = with_ceilings(MACHINES["h200"], report["ceilings"], report["machine"].get("GPU", ""))
     print(f"\nwrote {ledger.path} after {report['seconds']:.0f} s\n")
     print(table.render(report, machine), flush=True)
@@ -160,11 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scratch = ROOT / "build" / "device"
     scratch.mkdir(parents=True, exist_ok=True)
     try:
-        found = build.look()
+        probe = build.look()
     except RuntimeError as error:
         print(f"BROKEN PyTorch: {error}\n{NO_GPU}")
         return 1
-    path = (options.json or default_file(found.gpu)) if found.gpu else None
+    path = (options.json or default_file(probe.gpu)) if probe.gpu else None
     folder = path.parent if path and os.environ.get("OUT") else scratch
     folder.mkdir(parents=True, exist_ok=True)
     for old in {*folder.glob("*.log"), *scratch.glob("*.log")}:
@@ -172,8 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ledger = Ledger(path, facts(), clock)
     ledger.save()
     if path is None:
-        return without_gpu(ledger, found, folder)
-    return with_gpu(ledger, found, options, folder, scratch)
+        return without_gpu(ledger, probe, folder)
+    return with_gpu(ledger, probe, options, folder, scratch)
 
 
 if __name__ == "__main__":

@@ -58,10 +58,10 @@ def _work(case: Case, contestant: str, **changes: int) -> Work:
 
 def _status(field: str) -> int:
     """Bytes."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if match is None:
         raise RuntimeError(f"the kernel does not tell {field}")
-    return 1024 * int(found[1])
+    return 1024 * int(match[1])
 
 
 def measure(case: Case, contestant: str) -> float:

@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case in CASES:
         rates: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(options.rounds):
-            for overlap, found in rates.items():
-                one = rehearse(configuration(case, options.envs, overlap), options.seconds, lambda found: None)
-                found.append(one.get("env_steps_per_s", float("nan")))
+            for overlap, values in rates.items():
+                one = rehearse(configuration(case, options.envs, overlap), options.seconds, lambda figures: None)
+                values.append(one.get("env_steps_per_s", float("nan")))
         ratios = [after / before for before, after in zip(rates[False], rates[True], strict=True)]
         report["cases"][case] = {
             "env_steps_per_s": rates[False],

@@ -39,26 +39,26 @@ class Mark(NamedTuple):
     note: str = ""
 
 
-def draw(path: Path, found: Results) -> list[Path]:
+def draw(path: Path, results: Results) -> list[Path]:
     """Every plot that there are rows for, beside ``path``; what was written."""
     import matplotlib
 
     matplotlib.use("Agg")
-    made = speedups(path.with_suffix(""), found)
-    made += medians(path.with_name(f"{path.stem}-medians"), found)
-    sweep = [row for row in found.rows if row["op"] == SWEEP]
+    paths = speedups(path.with_suffix(""), results)
+    paths += medians(path.with_name(f"{path.stem}-medians"), results)
+    sweep = [row for row in results.rows if row["op"] == SWEEP]
     if sweep:
-        made.append(sizes(path.with_name(f"{path.stem}-sizes.png"), sweep, found.facts))
-    made += floors(path.with_name(f"{path.stem}-floors"), shares(found.rows, found.ceilings), found.facts)
-    for number, rows in enumerate(pages(found.updates, BARS)):
-        made.append(updates(_page(path.with_name(f"{path.stem}-updates"), number), rows, found.facts))
-    return made
+        paths.append(sizes(path.with_name(f"{path.stem}-sizes.png"), sweep, results.facts))
+    paths += floors(path.with_name(f"{path.stem}-floors"), shares(results.rows, results.ceilings), results.facts)
+    for number, rows in enumerate(pages(results.updates, BARS)):
+        paths.append(updates(_page(path.with_name(f"{path.stem}-updates"), number), rows, results.facts))
+    return paths
 
 
-def pages(found: Sequence[Any], most: int) -> list[Sequence[Any]]:
+def pages(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
     """Split into as few parts of at most ``most`` as it takes, all about equally long."""
-    count = -(-len(found) // most)
-    return [found[len(found) * i // count : len(found) * (i + 1) // count] for i in range(count)]
+    count = -(-len(items) // most)
+    return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]
 
 
 def _page(stem: Path, number: int) -> Path:
@@ -90,7 +90,7 @@ def _colors(names: Iterable[str]) -> dict[str, str]:
 
 def _lines(
     stem: Path,
-    found: Sequence[Mark],
+    points: Sequence[Mark],
     colors: Mapping[str, str],
     facts: Mapping[str, str],
     *,
@@ -104,12 +104,12 @@ def _lines(
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
 
-    labels = list(dict.fromkeys(mark.label for mark in found))
-    made = []
+    labels = list(dict.fromkeys(mark.label for mark in points))
+    paths = []
     for number, shown in enumerate(pages(labels, LINES)):
         figure, axes = plt.subplots(figsize=(12, 1.6 + 0.22 * len(shown)), layout="constrained")
         for position, label in enumerate(shown):
-            marks = [mark for mark in found if mark.label == label]
+            marks = [mark for mark in points if mark.label == label]
             values = [mark.value for mark in marks]
             axes.plot([min(values), max(values)], [position] * 2, color="0.8", lw=1, zorder=0)
             for i, mark in enumerate(marks):
@@ -126,8 +126,8 @@ def _lines(
         axes.set_title(_title(facts), size=8)
         handles = [Line2D([], [], marker="o", ls="", color=color, label=name) for name, color in colors.items()]
         figure.legend(handles=handles, loc="outside upper right", ncols=min(len(handles), 8), fontsize=8)
-        made.append(_save(figure, _page(stem, number)))
-    return made
+        paths.append(_save(figure, _page(stem, number)))
+    return paths
 
 
 def _note(axes: Axes, mark: Mark, position: float, color: str, up: float) -> None:
@@ -135,17 +135,17 @@ def _note(axes: Axes, mark: Mark, position: float, color: str, up: float) -> Non
     axes.annotate(mark.note, (mark.value, position), size=7, color=color, **where)
 
 
-def speedups(stem: Path, found: Results) -> list[Path]:
+def speedups(stem: Path, results: Results) -> list[Path]:
     """How many times as fast ours is as the best of PyTorch in the same dtype, a line an op and size."""
     marks = [
         Mark(label, dtype, ratio, f"{ratio:.1f}×")
-        for (label, dtype), ratio in ratios(found.rows).items()  # the pass with gradients, where there is one
+        for (label, dtype), ratio in ratios(results.rows).items()  # the pass with gradients, where there is one
     ]
     return _lines(
         stem,
         marks,
         {name: color for name, color in DTYPES.items() if any(mark.name == name for mark in marks)},
-        found.facts,
+        results.facts,
         one=1.0,
         xscale="log",
         xticks=(ticks := (0.5, 1, 2, 3, 4, 6, 10, 20)),
@@ -159,13 +159,13 @@ def ratios(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
 
     Of the pass with gradients where there is one.
     """
-    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    times: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for row in rows:
         if row["op"] != SWEEP:
-            passes = found.setdefault((f"{row['op']} {size_name(row)}", row["dtype"]), {})
+            passes = times.setdefault((f"{row['op']} {size_name(row)}", row["dtype"]), {})
             passes.setdefault(row["pass"], {})[row["backend"]] = row["median_ms"]
     result = {}
-    for key, passes in found.items():
+    for key, passes in times.items():
         medians = passes.get(FORWARD_BACKWARD) or next(iter(passes.values()))
         ours = [medians[name] for name in OURS if name in medians]
         theirs = [medians[name] for name in PYTORCH if name in medians]
@@ -178,9 +178,9 @@ def _three_digits(ms: float) -> str:
     return f"{ms:.3g}" if ms < 1000 else f"{ms:.0f}"
 
 
-def medians(stem: Path, found: Results) -> list[Path]:
+def medians(stem: Path, results: Results) -> list[Path]:
     """All medians, a line an op, size, dtype and pass."""
-    rows = [row for row in found.rows if row["op"] != SWEEP] or found.rows
+    rows = [row for row in results.rows if row["op"] != SWEEP] or results.rows
     marks = []
     for row in rows:
         label = f"{row['op']} {size_name(row)} {row['dtype']} {row['pass']}"
@@ -188,7 +188,9 @@ def medians(stem: Path, found: Results) -> list[Path]:
         marks.append(Mark(label, row["backend"], row["median_ms"], note))
     colors = _colors([REFERENCE, *OURS, COMPILED, *(row["backend"] for row in rows)])
     colors = {name: color for name, color in colors.items() if any(mark.name == name for mark in marks)}
-    return _lines(stem, marks, colors, found.facts, xscale="log", xlabel="milliseconds, median; the number is of ours")
+    return _lines(
+        stem, marks, colors, results.facts, xscale="log", xlabel="milliseconds, median; the number is of ours"
+    )
 
 
 def sizes(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> Path:
@@ -222,39 +224,40 @@ def sizes(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> Path:
 
 def shares(rows: Sequence[Row], ceilings: Mapping[str, float]) -> list[tuple[str, str, float]]:
     """Of every row on a CPU with a floor that is the reference or ours: label, contestant, share of the floor."""
-    machine, found = with_ceilings(CPU, ceilings), []
+    machine, entries = with_ceilings(CPU, ceilings), []
     for row in rows:
         if row["device"] != "cpu" or row["op"] == SWEEP or row["backend"] not in (REFERENCE, *OURS):
             continue
         least = floor(row["op"], row["shape"], row["dtype"], row["pass"], machine)
         if least is not None:
             label = f"{row['op']} {size_name(row)} {row['dtype']} {row['pass']}"
-            found.append((label, row["backend"], 1e3 * least.seconds / row["median_ms"]))
-    return found
+            entries.append((label, row["backend"], 1e3 * least.seconds / row["median_ms"]))
+    return entries
 
 
-def floors(stem: Path, found: Sequence[tuple[str, str, float]], facts: Mapping[str, str]) -> list[Path]:
+def floors(stem: Path, entries: Sequence[tuple[str, str, float]], facts: Mapping[str, str]) -> list[Path]:
     """Shares of the floor, the reference's and ours."""
     marks = [
-        Mark(label, backend, 100 * share, f"{share:.0%}" if backend in OURS else "") for label, backend, share in found
+        Mark(label, backend, 100 * share, f"{share:.0%}" if backend in OURS else "")
+        for label, backend, share in entries
     ]
-    colors = _colors(backend for _, backend, _ in found)
+    colors = _colors(backend for _, backend, _ in entries)
     what = "percent: what the operations and bytes need at the measured ceilings, over the median"
     return _lines(stem, marks, colors, facts, xlim=(0, 105), xlabel=what)
 
 
-def updates(path: Path, found: Sequence[Row], facts: Mapping[str, str]) -> Path:
+def updates(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> Path:
     """Parts of whole updates, stacked: the reference's bar and ours below each other."""
     from matplotlib import pyplot as plt
 
     parts = sorted(
-        {part for row in found for part in row["parts_ms"]},
-        key=lambda part: -sum(row["parts_ms"].get(part, 0.0) for row in found),
+        {part for row in rows for part in row["parts_ms"]},
+        key=lambda part: -sum(row["parts_ms"].get(part, 0.0) for row in rows),
     )
     colors = {part: f"C{i}" if i < 10 else f"C{i - 10}" for i, part in enumerate(parts)}
-    figure, axes = plt.subplots(figsize=(12, 1.5 + 0.45 * len(found)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(12, 1.5 + 0.45 * len(rows)), layout="constrained")
     labels = []
-    for position, row in enumerate(found):
+    for position, row in enumerate(rows):
         left = 0.0
         for i, part in enumerate(parts):
             width = row["parts_ms"].get(part, 0.0)
@@ -265,7 +268,7 @@ def updates(path: Path, found: Sequence[Row], facts: Mapping[str, str]) -> Path:
             left += width
         axes.text(left, position, f" {left:.0f} ms", va="center", size=8)
         labels.append(f"{row['op']} {size_name(row)} {row['dtype']}\n{row['backend']}")
-    axes.set_yticks(range(len(found)), labels, size=8)
+    axes.set_yticks(range(len(rows)), labels, size=8)
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.set_xlabel("milliseconds, under torch's profiler")
@@ -282,11 +285,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path, metavar="FILE", help="of python -m bench --json")
     options = parser.parse_args(arguments)
     try:
-        found = report.read(options.file)
+        results = report.read(options.file)
     except (OSError, ValueError) as error:
         print(f"bench.plots: {error}", file=sys.stderr)
         return 2
-    print(*draw(options.file, found), sep="\n")
+    print(*draw(options.file, results), sep="\n")
     return 0
 
 

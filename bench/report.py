@@ -82,23 +82,23 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def best_of_pytorch(found: Sequence[Row], passed: str) -> float | None:
+def best_of_pytorch(case_rows: Sequence[Row], passed: str) -> float | None:
     """The least milliseconds of PyTorch in the dtype of the case, of one pass."""
-    times = [row["median_ms"] for row in found if row["pass"] == passed and row["backend"] in PYTORCH]
+    times = [row["median_ms"] for row in case_rows if row["pass"] == passed and row["backend"] in PYTORCH]
     return min(times, default=None)
 
 
-def table(found: Sequence[Row]) -> Table:
+def table(case_rows: Sequence[Row]) -> Table:
     """The rows of one case, for the terminal: each held against PyTorch in the same dtype, and in float32 beside it."""
     result = Table(box=None, padding=(0, 1, 0, 0))
     for heading, width in (("pass", 16), ("backend", 13)):
         result.add_column(heading, min_width=width)
     numbers = [("median ms", 9), ("p10 - p90 ms", 17), ("runs", 4), ("x PyTorch", 9)]
-    wider = any(row["backend"] == EAGER_FP32 for row in found)
+    wider = any(row["backend"] == EAGER_FP32 for row in case_rows)
     for heading, width in [*numbers, ("x fp32", 6)] if wider else numbers:
         result.add_column(heading, justify="right", min_width=width)
-    for row in found:
-        same, fp32 = best_of_pytorch(found, row["pass"]), _eager_fp32(found, row["pass"])
+    for row in case_rows:
+        same, fp32 = best_of_pytorch(case_rows, row["pass"]), _eager_fp32(case_rows, row["pass"])
         cells = [
             row["pass"],
             row["backend"],
@@ -111,8 +111,8 @@ def table(found: Sequence[Row]) -> Table:
     return result
 
 
-def _eager_fp32(found: Sequence[Row], passed: str) -> float | None:
-    return next((row["median_ms"] for row in found if (row["backend"], row["pass"]) == (EAGER_FP32, passed)), None)
+def _eager_fp32(case_rows: Sequence[Row], passed: str) -> float | None:
+    return next((row["median_ms"] for row in case_rows if (row["backend"], row["pass"]) == (EAGER_FP32, passed)), None)
 
 
 def case_name(row: Row) -> str:
@@ -133,11 +133,11 @@ def read(path: Path) -> Results:
     return Results(content.get("machine", {}), content["rows"], content.get("ceilings", {}), content.get("updates", ()))
 
 
-def write(path: Path, found: Results) -> list[Path]:
+def write(path: Path, results: Results) -> list[Path]:
     """The results to ``path``, the machine to a .txt and plots to .png beside it; what was written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": found.facts, "ceilings": found.ceilings, "rows": found.rows, "updates": found.updates}
+    content = {"machine": results.facts, "ceilings": results.ceilings, "rows": results.rows, "updates": results.updates}
     path.write_text(json.dumps(content, indent=1) + "\n")
     text = path.with_suffix(".txt")
-    text.write_text("".join(f"{name}: {fact}\n" for name, fact in found.facts.items()))
-    return [path, text, *(plots.draw(path, found) if found.rows else [])]
+    text.write_text("".join(f"{name}: {fact}\n" for name, fact in results.facts.items()))
+    return [path, text, *(plots.draw(path, results) if results.rows else [])]

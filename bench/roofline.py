@@ -106,14 +106,14 @@ def _bytes(work: Work) -> tuple[str, ...]:
 
 
 def _time(works: Sequence[Work], machine: Machine) -> tuple[str, str]:
-    found = total(works, machine)
-    return f"{1e6 * found.seconds:.2f}", f"{1e6 * found.spent.get('barrier', 0):.2f}"
+    least = total(works, machine)
+    return f"{1e6 * least.seconds:.2f}", f"{1e6 * least.spent.get('barrier', 0):.2f}"
 
 
 def _line(name: str, where: str, dtype: str, passed: str, parts: Sequence[Work], machine: Machine) -> list[str]:
-    found = total(parts, machine)
+    least = total(parts, machine)
     counts = [sum(getattr(part, kind) * part.times for part in parts) for kind in ("barriers", "launches")]
-    return [name, where, dtype, passed, f"{1e3 * found.seconds:.3f}", found.bound, *(str(n) for n in counts)]
+    return [name, where, dtype, passed, f"{1e3 * least.seconds:.3f}", least.bound, *(str(n) for n in counts)]
 
 
 def op_lines(machine: Machine) -> list[str]:
@@ -137,16 +137,16 @@ def op_lines(machine: Machine) -> list[str]:
 
 def share(row: Row, machine: Machine) -> float | None:
     """The floor's share of what a benchmark's row took, or None where there is no model."""
-    found = floor(row["op"], row["shape"], row["dtype"], row["pass"], machine)
-    return None if found is None else 1e3 * found.seconds / row["median_ms"]
+    least = floor(row["op"], row["shape"], row["dtype"], row["pass"], machine)
+    return None if least is None else 1e3 * least.seconds / row["median_ms"]
 
 
 def target_lines(machine: Machine) -> list[str]:
     """A line a target: the limit, the floor, the prediction, whether it is met; then what the predictions assume."""
     table = [["target", "limit", "floor ms", "predicted", "met", "counted"]]
     for row in predictions(machine):
-        limit = "" if row.floor is None else f"{1e3 * row.floor:.3f}"
-        table.append([row.what, row.wanted, limit, row.predicted, "yes" if row.met else "NO", row.why])
+        floor_ms = "" if row.floor is None else f"{1e3 * row.floor:.3f}"
+        table.append([row.what, row.limit, floor_ms, row.predicted, "yes" if row.met else "NO", row.why])
     lines = columns(table, 6)
     lines += ["", "assumed, none of it measured: of the machine's rates"]
     lines += [f"  {name}: {s.rate:.0%} of operations, {s.memory:.0%} of bytes: {s.why}" for name, s in SHARES.items()]

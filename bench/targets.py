@@ -62,7 +62,7 @@ class Target:
         return f'python -m bench --only "{self.op} {self.only}{self.dtype}"' + (" --slow" if self.slow else "")
 
     @property
-    def wanted(self) -> str:
+    def limits(self) -> str:
         """The limits in words."""
         limits = []
         if self.times is not None:
@@ -171,12 +171,12 @@ README = {  # which of them it has, and what it calls them
 
 def verdict(target: Target, results: Sequence[Results]) -> Verdict:
     """From the first file that has what the target compares, else from what there is."""
-    found = Verdict(target)
+    outcome = Verdict(target)
     for result in results:
-        found = _verdict(target, result.rows)
-        if found.met is not None and (found.other is not None or target.at_most is not None):
-            return found
-    return found
+        outcome = _verdict(target, result.rows)
+        if outcome.met is not None and (outcome.other is not None or target.at_most is not None):
+            return outcome
+    return outcome
 
 
 def _verdict(target: Target, rows: Sequence[Row]) -> Verdict:
@@ -202,16 +202,16 @@ def target_lines(results: Sequence[Results]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for target in TARGETS:
-        found = verdict(target, results)
-        other, ours = _quantity(found, found.other), _quantity(found, found.ours)
-        if found.who:
-            other += f" ({TITLES.get(found.who, found.who)})"
-        ratio = _times(found.ratio)
-        if target.memory is not None and found.ratio is not None:
-            ratio = f"{1 / found.ratio:.0%}"
-        met = {None: "?", True: "yes", False: "**no**"}[found.met]
+        outcome = verdict(target, results)
+        other, ours = _quantity(outcome, outcome.other), _quantity(outcome, outcome.ours)
+        if outcome.who:
+            other += f" ({TITLES.get(outcome.who, outcome.who)})"
+        ratio = _times(outcome.ratio)
+        if target.memory is not None and outcome.ratio is not None:
+            ratio = f"{1 / outcome.ratio:.0%}"
+        met = {None: "?", True: "yes", False: "**no**"}[outcome.met]
         only = target.command.removeprefix("python -m bench --only ")
-        cells = [target.what, other, ours, ratio, _times(found.ratio_fp32), target.wanted, met, f"`{only}`"]
+        cells = [target.what, other, ours, ratio, _times(outcome.ratio_fp32), target.limits, met, f"`{only}`"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -220,17 +220,18 @@ def readme_lines(results: Sequence[Results]) -> list[str]:
     """Markdown: a few whole updates and a step of acting, beside the best of PyTorch in the same dtype."""
     lines = ["| | PyTorch, same dtype | apv-fast | times as fast | than PyTorch in float32 |", "|---|---|---|---|---|"]
     for what, name in README.items():
-        found = verdict(next(target for target in TARGETS if target.what == what), results)
-        times = found.ratio_fp32 or (found.ratio if found.target.dtype == FP32 else None)
-        cells = [name, _quantity(found, found.other), _quantity(found, found.ours), _times(found.ratio), _times(times)]
+        outcome = verdict(next(target for target in TARGETS if target.what == what), results)
+        times = outcome.ratio_fp32 or (outcome.ratio if outcome.target.dtype == FP32 else None)
+        both = (_quantity(outcome, outcome.other), _quantity(outcome, outcome.ours))
+        cells = [name, *both, _times(outcome.ratio), _times(times)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _quantity(found: Verdict, value: float | None) -> str:
+def _quantity(outcome: Verdict, value: float | None) -> str:
     if value is None:
         return UNKNOWN
-    return duration(value) if found.target.memory is None else f"{value:.0f} MB"
+    return duration(value) if outcome.target.memory is None else f"{value:.0f} MB"
 
 
 def _times(ratio: float | None) -> str:
@@ -243,10 +244,10 @@ def floor_lines(results: Sequence[Results]) -> list[str]:
     for result in results:
         machine = with_ceilings(CPU, result.ceilings)
         for row in result.rows:
-            found = floor(row["op"], row["shape"], row["dtype"], row["pass"], machine)
-            if row["device"] != "cpu" or row["backend"] not in OURS or found is None:
+            least = floor(row["op"], row["shape"], row["dtype"], row["pass"], machine)
+            if row["device"] != "cpu" or row["backend"] not in OURS or least is None:
                 continue
-            ms, bound = 1e3 * found.seconds, found.bound.replace("HBM", "memory")
+            ms, bound = 1e3 * least.seconds, least.bound.replace("HBM", "memory")
             what = [row["op"], size_name(row), row["dtype"], row["pass"]]
             table.append([*what, f"{row['median_ms']:.3f}", f"{ms:.3f}", f"{ms / row['median_ms']:.0%}", bound])
     return columns(table, 4)

@@ -48,8 +48,8 @@ def libraries() -> str:
     """What must be loaded before Python: the sanitizers, and the C++ library whose exceptions they follow."""
     compiler = os.environ.get("CXX", "c++")
     names = ("libasan.so", "libubsan.so", "libstdc++.so")
-    found = [subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip() for name in names]
-    return " ".join(path for path in found if Path(path).is_absolute())
+    paths = [subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip() for name in names]
+    return " ".join(path for path in paths if Path(path).is_absolute())
 
 
 def main(arguments: list[str]) -> int:

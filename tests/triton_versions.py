@@ -57,9 +57,9 @@ def check(version: str, folder: Path, architectures: Sequence[int], interpret: b
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env |= {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(folder / f"cache-{version}")}
     show = [sys.executable, "-c", "import triton; print(triton.__version__)"]
-    found = subprocess.run(show, env=env, capture_output=True, text=True, check=True).stdout.strip()
-    if found != version:
-        raise RuntimeError(f"asked for Triton {version}, and {found} is imported")
+    actual = subprocess.run(show, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    if actual != version:
+        raise RuntimeError(f"asked for Triton {version}, and {actual} is imported")
     tests = [f"tests/{name}" for name in TESTS]
     interpreted = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SOME, *tests]
     checks = {"interpreted": interpreted} if interpret else {}

@@ -52,7 +52,7 @@ def _write_card(config: ShardsConfig, store: VideoStore, shards: int) -> None:
     write_card(
         config.out,
         title=f"Videos of {config.store.resolve().name} as shards",
-        made_by=f"{options} {shlex.quote(str(config.store))}",
+        command=f"{options} {shlex.quote(str(config.store))}",
         sources=[f"the store {config.store}; see its own card"],
         facts=facts,
         frames=sample_frames(store),

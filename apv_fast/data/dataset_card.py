@@ -24,7 +24,7 @@ def write_card(
     directory: Path,
     *,
     title: str,
-    made_by: str,
+    command: str,
     sources: Sequence[str],
     facts: Mapping[str, str],
     frames: np.ndarray,
@@ -37,7 +37,7 @@ def write_card(
     Args:
         directory: the data set's folder.
         title: its heading.
-        made_by: the command line that makes it.
+        command: the command line that makes it.
         sources: where the videos come from, one a line.
         facts: a table: sizes, settings.
         frames: uint8 ``[N, height, width, 3]``, N ≥ 1, from all over the data set.
@@ -54,7 +54,7 @@ def write_card(
     table = [f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items()]
     lines = [f"# {title}", "", _MARK, "", f"![frames of the videos]({SHEET})", "", "| | |", "|---|---|", *table, ""]
     lines += ["## Sources", "", *(f"- {source}" for source in sources), ""]
-    lines += ["## How it was made", "", "```", made_by, "```", "", "## Licence", "", licence, ""]
+    lines += ["## How it was made", "", "```", command, "```", "", "## Licence", "", licence, ""]
     with atomic_file(path) as file:
         file.write("\n".join(lines).encode())
     return path

@@ -34,22 +34,22 @@ def encoder_layers(depth: int) -> list[Layer]:
     """The four convolutions: kernel 4, stride 2."""
     widths = [3, depth, 2 * depth, 4 * depth, 8 * depth]
     layers = []
-    for before, after, side, made in zip(widths, widths[1:], SIDES_IN, SIDES_OUT, strict=False):
+    for before, after, side, side_out in zip(widths, widths[1:], SIDES_IN, SIDES_OUT, strict=False):
         kernel = 16 * before * after
-        layers.append(Layer(made * made * kernel, kernel, side * side * before, made * made * after))
+        layers.append(Layer(side_out * side_out * kernel, kernel, side * side * before, side_out * side_out * after))
     return layers
 
 
 def decoder_layers(depth: int, width: int) -> list[Layer]:
     """Dense, then transposed convolutions from 1 to 5, 13, 30, 64; the first of them, of one pixel, is a product."""
-    found = [Layer(width * 32 * depth, width * 32 * depth, width, 32 * depth, elu=False, dense=True)]
+    layers = [Layer(width * 32 * depth, width * 32 * depth, width, 32 * depth, elu=False, dense=True)]
     widths, sides = (32 * depth, 4 * depth, 2 * depth, depth, 3), (1, 5, 13, 30, 64)
     for i, size in enumerate((5, 5, 6, 6)):
         weights = widths[i] * widths[i + 1] * size * size
         adds = weights * sides[i] ** 2  # each pixel that is read goes to kernel² pixels
         read, written = widths[i] * sides[i] ** 2, widths[i + 1] * sides[i + 1] ** 2
-        found.append(Layer(adds, weights, read, written, elu=i < 3, dense=i == 0))
-    return found
+        layers.append(Layer(adds, weights, read, written, elu=i < 3, dense=i == 0))
+    return layers
 
 
 def weights_of(layers: Sequence[Layer]) -> int:
@@ -103,7 +103,7 @@ def head(
     parts = [replace(layer, times=times) for layer in parts]
     if machine is None or machine.fused:
         return parts
-    made = BYTES[dtype] * rows * UNITS_HEAD
-    elu = [pointwise(f"{name}: ELU", made, made)]
-    elu += [pointwise(f"{name}: ELU back", 2 * made, made)] * (times > 1) + [pointwise(name, made, 0)] * (times > 2)
+    size = BYTES[dtype] * rows * UNITS_HEAD
+    elu = [pointwise(f"{name}: ELU", size, size)]
+    elu += [pointwise(f"{name}: ELU back", 2 * size, size)] * (times > 1) + [pointwise(name, size, 0)] * (times > 2)
     return parts + elu * LAYERS_HEAD

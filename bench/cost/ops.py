@@ -35,8 +35,8 @@ def imagination_step(scan: Scan, machine: Machine) -> list[Work]:
     leave in float32, with a copy of the states in the products' dtype for the next step.
     """
     size = BYTES[scan.dtype]
-    made = scan.B * (scan.A + scan.H) * size
-    gathered = Work("x", l2=scan.B * scan.S * scan.H * size, hbm=made, launches=1)
+    traffic = scan.B * (scan.A + scan.H) * size
+    gathered = Work("x", l2=scan.B * scan.S * scan.H * size, hbm=traffic, launches=1)
     x = min(
         gathered, product("x", scan.B, scan.L + scan.A, scan.H, scan.dtype), key=lambda w: total([w], machine).seconds
     )
@@ -70,13 +70,13 @@ def _policy(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[
 
 def _image_encoder(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
     """Bytes have no gradient, so with the backward pass the first layer costs twice, not three times as much."""
-    found, frames = layers.encoder_layers(shape["depth"]), shape["B"] * shape["T"]
-    return layers.convolutions(found, frames, dtype, "encoder", machine, backward=backward, of_input=False)
+    convs, frames = layers.encoder_layers(shape["depth"]), shape["B"] * shape["T"]
+    return layers.convolutions(convs, frames, dtype, "encoder", machine, backward=backward, of_input=False)
 
 
 def _image_decoder(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:
-    found, frames = layers.decoder_layers(shape["depth"], shape["F"]), shape["B"] * shape["T"]
-    return layers.convolutions(found, frames, dtype, "decoder", machine, backward=backward, of_input=True)
+    convs, frames = layers.decoder_layers(shape["depth"], shape["F"]), shape["B"] * shape["T"]
+    return layers.convolutions(convs, frames, dtype, "decoder", machine, backward=backward, of_input=True)
 
 
 def _mlp(shape: Shape, dtype: str, backward: bool, machine: Machine) -> list[Work]:

@@ -41,7 +41,7 @@ print(json.dumps({"gpu": name, "capability": capability, "library": library, "wh
 
 
 @dataclass(frozen=True)
-class Found:
+class Probe:
     """What is here."""
 
     gpu: str  # its name; "" without one
@@ -50,7 +50,7 @@ class Found:
     why: str = ""  # it does not
 
 
-def look(seconds: float = LOOK_SECONDS) -> Found:
+def look(seconds: float = LOOK_SECONDS) -> Probe:
     """Ask PyTorch.
 
     Raises:
@@ -64,7 +64,7 @@ def look(seconds: float = LOOK_SECONDS) -> Found:
     if process.returncode:
         raise RuntimeError((process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1])
     said = json.loads(process.stdout.strip().splitlines()[-1])
-    return Found(said["gpu"], tuple(said["capability"]), said["library"], said["why"])
+    return Probe(said["gpu"], tuple(said["capability"]), said["library"], said["why"])
 
 
 def architecture(capability: tuple[int, int]) -> str:
@@ -77,7 +77,7 @@ def architecture(capability: tuple[int, int]) -> str:
     return f"{major}{minor}{'a' if major == 9 else ''}"
 
 
-def build(found: Found, log: Path, seconds: float) -> dict[str, Any]:
+def build(probe: Probe, log: Path, seconds: float) -> dict[str, Any]:
     """See that ``apv_fast/_cuda.so`` loads, within ``seconds``.
 
     Returns:
@@ -85,12 +85,12 @@ def build(found: Found, log: Path, seconds: float) -> dict[str, Any]:
     """
     start, env = time.monotonic(), environment()
     result: dict[str, Any] = {"nvcc": nvcc_version(env)}
-    if found.library:
+    if probe.library:
         return result | {"library": f"found, sha256 {_digest()}", "seconds": 0.0}
-    arch = architecture(found.capability)
+    arch = architecture(probe.capability)
     try:
         compile_library(arch, ROOT / "build" / f"device-cuda-sm{arch}", log, seconds)
-        result["library"] = f"built for sm_{arch} ({found.why or 'there was none'}), sha256 {_digest()}"
+        result["library"] = f"built for sm_{arch} ({probe.why or 'there was none'}), sha256 {_digest()}"
     except (OSError, RuntimeError) as error:
         result["error"] = f"the CUDA C++ library: {error}"[:600]
     return result | {"seconds": round(time.monotonic() - start, 1)}
@@ -113,7 +113,7 @@ def compile_library(arch: str, folder: Path, log: Path, seconds: float) -> None:
     flags += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     objects = [str(folder / f"{name}.o") for name in SOURCES]
     sources = [str(ROOT / "csrc" / "cuda" / f"{name}.cu") for name in SOURCES]
-    _run([[*flags, "-c", source, "-o", made] for source, made in zip(sources, objects, strict=True)], log, end)
+    _run([[*flags, "-c", source, "-o", out] for source, out in zip(sources, objects, strict=True)], log, end)
     part = folder / "_cuda.so"
     _run([[*flags, "-shared", *objects, "-o", str(part)]], log, end)
     beside = LIBRARY.with_name(f"_cuda.{os.getpid()}.part")

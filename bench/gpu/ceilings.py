@@ -37,12 +37,12 @@ def device() -> dict[str, float | str]:
     """Name, multiprocessors, L2, memory, driver, clocks, and how the Triton scan would run."""
     properties = torch.cuda.get_device_properties(0)
     query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
-    found = ""
+    answer = ""
     try:
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip().partition("\n")[0]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip().partition("\n")[0]
     except (OSError, subprocess.TimeoutExpired) as error:
-        found = f"nvidia-smi: {error}"
+        answer = f"nvidia-smi: {error}"
     return {
         "GPU": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
@@ -50,7 +50,7 @@ def device() -> dict[str, float | str]:
         "l2_bytes": properties.L2_cache_size,
         "memory_gb": round(properties.total_memory / 1e9, 1),
         "scan driver": _scan_driver(),
-        f"nvidia-smi {query}": found,
+        f"nvidia-smi {query}": answer,
     }
 
 
@@ -73,7 +73,7 @@ def copy() -> Figures:
 
 def matrix(size: int = 8192) -> Figures:
     """Operations a second of torch's product of two square matrices in three precisions."""
-    found = {}
+    figures = {}
     for name, dtype, tf32 in (
         ("bf16", torch.bfloat16, False),
         ("tf32", torch.float32, True),
@@ -83,9 +83,9 @@ def matrix(size: int = 8192) -> Figures:
         a, b = (torch.randn(size, size, device=DEVICE, dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
         seconds = events(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), runs=7, warm_up=2) / 1e3  # type: ignore[misc]
-        found[f"{name}_tflop_s"] = 2 * size**3 / seconds / 1e12
+        figures[f"{name}_tflop_s"] = 2 * size**3 / seconds / 1e12
     torch.set_float32_matmul_precision("highest")
-    return found
+    return figures
 
 
 def launch(count: int = 1000) -> Figures:
@@ -115,9 +115,9 @@ def gather(size: int = 256 * 1024, rounds: int = 400) -> Figures:
 
     seconds = events(work) / 1e3
     expected = rounds * int(source.sum())
-    found = sums.view(sms, BLOCK).sum(1)
-    if not bool((found == expected).all()):
-        raise RuntimeError(f"the kernel that reads summed to {found[0].item()}, not {expected}")
+    totals = sums.view(sms, BLOCK).sum(1)
+    if not bool((totals == expected).all()):
+        raise RuntimeError(f"the kernel that reads summed to {totals[0].item()}, not {expected}")
     return {"l2_read_tb_s": sms * rounds * size / seconds / 1e12}
 
 

@@ -102,8 +102,8 @@ def _peers(contest: Contest) -> Players:
     """Other projects' updates, whose checkouts are named."""
 
     def prepare(name: str, path: Path) -> Passes:
-        found = remote.Remote(name, path, contest.op, contest.shape, contest.dtype, DEVICE.type)
-        return Stated({FORWARD_BACKWARD: found.update}, found.facts)
+        peer = remote.Remote(name, path, contest.op, contest.shape, contest.dtype, DEVICE.type)
+        return Stated({FORWARD_BACKWARD: peer.update}, peer.facts)
 
     named = remote.named(contest.op) if contest.op in UPDATES else {}
     return {remote.TITLES[name]: functools.partial(prepare, name, path) for name, path in named.items()}

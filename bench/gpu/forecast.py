@@ -97,7 +97,7 @@ def forecast(
     if cached:
         there = compiled(sections, peers, there)
     needed, alone = (_rivals(there, some, needed=True) for some in (peers, ()))
-    found = {
+    costs = {
         "start": LOOK + START + (0.0 if library else NVCC),
         "smoke": BUDGETS["smoke"],  # its compilations take what there is
         "core": sum(_core(name, one, there) for name, one in CONTESTS.items()),
@@ -106,10 +106,10 @@ def forecast(
         "train": TRAIN_SECONDS + AFTER_TRAINING,
         "tests": BUDGETS["tests"],  # they take what there is
     }
-    found = {name: cost for name, cost in found.items() if name == "start" or name in sections}
+    costs = {name: cost for name, cost in costs.items() if name == "start" or name in sections}
     if "rivals" not in sections:
-        return Forecast(found, 0.0, 0.0)
-    return Forecast(found, needed - alone, _rivals(there, peers, needed=False))
+        return Forecast(costs, 0.0, 0.0)
+    return Forecast(costs, needed - alone, _rivals(there, peers, needed=False))
 
 
 Compiled = Mapping[tuple[str, str], int]  # contest, and "core" or a rival -> functions that are compiled
@@ -123,7 +123,7 @@ def compiled(sections: Sequence[str], peers: Sequence[str] = (), before: Compile
         peers: that are named.
         before: what was compiled when it began.
     """
-    found = dict(before or {})
+    counts = dict(before or {})
     free = [START] * TOGETHER
     if "smoke" in sections:
         free[:CHECKS] = [START + MOST_KERNELS + CHECK] * CHECKS
@@ -135,20 +135,20 @@ def compiled(sections: Sequence[str], peers: Sequence[str] = (), before: Compile
         if job.arguments["who"] == "core":
             chosen = [("core", (CONTESTS[name].triton,))]
         for who, functions in chosen:
-            at, done = at + PEER * (who in PEERS), found.get((name, who), 0)
+            at, done = at + PEER * (who in PEERS), counts.get((name, who), 0)
             for seconds in functions[done:]:
                 at += seconds
-                found[name, who] = done = done + (at <= BUDGETS["smoke"])
+                counts[name, who] = done = done + (at <= BUDGETS["smoke"])
             at += PREPARE
         heapq.heappush(free, at)
-    return found
+    return counts
 
 
 def _players(name: str, peers: Sequence[str]) -> dict[str, Functions]:
     """The rivals of a contest, peers included, those whose rows are worth most first."""
     able = {"finetune_update": PEERS, "pretrain_update": {"contextwm": PEERS["contextwm"]}}.get(name.split()[0], {})
-    found = {**CONTESTS[name].rivals, **{peer: able[peer] for peer in peers if peer in able}}
-    return {who: found[who] for who in sorted(found, key=is_rival, reverse=True)}
+    players = {**CONTESTS[name].rivals, **{peer: able[peer] for peer in peers if peer in able}}
+    return {who: players[who] for who in sorted(players, key=is_rival, reverse=True)}
 
 
 def _left(functions: Functions, done: int) -> float:
@@ -168,25 +168,27 @@ def _rivals(there: Compiled, peers: Sequence[str], *, needed: bool) -> float:
 
 def rivals(there: Compiled, peers: Sequence[str], *, needed: bool) -> dict[str, dict[str, float]]:
     """Contest -> rival -> seconds, of those that a target speaks of, or of the others; "ours" are beside them."""
-    found: dict[str, dict[str, float]] = {}
+    costs: dict[str, dict[str, float]] = {}
     for name, one in CONTESTS.items():
         players = _players(name, peers)
         timing = one.timings * ((1 + one.compared) * WARM + max(PASS_SECONDS, 5 * one.run))
-        found[name] = {"ours": one.compared * PREPARE} if one.needed == needed else {}
+        costs[name] = {"ours": one.compared * PREPARE} if one.needed == needed else {}
         for who in players:
             if (one.needed and is_rival(who)) == needed:
                 start = PEER if who in PEERS else 0.0
                 compiling = _left(players[who], there.get((name, who), 0))
-                found[name][who] = start + PREPARE + 8 * one.run + timing + compiling
-    return found
+                costs[name][who] = start + PREPARE + 8 * one.run + timing + compiling
+    return costs
 
 
 def lines(sections: Sequence[str], *, library: bool, cached: bool, peers: Sequence[str]) -> list[str]:
     """The forecast as text."""
-    found = forecast(sections, library=library, cached=cached, peers=peers)
-    parts = ", ".join(f"{name} {cost:.0f}" for name, cost in found.needed.items())
-    said = [f"forecast (not measured on a GPU): {found.total:.0f} s for what targets speak of: {parts}"]
+    estimate = forecast(sections, library=library, cached=cached, peers=peers)
+    parts = ", ".join(f"{name} {cost:.0f}" for name, cost in estimate.needed.items())
+    said = [f"forecast (not measured on a GPU): {estimate.total:.0f} s for what targets speak of: {parts}"]
     if "rivals" in sections:
-        who = f"of that {found.peers:.0f} s for {', '.join(peers)}" if peers else "no other project's update is named"
-        said.append(f"{who}; other rivals would take {found.others:.0f} s more, as far as there is time")
+        who = (
+            f"of that {estimate.peers:.0f} s for {', '.join(peers)}" if peers else "no other project's update is named"
+        )
+        said.append(f"{who}; other rivals would take {estimate.others:.0f} s more, as far as there is time")
     return said

@@ -27,7 +27,7 @@ from bench.gpu.checkout import ROOT, environment
 START_SECONDS = 60.0  # to import torch and start CUDA
 LOG_LINES = 3  # of a child that died, in the message
 
-Found = Callable[[Any], None]  # is given each part of a result as soon as there is one
+OnItem = Callable[[Any], None]  # gets each part of a result as soon as there is one
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Worker:
                         pipe.close()
         self._process, self._buffer = None, b""
 
-    def run(self, job: Job, found: Found | None = None) -> Outcome:
-        """Do ``job``; never raises for what happens in the child. ``found`` is given what it finds meanwhile."""
+    def run(self, job: Job, on_item: OnItem | None = None) -> Outcome:
+        """Do ``job``; never raises for what happens in the child. ``on_item`` gets what it tells meanwhile."""
         start, outcome = time.monotonic(), Outcome(job.name)
         if self._process is None:
             self._start()
@@ -107,9 +107,9 @@ class Worker:
             if event["event"] == "stage":
                 outcome.culprit, stage_end = event["name"], time.monotonic() + job.stage_seconds
                 continue
-            if event["event"] == "found":
-                if found is not None:
-                    found(event["item"])
+            if event["event"] == "item":
+                if on_item is not None:
+                    on_item(event["item"])
                 continue
             if event["event"] == "finished":
                 outcome.finished.append(event["name"])
@@ -162,7 +162,7 @@ class Worker:
 
 
 def run_to_the_end(
-    worker: Worker, job: Job, *, until: float, found: Found | None = None
+    worker: Worker, job: Job, *, until: float, on_item: OnItem | None = None
 ) -> tuple[Outcome, dict[str, str]]:
     """Do ``job``; after a hang or a crash do it again without the contestant that was at work, and who had finished.
 
@@ -170,7 +170,7 @@ def run_to_the_end(
         worker: runs it.
         job: its function must know the argument ``without``, a list of names.
         until: ``time.monotonic()`` after which nothing is begun again.
-        found: is given the parts of the result, of every try.
+        on_item: gets the parts of the result, of every try.
 
     Returns:
         The last outcome, and what happened to the contestants that were left out.
@@ -180,7 +180,7 @@ def run_to_the_end(
     while True:
         limit = min(job.seconds, until - time.monotonic())
         arguments = {**job.arguments, "without": sorted({*job.arguments.get("without", ()), *broken, *finished})}
-        outcome = worker.run(Job(job.name, job.kind, arguments, limit, job.stage_seconds), found)
+        outcome = worker.run(Job(job.name, job.kind, arguments, limit, job.stage_seconds), on_item)
         finished += outcome.finished
         again = outcome.culprit and outcome.culprit not in broken and time.monotonic() < until
         if not again:

@@ -67,24 +67,24 @@ class Ledger:
 
     def __init__(self, path: Path | None, facts: Mapping[str, Any], clock: Clock) -> None:
         self.path, self.clock = path, clock
-        self.found: dict[str, Any] = {"machine": dict(facts), "build": {}, "smoke": {}, "rows": [], "ceilings": {}}
-        self.found |= {"train": {}, "tests": {}, "sanitizer": {}, "left_out": {}, "problems": {}, "not_run": {}}
-        self.found |= {"seconds": 0.0, "complete": False}
+        self.report: dict[str, Any] = {"machine": dict(facts), "build": {}, "smoke": {}, "rows": [], "ceilings": {}}
+        self.report |= {"train": {}, "tests": {}, "sanitizer": {}, "left_out": {}, "problems": {}, "not_run": {}}
+        self.report |= {"seconds": 0.0, "complete": False}
 
     def save(self) -> None:
         """Write the file: to another name, and then in place, so that it is never half of one."""
-        self.found["seconds"] = self.clock.taken
+        self.report["seconds"] = self.clock.taken
         if self.path is not None:
-            write(self.path, json.dumps(self.found, indent=1) + "\n")
+            write(self.path, json.dumps(self.report, indent=1) + "\n")
 
     def note(self, field: str, **what: Any) -> None:
-        """Add to one of the dictionaries of :attr:`found`."""
-        self.found[field] |= what
+        """Add to one of the dictionaries of :attr:`report`."""
+        self.report[field] |= what
         self.save()
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Add a row, in place of an earlier one of the same contestant, size, dtype, pass and cache."""
-        rows = self.found["rows"]
+        rows = self.report["rows"]
         same = [i for i, old in enumerate(rows) if all(old[name] == row[name] for name in KEY)]
         if same:
             rows[same[0]] = dict(row)
@@ -102,7 +102,7 @@ class Ledger:
 
     def went(self, what: str) -> None:
         """Take back that ``what`` did not run."""
-        self.found["not_run"].pop(what, None)
+        self.report["not_run"].pop(what, None)
         self.save()
 
 

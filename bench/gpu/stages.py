@@ -203,7 +203,7 @@ class Stages:
         if kind == "rivals":  # one that compiles for minutes must leave time for the others
             limit = min(limit, max(MINIMUM, left * SHARES[one["rivals"]]))
         job = Job(name, kind, arguments, left, limit)
-        outcome, broken = run_to_the_end(self.worker, job, until=until, found=functools.partial(self._found, name))
+        outcome, broken = run_to_the_end(self.worker, job, until=until, on_item=functools.partial(self._item, name))
         say(f"{kind} of {name}: {outcome.seconds:.0f} s{', ' + outcome.error if outcome.error else ''}")
         for contestant, how in broken.items():
             self._lost(f"{name}: {contestant}", how, fault=is_ours(contestant))
@@ -212,7 +212,7 @@ class Stages:
         elif outcome.error:
             self.ledger.broke(name, outcome.error)
 
-    def _found(self, contest: str, item: dict[str, Any]) -> None:
+    def _item(self, contest: str, item: dict[str, Any]) -> None:
         if "row" in item:
             self.ledger.row(item["row"])
         else:
@@ -235,8 +235,8 @@ class Stages:
                 self.ledger.broke(f"{kind} {name}", outcome.error)
                 continue
             self.ledger.note("ceilings", **outcome.result)
-            found = self.ledger.found["ceilings"]
-            barriers = [found[f"barrier_{name}_us"] for name in BARRIERS if f"barrier_{name}_us" in found]
+            figures = self.ledger.report["ceilings"]
+            barriers = [figures[f"barrier_{name}_us"] for name in BARRIERS if f"barrier_{name}_us" in figures]
             if barriers:
                 self.ledger.note("ceilings", barrier_us=min(barriers))
 
@@ -259,23 +259,23 @@ class Stages:
         self.worker.stop()  # its memory
         report, log = self.folder / "tests.jsonl", self.folder / "tests.log"
         left = self.clock.left(until)
-        found = suite.run(report, log, left, progress=lambda found: self.ledger.note("tests", **found))
-        self.ledger.note("tests", **found)
-        self._judge("tests", found)
+        summary = suite.run(report, log, left, progress=lambda part: self.ledger.note("tests", **part))
+        self.ledger.note("tests", **summary)
+        self._judge("tests", summary)
         if self.sanitize:
             report, log = self.folder / "sanitizer.jsonl", self.folder / "sanitizer.log"
             self.ledger.note("sanitizer", **suite.sanitize(report, log, self.clock.left(until)))
-            self._judge("compute-sanitizer", self.ledger.found["sanitizer"])
+            self._judge("compute-sanitizer", self.ledger.report["sanitizer"])
 
-    def _judge(self, name: str, found: dict[str, Any]) -> None:
-        why = "their time was up" if found["stopped"] else "pytest ended before them"
-        if found["not_run"]:
-            self.ledger.skip(f"{found['not_run']} of {found['collected']} {name}", why)
-        if name == "tests" and found["parts"] < len(suite.PARTS):
+    def _judge(self, name: str, summary: dict[str, Any]) -> None:
+        why = "their time was up" if summary["stopped"] else "pytest ended before them"
+        if summary["not_run"]:
+            self.ledger.skip(f"{summary['not_run']} of {summary['collected']} {name}", why)
+        if name == "tests" and summary["parts"] < len(suite.PARTS):
             self.ledger.skip("tests of other files than test_gpu.py", why)
-        if found["failed"]:
-            self.ledger.broke(name, f"{found['failed']} failed")
-        elif found.get("error"):
-            self.ledger.broke(name, found["error"])
-        elif not found["passed"]:
+        if summary["failed"]:
+            self.ledger.broke(name, f"{summary['failed']} failed")
+        elif summary.get("error"):
+            self.ledger.broke(name, summary["error"])
+        elif not summary["passed"]:
             self.ledger.broke(name, "none passed")

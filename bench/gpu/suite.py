@@ -121,18 +121,18 @@ def _wait(command: list[str], report: Path, log: Path, seconds: float, progress:
 
 def read(report: Path) -> list[dict[str, Any]]:
     """The lines of a report; the last may be cut off where its writer was killed."""
-    found = []
+    lines = []
     for line in report.read_text().splitlines() if report.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
+            lines.append(json.loads(line))
+    return lines
 
 
 def summary(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Of a report's lines: how many tests were "collected", "passed", "failed", "skipped", "not_run"; "failures" (test,
     why), "unfinished" (begun and without a result), "skips" (why -> how many) and the "slowest" tests.
     """
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     started: dict[str, None] = {}
     parts = collected = before = 0  # begun; tests in all, and those of the parts before this one
     for line in lines:
@@ -142,19 +142,19 @@ def summary(lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
             started[line["started"]] = None
         elif "collected" in line:
             collected = max(collected, before + line["collected"])  # every process says so
-        elif line["test"] not in found or line["outcome"] in ("failed", "error"):
-            found[line["test"]] = line
-    counts = Counter("failed" if line["outcome"] == "error" else line["outcome"] for line in found.values())
-    bad = [line for line in found.values() if line["outcome"] in ("failed", "error")]
-    skips = Counter(line["why"].removeprefix("Skipped: ") for line in found.values() if line["outcome"] == "skipped")
-    slowest = sorted(found.values(), key=lambda line: -line["seconds"])[:5]
+        elif line["test"] not in results or line["outcome"] in ("failed", "error"):
+            results[line["test"]] = line
+    counts = Counter("failed" if line["outcome"] == "error" else line["outcome"] for line in results.values())
+    bad = [line for line in results.values() if line["outcome"] in ("failed", "error")]
+    skips = Counter(line["why"].removeprefix("Skipped: ") for line in results.values() if line["outcome"] == "skipped")
+    slowest = sorted(results.values(), key=lambda line: -line["seconds"])[:5]
     return {
         "parts": parts,
         "collected": collected,
         **{name: counts[name] for name in ("passed", "failed", "skipped")},
-        "not_run": max(0, collected - sum("::" in test for test in found)),  # else a module
+        "not_run": max(0, collected - sum("::" in test for test in results)),  # else a module
         "failures": [{"test": line["test"], "why": line["why"]} for line in bad],
-        "unfinished": [test for test in started if test not in found],
+        "unfinished": [test for test in started if test not in results],
         "skips": dict(skips),
         "slowest": [{"test": line["test"], "seconds": line["seconds"]} for line in slowest],
     }

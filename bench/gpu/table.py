@@ -17,45 +17,45 @@ YARDSTICKS = {"eager": REFERENCE, "graph": "reference in a graph", "best": BEST}
 
 def groups(rows: Sequence[Row]) -> dict[tuple[str, ...], Group]:
     """Rows of the same op, size, dtype, pass and cache, in the order of their first row."""
-    found: dict[tuple[str, ...], list[Row]] = {}
+    by_key: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         key = (row["op"], shape_name(row["shape"]), row["dtype"], row["pass"], row["cache"])
-        found.setdefault(key, []).append(row)
-    return {key: Group(members) for key, members in found.items()}
+        by_key.setdefault(key, []).append(row)
+    return {key: Group(members) for key, members in by_key.items()}
 
 
 def result_lines(rows: Sequence[Row], machine: Machine) -> list[str]:
     """A line per group: the fastest of ours, its share of the floor, and how many times as long the others take."""
     table = [["op", "size", "dtype", "pass", "ours ms", "p90", "floor", "who", *YARDSTICKS, "others ms"]]
-    for (op, size, dtype, passed, cache), found in groups(rows).items():
-        best = found.best()
+    for (op, size, dtype, passed, cache), group in groups(rows).items():
+        best = group.best()
         if best is None or cache != "cold":
             continue
         part = share(best, machine)
-        ratios = [found.speedup(name) for name in YARDSTICKS.values()]
+        ratios = [group.speedup(name) for name in YARDSTICKS.values()]
         table.append(
             [
                 *(op, size, dtype, "f" if passed == "forward" else "f+b"),
                 *(f"{best['median_ms']:.3f}", f"{best['p90_ms']:.3f}", "" if part is None else f"{part:.0%}"),
                 best["backend"],
                 *("" if ratio is None else f"{ratio:.1f}x" for ratio in ratios),
-                _others(found, best),
+                _others(group, best),
             ]
         )
     return columns(table, 4) if len(table) > 1 else ["no contest has a result of ours"]
 
 
-def _others(found: Group, best: Row) -> str:
+def _others(group: Group, best: Row) -> str:
     """The contestants that have no column of their own, rivals first."""
     known = {best["backend"], *YARDSTICKS.values()}
-    rest = sorted((row for row in found.rows if row["backend"] not in known), key=lambda row: is_ours(row["backend"]))
+    rest = sorted((row for row in group.rows if row["backend"] not in known), key=lambda row: is_ours(row["backend"]))
     return ", ".join(f"{row['backend']} {row['median_ms']:.3f}" for row in rest)[:60]
 
 
 def target_lines(rows: Sequence[Row]) -> list[str]:
     """The targets, which are for an H200, two a line to save room."""
     marks = {True: "met", False: "NOT MET", None: "-"}
-    cells = [[v.what, v.wanted, v.measured, marks[v.met]] for v in verdicts(rows)]
+    cells = [[v.what, v.limit, v.measured, marks[v.met]] for v in verdicts(rows)]
     half = (len(cells) + 1) // 2
     pairs = [left + right for left, right in zip(cells[:half], [*cells[half:], [""] * 4], strict=False)]
     return columns(pairs, 8)
@@ -72,8 +72,8 @@ def test_lines(tests: Mapping[str, Any]) -> Iterator[str]:
     yield from _some([f"  at work when the time was up: {test}" for test in tests["unfinished"]])
 
 
-def _error(found: Mapping[str, Any]) -> str:
-    return f"; {found['error']}" if found.get("error") else ""
+def _error(part: Mapping[str, Any]) -> str:
+    return f"; {part['error']}" if part.get("error") else ""
 
 
 def _some(lines: Sequence[str]) -> Iterator[str]:

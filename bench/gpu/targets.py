@@ -68,12 +68,12 @@ class Group:
 
     def over_two_scans(self) -> tuple[float, str] | None:
         """How many times as long two scans take as the stack of the same backend, and the backend where it is most."""
-        found = []
+        ratios = []
         for row in self.rows:
             both = self.of(TWO_SCANS + row["backend"])
             if row["backend"] in OURS and both:
-                found.append((both["median_ms"] / row["median_ms"], row["backend"]))
-        return max(found) if found else None
+                ratios.append((both["median_ms"] / row["median_ms"], row["backend"]))
+        return max(ratios) if ratios else None
 
 
 @dataclass(frozen=True)
@@ -117,24 +117,24 @@ def _targets() -> tuple[Target, ...]:
     pretrain = Rows("pretrain_update", "bfloat16", {"B": 16, "T": 25})
     finetune = Rows("finetune_update", "bfloat16", {"B": 50, "T": 50})
     both, one = FORWARD_BACKWARD, FORWARD
-    found: list[Target] = []
+    targets: list[Target] = []
     for batch, forward, backward in ((16, 0.6, 1.8), (50, 1.0, 3.0)):
         rows = scan("rssm_observe", batch)
-        found.append(Target(f"observe B={batch} forward", rows, one, "ms", forward))
-        found.append(Target(f"observe B={batch} forward+backward", rows, both, "ms", backward))
+        targets.append(Target(f"observe B={batch} forward", rows, one, "ms", forward))
+        targets.append(Target(f"observe B={batch} forward+backward", rows, both, "ms", backward))
         if batch == 16:
-            found.append(Target(f"observe B={batch} over the best rival", rows, both, "times", 1.5, BEST))
+            targets.append(Target(f"observe B={batch} over the best rival", rows, both, "times", 1.5, BEST))
     for batch in (16, 50):
         stack = scan("stacked_observe", batch)
-        found.append(Target(f"stacked B={batch} over two scans", stack, both, "scans", 1.5))
-    found.append(Target("kNN 2300 x 4096 x 128", Rows("knn_bonus", "float32", {"Q": 2300}), one, "ms", 0.08))
-    found.append(Target("pre-training update B16 T25", pretrain, both, "ms", 4.0))
-    found.append(Target("Meta-world update B50 T50", finetune, both, "ms", 20.0))
+        targets.append(Target(f"stacked B={batch} over two scans", stack, both, "scans", 1.5))
+    targets.append(Target("kNN 2300 x 4096 x 128", Rows("knn_bonus", "float32", {"Q": 2300}), one, "ms", 0.08))
+    targets.append(Target("pre-training update B16 T25", pretrain, both, "ms", 4.0))
+    targets.append(Target("Meta-world update B50 T50", finetune, both, "ms", 20.0))
     for limit, over, name in ((8, REFERENCE, "eager"), (2, BEST, BEST), (8, CONTEXT_WM, "ContextWM's")):
-        found.append(Target(f"Meta-world update over {name}", finetune, both, "times", limit, over))
+        targets.append(Target(f"Meta-world update over {name}", finetune, both, "times", limit, over))
     for name, rows in (("pre-training", pretrain), ("Meta-world", finetune)):
-        found.append(Target(f"{name} peak memory of eager's", rows, both, "memory", 0.6))
-    return tuple(found)
+        targets.append(Target(f"{name} peak memory of eager's", rows, both, "memory", 0.6))
+    return tuple(targets)
 
 
 TARGETS = _targets()
@@ -142,8 +142,8 @@ TARGETS = _targets()
 
 def about(op: str, shape: Mapping[str, int], dtype: str) -> tuple[bool, bool]:
     """Whether a target speaks of a contest, and whether one speaks of rivals in it."""
-    found = [target for target in TARGETS if target.rows.agree(op, shape, dtype)]
-    return bool(found), any(target.over not in ("", REFERENCE) for target in found)
+    targets = [target for target in TARGETS if target.rows.agree(op, shape, dtype)]
+    return bool(targets), any(target.over not in ("", REFERENCE) for target in targets)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Verdict:
     """One target beside its measurement."""
 
     what: str
-    wanted: str
+    limit: str
     measured: str  # "not measured" if there are no rows for it
     met: bool | None  # None: not measured
 
@@ -162,34 +162,34 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     return [judges[target.kind](target, target.rows.of(rows, target.passed)) for target in TARGETS]
 
 
-def _at_most(target: Target, found: Group) -> Verdict:
-    wanted, best = f"<= {target.limit} ms", found.best()
+def _at_most(target: Target, group: Group) -> Verdict:
+    limit, best = f"<= {target.limit} ms", group.best()
     if best is None:
-        return _missing(target, wanted)
-    return Verdict(target.what, wanted, f"{best['median_ms']:.3f} ms", best["median_ms"] <= target.limit)
+        return _missing(target, limit)
+    return Verdict(target.what, limit, f"{best['median_ms']:.3f} ms", best["median_ms"] <= target.limit)
 
 
-def _at_least(target: Target, found: Group) -> Verdict:
-    wanted, times = f">= {target.limit} x", found.speedup(target.over)
+def _at_least(target: Target, group: Group) -> Verdict:
+    limit, times = f">= {target.limit} x", group.speedup(target.over)
     if times is None:
-        return _missing(target, wanted)
-    return Verdict(target.what, wanted, f"{times:.2f} x", times >= target.limit)
+        return _missing(target, limit)
+    return Verdict(target.what, limit, f"{times:.2f} x", times >= target.limit)
 
 
-def _over_two_scans(target: Target, found: Group) -> Verdict:
-    wanted, most = f">= {target.limit} x", found.over_two_scans()
+def _over_two_scans(target: Target, group: Group) -> Verdict:
+    limit, most = f">= {target.limit} x", group.over_two_scans()
     if most is None:
-        return _missing(target, wanted)
-    return Verdict(target.what, wanted, f"{most[0]:.2f} x ({most[1]})", most[0] >= target.limit)
+        return _missing(target, limit)
+    return Verdict(target.what, limit, f"{most[0]:.2f} x ({most[1]})", most[0] >= target.limit)
 
 
-def _memory(target: Target, found: Group) -> Verdict:
-    wanted, best, eager = f"<= {target.limit:.0%}", found.best(), found.of(REFERENCE)
+def _memory(target: Target, group: Group) -> Verdict:
+    limit, best, eager = f"<= {target.limit:.0%}", group.best(), group.of(REFERENCE)
     if best is None or eager is None or best["peak_mb"] is None or not eager["peak_mb"]:
-        return _missing(target, wanted)
+        return _missing(target, limit)
     share = best["peak_mb"] / eager["peak_mb"]
-    return Verdict(target.what, wanted, f"{share:.0%} ({best['peak_mb']:.0f} MB)", share <= target.limit)
+    return Verdict(target.what, limit, f"{share:.0%} ({best['peak_mb']:.0f} MB)", share <= target.limit)
 
 
-def _missing(target: Target, wanted: str) -> Verdict:
-    return Verdict(target.what, wanted, "not measured", None)
+def _missing(target: Target, limit: str) -> Verdict:
+    return Verdict(target.what, limit, "not measured", None)

@@ -25,8 +25,8 @@ from typing import Any
 from bench.gpu.checkout import ROOT, environment
 from bench.gpu.wheels import FOLDER, unpack
 
-Found = dict[str, Any]
-Report = Callable[[Found], None]
+Figures = dict[str, Any]
+Report = Callable[[Figures], None]
 REPORT_SECONDS = 2.0
 EVALUATION_SHARE = 0.1  # of the time, for one round of evaluation
 GRACE_SECONDS = 60.0  # for the process to start and to end
@@ -34,7 +34,7 @@ MODULES = ("gymnasium", "mujoco", "metaworld", "scipy", "OpenGL", "pydantic", "P
 SETTLED = 5  # updates after the first ones from which on rates are measured: all graphs are recorded by then
 
 
-def measure(seconds: float, report: Report, *, wheels: Path = FOLDER) -> Found:
+def measure(seconds: float, report: Report, *, wheels: Path = FOLDER) -> Figures:
     """Train for about ``seconds``.
 
     Args:
@@ -54,7 +54,7 @@ def measure(seconds: float, report: Report, *, wheels: Path = FOLDER) -> Found:
         check_python(wheels)
         site = unpack(wheels, ROOT / "build" / "wheels")
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), env.get("PYTHONPATH")]))
-    found: Found = {}
+    figures: Figures = {}
     with tempfile.TemporaryFile() as errors:
         command = [sys.executable, "-m", "bench.gpu.train", "--seconds", str(seconds)]
         process = subprocess.Popen(
@@ -66,18 +66,18 @@ def measure(seconds: float, report: Report, *, wheels: Path = FOLDER) -> Found:
         )
         assert process.stdout is not None
         for line in process.stdout:
-            found = json.loads(line)
-            if "missing" not in found:
-                report(found)
+            figures = json.loads(line)
+            if "missing" not in figures:
+                report(figures)
         if process.wait():
-            if missing := found.get("missing"):
+            if missing := figures.get("missing"):
                 raise ImportError(
                     f"train needs {', '.join(missing)}: make wheels/ with python -m bench.gpu.wheels and carry it here"
                 )
             errors.seek(0)
             last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
             raise RuntimeError(f"train ended with status {process.returncode}: {' '.join(last)}")
-    return found
+    return figures
 
 
 def check_python(wheels: Path) -> None:
@@ -159,19 +159,19 @@ class Clock:
         return done
 
 
-def extrapolate(found: Mapping[str, Any], paper: Any) -> Found:
+def extrapolate(figures: Mapping[str, Any], paper: Any) -> Figures:
     """What ``paper``'s whole run, a FinetuneConfig, would take at the rates found."""
     updates = paper.first_updates + (paper.steps - paper.prefill) // paper.train_every
-    parts = {"training": (paper.steps - paper.prefill) / found["env_steps_per_s"]}
-    if rate := found.get("prefill_steps_per_s"):
+    parts = {"training": (paper.steps - paper.prefill) / figures["env_steps_per_s"]}
+    if rate := figures.get("prefill_steps_per_s"):
         parts["prefill"] = paper.prefill / rate
-    if rate := found.get("first_updates_per_s"):
+    if rate := figures.get("first_updates_per_s"):
         parts["first_updates"] = paper.first_updates / rate
-    if rate := found.get("evaluation_steps_per_s"):
+    if rate := figures.get("evaluation_steps_per_s"):
         length = paper.world.time_limit // paper.world.action_repeat
         parts["evaluation"] = paper.steps // paper.eval_every * paper.eval_episodes * length / rate
     return {
-        "note": f"extrapolated from {found['seconds']:.0f} s of training, not run: {paper.steps} steps, {updates} "
+        "note": f"extrapolated from {figures['seconds']:.0f} s of training, not run: {paper.steps} steps, {updates} "
         f"updates, without {'start and checkpoints' if 'evaluation' in parts else 'start, checkpoints and evaluation'}",
         "minutes": round(sum(parts.values()) / 60, 2),
         "minutes_of": {name: round(value / 60, 2) for name, value in parts.items()},
@@ -201,7 +201,7 @@ def configuration(on_gpu: bool) -> Any:
     )
 
 
-def rehearse(config: Any, seconds: float, report: Report) -> Found:
+def rehearse(config: Any, seconds: float, report: Report) -> Figures:
     """Train with ``config`` for ``seconds``; see :func:`measure`."""
     from contextlib import closing
 
@@ -214,7 +214,7 @@ def rehearse(config: Any, seconds: float, report: Report) -> Found:
 
     begin = time.perf_counter()
     end = begin + seconds * (1 - EVALUATION_SHARE)
-    found: Found = {"envs": config.envs, "overlap": config.overlap, "precision": config.model.precision}
+    figures: Figures = {"envs": config.envs, "overlap": config.overlap, "precision": config.model.precision}
     with (
         tempfile.TemporaryDirectory() as folder,
         computing(config.seed, config.device, config.backend) as device,
@@ -229,35 +229,35 @@ def rehearse(config: Any, seconds: float, report: Report) -> Found:
         ):
             agent.update = clock.wrap(agent.update)  # type: ignore[method-assign]
             trainer.policy.run = clock.wrap(trainer.policy.run)  # type: ignore[assignment]
-            found |= {"device": device.type, "start_s": round(time.perf_counter() - begin, 2)}
-            report(found)
-            phases = Phases(trainer, clock, device.type == "cuda", found)
+            figures |= {"device": device.type, "start_s": round(time.perf_counter() - begin, 2)}
+            report(figures)
+            phases = Phases(trainer, clock, device.type == "cuda", figures)
             told = time.perf_counter()
             while (now := time.perf_counter()) < end:
                 trainer.advance(metrics)
                 phases.look()
                 if now - told >= REPORT_SECONDS:
                     told = now
-                    report(phases.found())
+                    report(phases.figures())
             trainer.updates.wait()
-            found = phases.found()
-            report(found)
+            figures = phases.figures()
+            report(figures)
             if trainer.training:
                 start = time.perf_counter()
                 scores = evaluate(trainer.eval_envs, trainer.eval_policy, trainer.eval_envs.count, config.seed)
                 steps = sum(score["length"] for score in scores)
-                found["evaluation_steps_per_s"] = round(steps / (time.perf_counter() - start), 2)
-    if "env_steps_per_s" in found:
-        found["extrapolation"] = extrapolate(found, PRESETS["metaworld"].finetune)
-    report(found)
-    return found
+                figures["evaluation_steps_per_s"] = round(steps / (time.perf_counter() - start), 2)
+    if "env_steps_per_s" in figures:
+        figures["extrapolation"] = extrapolate(figures, PRESETS["metaworld"].finetune)
+    report(figures)
+    return figures
 
 
 class Phases:
     """Where a run stands, prefill, first updates or training, and how fast each of them was."""
 
-    def __init__(self, trainer: Any, clock: Clock, on_gpu: bool, found: Found) -> None:
-        self._trainer, self._clock, self._on_gpu, self._found = trainer, clock, on_gpu, found
+    def __init__(self, trainer: Any, clock: Clock, on_gpu: bool, figures: Figures) -> None:
+        self._trainer, self._clock, self._on_gpu, self._figures = trainer, clock, on_gpu, figures
         self._name, self._begin, self._step, self._updates = "prefill", time.perf_counter(), 0, 0
 
     def look(self) -> None:
@@ -265,10 +265,10 @@ class Phases:
         trainer, first = self._trainer, self._trainer.config.first_updates
         begun = trainer.updates.begun
         if self._name == "prefill" and trainer.training:
-            self._found["prefill_steps_per_s"] = round(trainer.step / self._seconds(), 2)
+            self._figures["prefill_steps_per_s"] = round(trainer.step / self._seconds(), 2)
             self._next("first updates")
         if self._name == "first updates" and begun >= first:
-            self._found["first_updates_per_s"] = round(first / self._seconds(), 3)
+            self._figures["first_updates_per_s"] = round(first / self._seconds(), 3)
             self._next("settling")
         if self._name == "settling" and begun >= first + SETTLED:
             self._next("training")
@@ -286,21 +286,21 @@ class Phases:
     def _seconds(self) -> float:
         return time.perf_counter() - self._begin
 
-    def found(self) -> Found:
+    def figures(self) -> Figures:
         """All that is known by now."""
-        self._found["phase"] = self._name
+        self._figures["phase"] = self._name
         if self._name == "training" and self._trainer.step > self._step:
             from apv_fast.config import PRESETS
 
             taken = self._seconds()
-            self._found |= {
+            self._figures |= {
                 "seconds": round(taken, 2),
                 "env_steps_per_s": round((self._trainer.step - self._step) / taken, 2),
                 "updates_per_s": round((self._trainer.updates.begun - self._updates) / taken, 3),
                 "idle_share": round(max(0.0, 1 - self._clock.busy() / taken), 4),
             }
-            self._found["extrapolation"] = extrapolate(self._found, PRESETS["metaworld"].finetune)
-        return dict(self._found)
+            self._figures["extrapolation"] = extrapolate(self._figures, PRESETS["metaworld"].finetune)
+        return dict(self._figures)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -311,8 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no report
 
-    def say(found: Mapping[str, Any]) -> None:
-        output.write(json.dumps(found) + "\n")
+    def say(line: Mapping[str, Any]) -> None:
+        output.write(json.dumps(line) + "\n")
         output.flush()
 
     if names := missing():

@@ -117,17 +117,17 @@ def trim(wheel: Path, out: Path, keep: Keep) -> Path:
             return target
         target = out / f"{'-'.join([*parts[:2], TAG, *parts[2:]])}.whl"
         rows = []
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as made:
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for name in kept:
                 content = source.read(name)
                 if name == information + "WHEEL":
                     content = content.rstrip() + f"\nBuild: {TAG}\n\n".encode()
-                made.writestr(source.getinfo(name), content, zipfile.ZIP_DEFLATED, 9)
+                archive.writestr(source.getinfo(name), content, zipfile.ZIP_DEFLATED, 9)
                 digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
                 rows.append((name, f"sha256={digest}", len(content)))
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows([*rows, (record, "", "")])
-            made.writestr(record, text.getvalue())
+            archive.writestr(record, text.getvalue())
     return target
 
 
@@ -184,9 +184,9 @@ def make(folder: Path, names: Sequence[str], tasks: Sequence[str], fetch: Callab
             keeps = [refuse(f"{ANYWHERE} {WHEELS.get(name, '')}".split())]
             if name == "metaworld":
                 keeps.append(of_tasks(wheel, tasks))
-            made = trim(wheel, folder, lambda file, keeps=keeps: all(keep(file) for keep in keeps))  # type: ignore[misc]
-            before, after = wheel.stat().st_size, made.stat().st_size
-            print(f"{after / 2**20:7.2f} MiB of {before / 2**20:6.2f}  {made.name}")
+            out = trim(wheel, folder, lambda file, keeps=keeps: all(keep(file) for keep in keeps))  # type: ignore[misc]
+            before, after = wheel.stat().st_size, out.stat().st_size
+            print(f"{after / 2**20:7.2f} MiB of {before / 2**20:6.2f}  {out.name}")
             total += after
     return total
 

@@ -55,7 +55,7 @@ def run(kind: str, arguments: Mapping[str, Any], tell: Tell) -> Any:
     if kind == "barrier":
         return barrier.latency(arguments["name"])
     if kind == "train":
-        return importlib.import_module("bench.gpu.train").measure(arguments["seconds"], tell.found)
+        return importlib.import_module("bench.gpu.train").measure(arguments["seconds"], tell.item)
     if kind in ("core", "rivals", "warm up"):
         contest = next(contest for contest in load() if contest.name == arguments["contest"])
         return {"core": core, "rivals": rivals, "warm up": warm_up}[kind](contest, arguments, tell)
@@ -74,11 +74,11 @@ def core(contest: Contest, arguments: Mapping[str, Any], tell: Tell) -> None:
         if is_core(name) and (one := _try(name, prepare, tell)):
             ready[name] = one
             for passed, cache, samples in _time(contest, {name: one}, ALONE_SECONDS):
-                tell.found({"row": _row(contest, name, one, passed, cache, samples) | {"alone": True}})
+                tell.item({"row": _row(contest, name, one, passed, cache, samples) | {"alone": True}})
     tell.stage("")
     for passed, cache, samples in _time(contest, ready, arguments["pass_seconds"]):
         for name in samples:
-            tell.found({"row": _row(contest, name, ready[name], passed, cache, samples)})
+            tell.item({"row": _row(contest, name, ready[name], passed, cache, samples)})
 
 
 def rivals(contest: Contest, arguments: Mapping[str, Any], tell: Tell) -> None:
@@ -96,7 +96,7 @@ def rivals(contest: Contest, arguments: Mapping[str, Any], tell: Tell) -> None:
             for passed, cache, samples in _time(contest, {name: one} | ours, arguments["pass_seconds"]):
                 if name in samples:
                     beside = {rival: summarize(samples[rival], None)["median_ms"] for rival in ours if rival in samples}
-                    tell.found({"row": _row(contest, name, one, passed, cache, samples) | {"beside_ms": beside}})
+                    tell.item({"row": _row(contest, name, one, passed, cache, samples) | {"beside_ms": beside}})
         del one
         tell.finished(name)
 
@@ -142,7 +142,7 @@ def _try(name: str, prepare: Prepare, tell: Tell) -> tuple[Passes, float] | None
         if is_broken(error):
             raise
         fault = is_ours(name) and not isinstance(error, BackendError)
-        tell.found({"failed" if fault else "left_out": name, "why": message(error)})
+        tell.item({"failed" if fault else "left_out": name, "why": message(error)})
         return None
 
 

@@ -41,9 +41,9 @@ class Tell:
         """Contestant ``name`` is at work from now on, and to blame if nothing else is heard."""
         self.event(event="stage", name=name)
 
-    def found(self, item: Any) -> None:
+    def item(self, item: Any) -> None:
         """A part of the result, which the parent keeps whatever happens next."""
-        self.event(event="found", item=item)
+        self.event(event="item", item=item)
 
     def finished(self, name: str) -> None:
         """Everything about contestant ``name`` has been told: a second try goes without it."""

@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="where the JSON goes (default: the output)")
     add("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if wrong := [given for given in options.set if "=" not in given]:
+    if wrong := [one for one in options.set if "=" not in one]:
         parser.error(f"--set is {wrong[0]!r}; it must be OPTION=VALUE")
     return options
 
@@ -64,10 +64,10 @@ def prepare(options: argparse.Namespace) -> tuple[Setup, Peer, dict[str, Any]]:
     if not options.path.is_dir():
         raise PeerError(f"path is {options.path}; it must be a folder")
     sizes = {name: getattr(options, name) for name in SIZES}
-    given = dict(one.split("=", 1) for one in options.set)
+    peer_options = dict(one.split("=", 1) for one in options.set)
     setup = Setup(
         options.update, **sizes, dtype=options.dtype, device=torch.device(options.device), seed=options.seed,
-        options=given,
+        options=peer_options,
     )  # fmt: skip
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -127,14 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.serve:
             serve(options, output)
             return 0
-        found = json.dumps(measure(options), indent=1)
+        text = json.dumps(measure(options), indent=1)
     except PeerError as error:
         print(f"{options.name}: {error}", file=sys.stderr)
         return 1
     if options.json:
-        options.json.write_text(found + "\n")
+        options.json.write_text(text + "\n")
     else:
-        print(found, file=output, flush=True)
+        print(text, file=output, flush=True)
     return 0
 
 

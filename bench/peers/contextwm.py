@@ -126,7 +126,7 @@ def _batches(setup: Setup) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(setup.seed)
     shape = (setup.batch, setup.length)
     dtype = torch.float16 if setup.dtype == "float16" else torch.float32
-    made = []
+    batches = []
     for _ in range(BATCHES):
         first = torch.zeros(shape)
         first[:, 0] = 1
@@ -139,5 +139,5 @@ def _batches(setup: Setup) -> list[dict[str, Tensor]]:
             "is_last": torch.zeros(shape),
             "is_terminal": torch.zeros(shape),
         }
-        made.append({name: value.to(setup.device, dtype) for name, value in batch.items()})
-    return made
+        batches.append({name: value.to(setup.device, dtype) for name, value in batch.items()})
+    return batches

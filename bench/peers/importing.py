@@ -77,9 +77,9 @@ def stand_in(name: str, **attributes: Any) -> None:
     parent, _, last = name.rpartition(".")
     if parent:
         stand_in(parent)
-    made: Any = types.ModuleType(name)
-    made.__path__ = []
-    vars(made).update(attributes)
-    sys.modules[name] = made
+    stub: Any = types.ModuleType(name)
+    stub.__path__ = []
+    vars(stub).update(attributes)
+    sys.modules[name] = stub
     if parent:
-        setattr(sys.modules[parent], last, made)
+        setattr(sys.modules[parent], last, stub)

@@ -84,9 +84,9 @@ def resolve(value: Any, root: Mapping[str, Any]) -> Any:
         return Node({key: resolve(inner, root) for key, inner in value.items()})
     if isinstance(value, list):
         return [resolve(inner, root) for inner in value]
-    if isinstance(value, str) and (found := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+    if isinstance(value, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", value)):
         target: Any = root
-        for key in found[1].split("."):
+        for key in match[1].split("."):
             target = target[key]
         return resolve(target, root)
     return value

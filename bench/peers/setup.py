@@ -99,15 +99,15 @@ class Peer:
         losses: Mapping[str, object] = {}
         for _ in range(count):
             losses = self.update()
-        found = {name: float(value) for name, value in losses.items() if isinstance(value, float | int | Tensor)}
-        if not found:
+        values = {name: float(value) for name, value in losses.items() if isinstance(value, float | int | Tensor)}
+        if not values:
             raise PeerError(f"{self.name}: an update reports no loss")
-        for name, value in found.items():
+        for name, value in values.items():
             if not math.isfinite(value):
                 raise PeerError(f"{self.name}: {name} is {value} after {count} updates; a rival must train")
         if not any(not torch.equal(now, then) for now, then in zip(self.weights, before, strict=True)):
             raise PeerError(f"{self.name}: {count} updates have changed no weight")
-        return found
+        return values
 
     @property
     def parameters(self) -> int:

@@ -107,14 +107,14 @@ def _library() -> SimpleNamespace:
         ),
         "torchrl.trainers.algorithms": ("DreamerV3OptimizationStepper", "DreamerV3Optimizer"),
     }  # fmt: skip
-    found = {}
+    parts = {}
     for where, wanted in names.items():
         module = importing.module(where)
         for name in wanted:
             if not hasattr(module, name):
                 raise PeerError(f"{where} has no {name}; this driver does not know such a version of TorchRL")
-            found[name] = getattr(module, name)
-    return SimpleNamespace(**found)
+            parts[name] = getattr(module, name)
+    return SimpleNamespace(**parts)
 
 
 class _Networks:
@@ -225,7 +225,7 @@ def _batches(parts: SimpleNamespace, setup: Setup) -> list[Any]:
     """Random transitions, with the state before each sequence; images as uint8 ``[B, T, 3, 64, 64]``."""
     generator = torch.Generator().manual_seed(setup.seed)
     shape = (setup.batch, setup.length)
-    made = []
+    batches = []
     for _ in range(BATCHES):
         first, done, terminated = (torch.zeros(*shape, 1, dtype=torch.bool) for _ in range(3))
         first[:, 0] = True
@@ -242,5 +242,5 @@ def _batches(parts: SimpleNamespace, setup: Setup) -> list[Any]:
             "is_init": first,
             "next": following,
         }
-        made.append(parts.TensorDict(batch, shape).to(setup.device))
-    return made
+        batches.append(parts.TensorDict(batch, shape).to(setup.device))
+    return batches

@@ -22,4 +22,4 @@ def block(source: str, language: str, css_class: str, options: Any, md: Any, **r
 
 def inline(page: str) -> str:
     """The HTML of a page with what pymdownx.arithmatex found in its sentences as MathML."""
-    return _INLINE.sub(lambda found: str(convert(html.unescape(found[1]))), page)
+    return _INLINE.sub(lambda match: str(convert(html.unescape(match[1]))), page)

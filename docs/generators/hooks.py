@@ -41,12 +41,12 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in what is generated, and let links that hold in the repository hold in the site."""
-    markdown = _MARKER.sub(lambda found: GENERATED[found[1]](), markdown)
+    markdown = _MARKER.sub(lambda match: GENERATED[match[1]](), markdown)
     folder = page.file.src_uri.rpartition("/")[0]
     if folder == "notes":
         page.meta["search"] = {"boost": 0.1}  # what holds now is found before what was measured then
     in_docs = page.file.src_uri not in PAGES.values()
-    return _LINK.sub(lambda found: _site_link(found, folder, in_docs), markdown)
+    return _LINK.sub(lambda match: _site_link(match, folder, in_docs), markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -54,13 +54,13 @@ def on_page_content(html: str, **_: Any) -> str:
     return _ROLE.sub("", equations.inline(html))
 
 
-def _site_link(found: re.Match[str], folder: str, in_docs: bool) -> str:
+def _site_link(match: re.Match[str], folder: str, in_docs: bool) -> str:
     """A link to a file of the repository, as one to where that file is in the site."""
-    up, path, anchor = found[1], found[2], found[3] or ""
+    up, path, anchor = match[1], match[2], match[3] or ""
     start = (ROOT / "docs" / folder) if in_docs else ROOT
     target = (start / up / path).resolve()
     if not target.is_relative_to(ROOT) or not target.is_file():
-        return found[0]
+        return match[0]
     inside = str(target.relative_to(ROOT))
     if inside in PAGES:
         there = PAGES[inside]
@@ -69,7 +69,7 @@ def _site_link(found: re.Match[str], folder: str, in_docs: bool) -> str:
     elif inside.startswith("docs/"):
         there = inside.removeprefix("docs/")
     else:
-        return found[0]
+        return match[0]
     back = "../" * (folder.count("/") + 1) if folder else ""
     return f"]({back}{there}{anchor})"
 

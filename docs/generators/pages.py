@@ -35,11 +35,11 @@ def documents() -> list[Path]:
 def blocks(page: Path, language: str | None = None) -> list[Block]:
     """The fenced blocks of a page, or those of one language."""
     text = page.read_text()
-    found = [
+    fences = [
         Block(match[1], match[2] or "", match[3], text.count("\n", 0, match.start()) + 2)
         for match in _BLOCK.finditer(text)
     ]
-    return [block for block in found if language in (None, block.language)]
+    return [block for block in fences if language in (None, block.language)]
 
 
 def command_lines(page: Path, program: str) -> Iterator[list[str]]:

@@ -29,14 +29,14 @@ def descriptions(config: type) -> dict[str, str]:
     """The docstring under every field of a dataclass."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
     assert isinstance(tree, ast.ClassDef)
-    found, field = {}, ""
+    texts, field = {}, ""
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             field = node.target.id
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and field:
-            found[field] = " ".join(str(node.value.value).split())
+            texts[field] = " ".join(str(node.value.value).split())
             field = ""
-    return found
+    return texts
 
 
 def rows(config: type, *, positional: bool = False) -> list[Row]:
@@ -63,12 +63,12 @@ def commands() -> str:
 
 def shared_groups() -> str:
     """The groups that commands share, a table each."""
-    found: dict[type, list[str]] = {}
+    uses: dict[type, list[str]] = {}
     for name, command in COMMANDS.items():
         for group, _, config in _all_groups(command.config):
-            found.setdefault(config, []).append(f"`{group}` of `{name}`")
+            uses.setdefault(config, []).append(f"`{group}` of `{name}`")
     parts = []
-    for config, users in found.items():
+    for config, users in uses.items():
         title = f"### {config.__name__} {{: #{config.__name__.lower()} }}"
         text = (config.__doc__ or "").strip()
         parts.append(f"{title}\n\n{text} It is {', '.join(dict.fromkeys(users))}.\n\n{table(rows(config))}")

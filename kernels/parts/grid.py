@@ -94,7 +94,7 @@ def _obstacle(device: torch.device) -> str:
 
 
 @functools.cache
-def _found(device: torch.device) -> str:
+def _reason(device: torch.device) -> str:
     reason = _obstacle(device)
     if reason:
         _log.warning("the RSSM scan launches every phase on its own, which is slower: %s", reason)
@@ -112,7 +112,7 @@ def scan_driver(device: torch.device) -> tuple[str, str]:
         raise BackendError(f"{ENVIRONMENT_VARIABLE} is {wanted!r}; it must be one of: auto, {', '.join(DRIVERS)}")
     if wanted == "phases":
         return wanted, f"{ENVIRONMENT_VARIABLE} asks for it"
-    reason = _found(device)
+    reason = _reason(device)
     if wanted == "persistent" and reason:
         raise BackendError(f"{ENVIRONMENT_VARIABLE}=persistent cannot run here: {reason}; 'phases' or 'auto' can")
     return ("phases", reason) if reason else ("persistent", "cooperative launches work")

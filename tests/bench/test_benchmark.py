@@ -259,9 +259,9 @@ def test_backward_counts_where_forward_was() -> None:
 def test_ceilings_are_those_that_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("SHAPES", ((8, 8, 8),)), ("FAR", 4096), ("NEAR", 1024), ("RUNS", 1)):
         monkeypatch.setattr(ceilings, name, value)
-    found = ceilings.measure()
-    assert min(found.values()) >= 0
-    here = machine.with_ceilings(machine.CPU, {name: 1.0 for name in found})
+    rates = ceilings.measure()
+    assert min(rates.values()) >= 0
+    here = machine.with_ceilings(machine.CPU, {name: 1.0 for name in rates})
     assert (here.hbm, here.l2, here.rates) == (1e12, 1e12, {"bf16": 1e12, "tf32": 1e12, "fp32": 1e12})
 
 
@@ -303,20 +303,20 @@ def test_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_commands_of_the_targets_find_their_case() -> None:
     for target in targets.TARGETS:
-        found = select(f"{target.op} {target.only}{target.dtype}")
-        assert len(found) == 1, target.command
-        assert target.shape.items() <= found[0].shape.items()
-        assert AUTOCAST not in target.over or target.dtype == "float32" or AUTOCAST in found[0].wider
-        assert target.times_fp32 is None or EAGER_FP32 in found[0].wider
+        cases = select(f"{target.op} {target.only}{target.dtype}")
+        assert len(cases) == 1, target.command
+        assert target.shape.items() <= cases[0].shape.items()
+        assert AUTOCAST not in target.over or target.dtype == "float32" or AUTOCAST in cases[0].wider
+        assert target.times_fp32 is None or EAGER_FP32 in cases[0].wider
 
 
 def test_plots(tmp_path: Path) -> None:
     sweep = [row("cpu", 1.0 + size, op="observe_sweep") for size in range(3)]
     parts = [{"op": "a", "backend": "cpu", "dtype": "float32", "shape": {}, "parts_ms": {"scan": 2.0, "other": 1.0}}]
     rows = [row("reference", 300.0), row("cpu", 100.0), *sweep]
-    made = plots.draw(tmp_path / "r.json", report.Results(FACTS, rows, {}, parts))
-    assert [path.stem for path in made] == ["r", "r-medians", "r-sizes", "r-floors", "r-updates"]
-    assert all(path.stat().st_size > 1000 for path in made)
+    paths = plots.draw(tmp_path / "r.json", report.Results(FACTS, rows, {}, parts))
+    assert [path.stem for path in paths] == ["r", "r-medians", "r-sizes", "r-floors", "r-updates"]
+    assert all(path.stat().st_size > 1000 for path in paths)
     elsewhere = [row("cpu", 100.0, device="cuda"), row("torch.compile", 100.0), row("cpu", 100.0, op="no model of it")]
     [(label, backend, share)] = plots.shares([row("cpu", 100.0), *elsewhere], {"fp32_tflop_s": 0.48})
     assert (backend, label.split()[0]) == ("cpu", "rssm_observe")
@@ -346,10 +346,10 @@ def test_pictures_are_of_a_size_that_can_be_read(tmp_path: Path) -> None:
         for passed in ("forward", FORWARD_BACKWARD)
     ]
     parts = [{"op": "a", "backend": "cpu", "dtype": "float32", "shape": {}, "parts_ms": {"scan": 2.0}}] * 20
-    made = plots.draw(tmp_path / "r.json", report.Results(FACTS, rows, {}, parts))
+    paths = plots.draw(tmp_path / "r.json", report.Results(FACTS, rows, {}, parts))
     names = ["r.png", "r-2.png", "r-medians.png", "r-medians-2.png", "r-medians-3.png"]
     names += ["r-updates.png", "r-updates-2.png"]
-    assert [path.name for path in made] == names
-    for path in made:
+    assert [path.name for path in paths] == names
+    for path in paths:
         width, height = Image.open(path).size
         assert width <= 1600 and height <= 1200, path.name

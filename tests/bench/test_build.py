@@ -30,10 +30,10 @@ def test_a_library_that_loads_is_taken(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(build, "LIBRARY", tmp_path / "_cuda.so")
     (tmp_path / "_cuda.so").write_text("carried")
-    found = build.build(build.Found("GPU", library=True), tmp_path / "log", 60)
-    assert found["library"].startswith("found, sha256 ") and "error" not in found
-    found = build.build(build.Found("GPU", why="cannot be loaded"), tmp_path / "log", 60)
-    assert found["error"] == "the CUDA C++ library: nvcc is not on the path" and "library" not in found
+    result = build.build(build.Probe("GPU", library=True), tmp_path / "log", 60)
+    assert result["library"].startswith("found, sha256 ") and "error" not in result
+    result = build.build(build.Probe("GPU", why="cannot be loaded"), tmp_path / "log", 60)
+    assert result["error"] == "the CUDA C++ library: nvcc is not on the path" and "library" not in result
 
 
 def test_a_library_that_does_not_load_is_built_for_this_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +44,8 @@ def test_a_library_that_does_not_load_is_built_for_this_gpu(tmp_path: Path, monk
     monkeypatch.setattr(build, "ROOT", tmp_path)
     library.parent.mkdir()
     library.write_text("of another machine")
-    found = build.build(build.Found("GPU", (9, 0), why="it is cut off"), tmp_path / "log", 60)
-    assert "error" not in found and "built for sm_90a (it is cut off)" in found["library"]
+    result = build.build(build.Probe("GPU", (9, 0), why="it is cut off"), tmp_path / "log", 60)
+    assert "error" not in result and "built for sm_90a (it is cut off)" in result["library"]
     assert library.read_text() == "new\n" and [path.name for path in library.parent.iterdir()] == ["_cuda.so"]
     lines = calls.read_text().splitlines()
     assert len(lines) == 4 and all("arch=compute_90a,code=sm_90a" in line and "sm_80" not in line for line in lines)
@@ -76,10 +76,10 @@ def test_no_kernel_needs_what_one_gpu_alone_has(source: str, number: int, tmp_pa
     """
 
     def ptx(arch: str) -> list[str]:
-        made = tmp_path / f"{arch}.ptx"
+        out = tmp_path / f"{arch}.ptx"
         command = ["nvcc", "-O3", "-std=c++17", f"-arch=compute_{arch}", f"-I{ROOT / 'csrc' / 'cuda'}", "-ptx"]
-        subprocess.run([*command, str(ROOT / source), "-o", str(made)], check=True)
-        lines = made.read_text().splitlines()
+        subprocess.run([*command, str(ROOT / source), "-o", str(out)], check=True)
+        lines = out.read_text().splitlines()
         assert f".target sm_{arch}" in lines
         return [line for line in lines if not line.startswith(".target")]
 
@@ -92,16 +92,16 @@ def test_a_build_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(build, "LIBRARY", library)
     monkeypatch.setattr(build, "ROOT", tmp_path)
     monkeypatch.setenv("PATH", f"{nvcc(tmp_path, 'echo fatal error: here; exit 3')}:/usr/bin:/bin")
-    found = build.build(build.Found("GPU", why="old"), tmp_path / "log", 60)
-    assert "fatal error: here" in found["error"] and library.read_text() == "old"
+    result = build.build(build.Probe("GPU", why="old"), tmp_path / "log", 60)
+    assert "fatal error: here" in result["error"] and library.read_text() == "old"
     (tmp_path / "bin" / "nvcc").write_text("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(RuntimeError, match="was not done when the time was up"):
         build.compile_library("90a", tmp_path / "out", tmp_path / "log", 0.3)
 
 
 def test_what_is_here() -> None:
-    found = build.look(300.0)
-    assert found.library == build.LIBRARY.exists() and bool(found.why) != found.library
+    probe = build.look(300.0)
+    assert probe.library == build.LIBRARY.exists() and bool(probe.why) != probe.library
 
 
 def test_the_cache_of_kernels_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def test_training_is_asked_for_when_it_is_needed(monkeypatch: pytest.MonkeyPatch
 
     def measure(seconds: float, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         report({"updates": 1})
-        assert told.events == [("found", {"updates": 1})]
+        assert told.events == [("item", {"updates": 1})]
         return {"seconds": seconds}
 
     module.measure = measure  # type: ignore[attr-defined]
@@ -72,14 +72,14 @@ class Told:
     def stage(self, name: str) -> None:
         self.events.append(("stage", name))
 
-    def found(self, item: Any) -> None:
-        self.events.append(("found", item))
+    def item(self, item: Any) -> None:
+        self.events.append(("item", item))
 
     def finished(self, name: str) -> None:
         self.events.append(("finished", name))
 
     def items(self, key: str) -> list[Any]:
-        return [item for kind, item in self.events if kind == "found" and key in item]
+        return [item for kind, item in self.events if kind == "item" and key in item]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -118,13 +118,13 @@ def players_of(op: str) -> Callable[[Contest], Any]:
 @pytest.mark.parametrize("op", ["rssm_observe", "stacked_observe", "rssm_imagine"])
 def test_contests_of_scans(op: str) -> None:
     tiny = {name: size for name, size in TINY.items() if name in case_of(op).shape}
-    found = compete(op, players_of(op), tiny)
-    assert found.lost("left_out") == {}
-    assert {row["pass"] for row in found.rows} == {"forward", "forward_backward"}
-    names = {row["backend"] for row in found.rows}
+    told = compete(op, players_of(op), tiny)
+    assert told.lost("left_out") == {}
+    assert {row["pass"] for row in told.rows} == {"forward", "forward_backward"}
+    names = {row["backend"] for row in told.rows}
     assert {"reference", "reference in a graph"} <= names
     assert ("two scans, reference" in names) == (op == "stacked_observe")
-    for row in found.rows:
+    for row in told.rows:
         assert row["shape"] == tiny and row["cache"] == "cold" and row["median_ms"] > 0
 
 
@@ -140,12 +140,12 @@ def test_a_contestant_that_fails_is_left_out() -> None:
         ours = {"triton, a launch a phase": fails, "cuda": refuses, "two scans, triton": fails, "auto": fails}
         return {"fine": lambda: {"forward": lambda: None}, "fails": fails, "hung before": fails} | ours
 
-    found = compete("rssm_observe", players, TINY, without=["hung before"])
-    assert found.lost("left_out") == {"fails": "ValueError: not here", "cuda": "BackendError: not this dtype"}
+    told = compete("rssm_observe", players, TINY, without=["hung before"])
+    assert told.lost("left_out") == {"fails": "ValueError: not here", "cuda": "BackendError: not this dtype"}
     failed = ("triton, a launch a phase", "two scans, triton", "auto")
-    assert found.lost("failed") == dict.fromkeys(failed, "ValueError: not here")
-    assert [row["backend"] for row in found.rows] == ["fine"]
-    assert found.rows[0]["baseline_ratio"] is None
+    assert told.lost("failed") == dict.fromkeys(failed, "ValueError: not here")
+    assert [row["backend"] for row in told.rows] == ["fine"]
+    assert told.rows[0]["baseline_ratio"] is None
 
 
 def instant(contest: Contest) -> dict[str, Callable[[], Passes]]:
@@ -162,7 +162,7 @@ def test_rows_are_told_as_they_are_made() -> None:
     """A contestant's own as soon as it is ready; those in turns with the others later, in place of them."""
     told, arguments = Told(), {"without": [], "pass_seconds": 0.0}
     work.core(Contest("rssm_observe", TINY, "float32", instant), arguments, told)  # type: ignore[arg-type]
-    said = [item["row"]["backend"] if kind == "found" else f"at {item}" for kind, item in told.events]
+    said = [item["row"]["backend"] if kind == "item" else f"at {item}" for kind, item in told.events]
     alone = [word for name in ("cuda", "triton", "reference") for word in (f"at {name}", name, name)]
     assert said == ["at the inputs", *alone, "at ", *["cuda", "triton", "reference"] * 2]
     rows = [item["row"] for item in told.items("row")]
@@ -233,13 +233,13 @@ def test_contests_of_updates(op: str, more: dict[str, int], monkeypatch: pytest.
     monkeypatch.setattr(updates, "compile_update", learners.append)  # compilation has a test of its own
     monkeypatch.setenv("APV_FAST_PEER_CONTEXTWM", str(tmp_path))
     shape = {"B": 1, "T": 6, "deter": 8, "hidden": 8, "cnn_depth": 2, **more}
-    found = compete(op, players_of(op), shape)
-    assert found.lost("left_out") == {"ContextWM": f"PeerError: path is {tmp_path}: there is no wmlib"}
+    told = compete(op, players_of(op), shape)
+    assert told.lost("left_out") == {"ContextWM": f"PeerError: path is {tmp_path}: there is no wmlib"}
     names = {"auto", "auto, without a graph", "reference", "torch.compile in a graph"}
-    assert {row["backend"] for row in found.rows} == names
+    assert {row["backend"] for row in told.rows} == names
     assert [type(learner) for learner in learners] == [Pretrainer if op == "pretrain_update" else Agent]
-    assert {row["pass"] for row in found.rows} == {"forward_backward"}
-    assert all(row["peak_mb"] == 1.0 for row in found.rows)
+    assert {row["pass"] for row in told.rows} == {"forward_backward"}
+    assert all(row["peak_mb"] == 1.0 for row in told.rows)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -248,9 +248,9 @@ def test_a_peer_is_a_contestant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     pytest.importorskip("yaml", reason="the peers' configurations are YAML")
     monkeypatch.setenv("APV_FAST_PEER_CONTEXTWM", str(peer_trees.contextwm(tmp_path / "mini")))
     shape = {"B": 1, "T": 6, "deter": 8, "hidden": 8, "cnn_depth": 2}
-    found = compete("pretrain_update", players_of("pretrain_update"), shape, [*updates.WAYS, COMPILED + contests.GRAPH])
-    assert found.lost("left_out") == found.lost("failed") == {}
-    (row,) = found.rows
+    told = compete("pretrain_update", players_of("pretrain_update"), shape, [*updates.WAYS, COMPILED + contests.GRAPH])
+    assert told.lost("left_out") == told.lost("failed") == {}
+    (row,) = told.rows
     assert (row["backend"], row["shape"], row["cache"]) == ("ContextWM", shape, "cold")
     assert row["median_ms"] > 0 and row["version"] == "mini" and row["parameters"] == 8
     assert row["peak_mb"] is None  # of its own process, which has no GPU here
@@ -264,22 +264,22 @@ def test_contests_of_other_ops() -> None:
     assert contests.contest_of(case).caches == ("cold", "warm")
     assert case.shape == {"H": 15, "N": 2500}
     without = [COMPILED + contests.GRAPH]  # takes a while
-    found = compete("lambda_return", players_of("lambda_return"), case.shape, without)
-    assert {"reference", "reference in a graph"} <= {row["backend"] for row in found.rows}
+    told = compete("lambda_return", players_of("lambda_return"), case.shape, without)
+    assert {"reference", "reference in a graph"} <= {row["backend"] for row in told.rows}
 
 
 def test_names_and_order_of_contests() -> None:
-    found = work.load()
-    names = [contest.name for contest in found]
+    ranking = work.load()
+    names = [contest.name for contest in ranking]
     assert len(set(names)) == len(names)
     assert names[0].startswith("rssm_observe B=16 T=50") and names[0].endswith("bfloat16")
     gpu = {op for op, row in IMPLEMENTATIONS.items() if {"triton", "cuda"} & row.keys()}
-    assert gpu <= {contest.op for contest in found}
-    assert [contest.dtype for contest in found].index("tf32") > names.index(next(n for n in names if "finetune" in n))
+    assert gpu <= {contest.op for contest in ranking}
+    assert [contest.dtype for contest in ranking].index("tf32") > names.index(next(n for n in names if "finetune" in n))
     wanted = {one["name"]: one["rivals"] for one in work.run("list", {}, Told()) if one["target"]}  # type: ignore[arg-type]
     for name, cost in forecast.CONTESTS.items():
-        (found_name,) = (one for one in wanted if one.startswith(f"{name} "))
-        assert wanted[found_name] == cost.needed
+        (full_name,) = (one for one in wanted if one.startswith(f"{name} "))
+        assert wanted[full_name] == cost.needed
     assert len(wanted) == len(forecast.CONTESTS) == 7
     assert list(forecast.PEERS) == list(remote.VARIABLES)
     assert [remote.VARIABLES[name] for name in forecast.PEERS] == [f"APV_FAST_PEER_{n.upper()}" for n in forecast.PEERS]

@@ -44,7 +44,7 @@ def test_the_clock_starts_first(monkeypatch: pytest.MonkeyPatch) -> None:
         began.append(time.monotonic())
         return argparse.Namespace(json=None, sections=SECTIONS, only="", seconds=430.0, sanitize=False)
 
-    def look(seconds: float = 0.0) -> build.Found:
+    def look(seconds: float = 0.0) -> build.Probe:
         raise RuntimeError("enough")
 
     clocks: list[Clock] = []
@@ -62,8 +62,8 @@ def test_the_clock_starts_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(build, "look", lambda seconds=0.0: build.Found("", library=True))
-    monkeypatch.setattr(build, "build", lambda found, log, seconds: {"seconds": 1.0, "nvcc": "release 13.0"})
+    monkeypatch.setattr(build, "look", lambda seconds=0.0: build.Probe("", library=True))
+    monkeypatch.setattr(build, "build", lambda probe, log, seconds: {"seconds": 1.0, "nvcc": "release 13.0"})
     monkeypatch.setattr(device, "compile_kernels", lambda log, seconds: "")
     monkeypatch.setattr(device, "ROOT", tmp_path)
     monkeypatch.delenv("OUT", raising=False)
@@ -261,7 +261,7 @@ def test_smoke_takes_a_minute_at_most(
     rivals = [f"rivals of this, part {turn}" for turn in range(1, stages.TURNS + 1)]
     assert begun == (["a check", *core, *rivals] if sections == ("smoke",) else core)
     # What could not compile in time is compiled where it is timed; what could not be checked is said.
-    assert set(ran.ledger.found["not_run"]) == ({"a check"} if sections == ("smoke",) else set())
+    assert set(ran.ledger.report["not_run"]) == ({"a check"} if sections == ("smoke",) else set())
 
 
 def test_what_is_worth_most_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,9 +296,9 @@ def test_sections_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_failed_test_is_a_problem(tmp_path: Path) -> None:
     ledger = Ledger(None, {}, Clock())
     failed: dict[str, Any] = {"test": "f::a", "outcome": "failed", "seconds": 1.0, "why": "wrong"}
-    found = suite.summary([{"part": []}, {"part": []}, {"collected": 1}, failed]) | {"stopped": False, "status": 1}
-    Stages(ledger, SECTIONS, tmp_path, tmp_path)._judge("tests", found)
-    assert ledger.found["problems"] == {"tests": "1 failed"} and ledger.found["not_run"] == {}
+    summary = suite.summary([{"part": []}, {"part": []}, {"collected": 1}, failed]) | {"stopped": False, "status": 1}
+    Stages(ledger, SECTIONS, tmp_path, tmp_path)._judge("tests", summary)
+    assert ledger.report["problems"] == {"tests": "1 failed"} and ledger.report["not_run"] == {}
 
 
 def test_warm_and_cold_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,23 +16,23 @@ from bench.gpu.ledger import BUDGETS, SECONDS, SECTIONS, Clock, Ledger
 
 
 def row(op: str, backend: str, ms: float, passed: str = "forward_backward", **more: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "op": op,
         "backend": backend,
         "dtype": "bfloat16",
         "shape": {"B": 16, "T": 50},
         "pass": passed,
     }
-    found |= {"median_ms": ms, "p10_ms": ms, "p90_ms": ms, "runs": 9, "baseline_ratio": None, "cache": "cold"}
-    return found | {"peak_mb": None} | more
+    fields |= {"median_ms": ms, "p10_ms": ms, "p90_ms": ms, "runs": 9, "baseline_ratio": None, "cache": "cold"}
+    return fields | {"peak_mb": None} | more
 
 
 def verdicts(rows: list[dict[str, Any]]) -> dict[str, tuple[str, str, bool | None]]:
-    return {v.what: (v.wanted, v.measured, v.met) for v in targets.verdicts(rows)}
+    return {v.what: (v.limit, v.measured, v.met) for v in targets.verdicts(rows)}
 
 
 def test_targets_are_those_of_the_issue() -> None:
-    assert {what: wanted for what, (wanted, *_) in verdicts([]).items()} == {
+    assert {what: limit for what, (limit, *_) in verdicts([]).items()} == {
         "observe B=16 forward": "<= 0.6 ms",
         "observe B=16 forward+backward": "<= 1.8 ms",
         "observe B=16 over the best rival": ">= 1.5 x",
@@ -69,18 +69,18 @@ def test_targets_are_held_against_the_fastest_of_ours() -> None:
     rows += [row("finetune_update", "compiled and recorded", 45.0, shape=paper)]
     rows += [row("finetune_update", "ContextWM, its own update", 270.0, shape=paper)]
     rows += [row("pretrain_update", "auto, without a graph", 3.0, shape={"B": 16, "T": 25})]  # no graph can be recorded
-    found = {what: (measured, met) for what, (_, measured, met) in verdicts(rows).items()}
-    assert found["observe B=16 forward"] == ("0.500 ms", True)
-    assert found["observe B=16 forward+backward"] == ("1.700 ms", True)
-    assert found["observe B=16 over the best rival"] == ("1.50 x", True)
-    assert found["observe B=50 forward"] == ("not measured", None)
-    assert found["Meta-world update B50 T50"] == ("30.000 ms", False)
-    assert found["Meta-world update over eager"] == ("10.00 x", True)
-    assert found["Meta-world update over the best rival"] == ("1.50 x", False)
-    assert found["Meta-world update over ContextWM's"] == ("9.00 x", True)
-    assert found["Meta-world peak memory of eager's"] == ("50% (500 MB)", True)
-    assert found["pre-training update B16 T25"] == ("3.000 ms", True)
-    assert found["pre-training peak memory of eager's"] == ("not measured", None)
+    outcomes = {what: (measured, met) for what, (_, measured, met) in verdicts(rows).items()}
+    assert outcomes["observe B=16 forward"] == ("0.500 ms", True)
+    assert outcomes["observe B=16 forward+backward"] == ("1.700 ms", True)
+    assert outcomes["observe B=16 over the best rival"] == ("1.50 x", True)
+    assert outcomes["observe B=50 forward"] == ("not measured", None)
+    assert outcomes["Meta-world update B50 T50"] == ("30.000 ms", False)
+    assert outcomes["Meta-world update over eager"] == ("10.00 x", True)
+    assert outcomes["Meta-world update over the best rival"] == ("1.50 x", False)
+    assert outcomes["Meta-world update over ContextWM's"] == ("9.00 x", True)
+    assert outcomes["Meta-world peak memory of eager's"] == ("50% (500 MB)", True)
+    assert outcomes["pre-training update B16 T25"] == ("3.000 ms", True)
+    assert outcomes["pre-training peak memory of eager's"] == ("not measured", None)
 
 
 def test_a_stack_is_held_against_two_scans_of_its_own_backend() -> None:
@@ -108,7 +108,7 @@ def test_who_is_timed_when() -> None:
 
 def report(**more: Any) -> dict[str, Any]:
     ledger = Ledger(None, {"GPU": "NVIDIA H100"}, Clock())
-    return ledger.found | more
+    return ledger.report | more
 
 
 def test_table_names_what_was_measured_and_what_was_not() -> None:
@@ -178,15 +178,15 @@ PEERS = tuple(forecast.PEERS)
 @pytest.mark.parametrize(("cached", "peers"), [(False, ()), (False, ("contextwm",)), (True, ()), (True, PEERS)])
 def test_the_forecast_fits(cached: bool, peers: tuple[str, ...]) -> None:
     """What the targets speak of, in the default stages: the first call with ContextWM, a second one with all peers."""
-    found = forecast.forecast(cached=cached, peers=peers)
-    assert list(found.needed) == ["start", *SECTIONS]
-    assert found.total == sum(found.needed.values()) <= SECONDS == 430.0
+    estimate = forecast.forecast(cached=cached, peers=peers)
+    assert list(estimate.needed) == ["start", *SECTIONS]
+    assert estimate.total == sum(estimate.needed.values()) <= SECONDS == 430.0
     end = 0.0
-    for name, cost in found.needed.items():
+    for name, cost in estimate.needed.items():
         end += cost
         share = sum(list(BUDGETS.values())[: list(BUDGETS).index(name) + 1])
         assert end <= share, f"{name} ends after its share of the time"
-    assert found.needed["smoke"] <= 60.0
+    assert estimate.needed["smoke"] <= 60.0
     there = forecast.compiled(SECTIONS, peers)
     there = forecast.compiled(SECTIONS, peers, there) if cached else there
     left = BUDGETS["rivals"]
@@ -197,11 +197,11 @@ def test_the_forecast_fits(cached: bool, peers: tuple[str, ...]) -> None:
 
 
 def test_what_the_forecast_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, peer = forecast.forecast(), forecast.forecast(peers=["contextwm"])
-    assert found.peers == 0 and peer.peers == pytest.approx(peer.total - found.total) and peer.peers > forecast.PEER
-    assert found.others > 0 and peer.others > found.others  # ContextWM has a pre-training update too
+    alone, peer = forecast.forecast(), forecast.forecast(peers=["contextwm"])
+    assert alone.peers == 0 and peer.peers == pytest.approx(peer.total - alone.total) and peer.peers > forecast.PEER
+    assert alone.others > 0 and peer.others > alone.others  # ContextWM has a pre-training update too
     without = forecast.forecast(library=False)
-    assert without.needed["start"] == found.needed["start"] + forecast.NVCC
+    assert without.needed["start"] == alone.needed["start"] + forecast.NVCC
     assert set(forecast.forecast(("core",)).needed) == {"start", "core"}
     first, second = forecast.lines(SECTIONS, library=True, cached=False, peers=["contextwm"])
     assert f"{peer.total:.0f} s for what targets speak of" in first and "430" not in first  # no budget, but a sum

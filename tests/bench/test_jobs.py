@@ -33,7 +33,7 @@ def run(kind, arguments, tell):
             if name in arguments["without"]:
                 continue
             stage(name)
-            tell.found({"at": name})
+            tell.item({"at": name})
             if name == "hangs":
                 time.sleep(60)
             if name == "dies":
@@ -48,8 +48,8 @@ def run(kind, arguments, tell):
 @pytest.fixture
 def worker(tmp_path: Path) -> Any:
     (tmp_path / "fake_jobs.py").write_text(FAKE)
-    with Worker("fake_jobs", tmp_path / "log", environment(PYTHONPATH=str(tmp_path))) as made:
-        yield made
+    with Worker("fake_jobs", tmp_path / "log", environment(PYTHONPATH=str(tmp_path))) as child:
+        yield child
 
 
 def test_a_job_returns_its_result(worker: Worker) -> None:
@@ -99,7 +99,7 @@ def test_what_was_told_is_kept_and_not_done_again(worker: Worker) -> None:
     job = Job("a", "contest", {"names": ["one", "dies", "two", "hangs", "three"], "one by one": True}, 60.0, 1.0)
     told: list[str] = []
     outcome, broken = run_to_the_end(
-        worker, job, until=time.monotonic() + 60, found=lambda item: told.append(item["at"])
+        worker, job, until=time.monotonic() + 60, on_item=lambda item: told.append(item["at"])
     )
     assert told == ["one", "dies", "two", "hangs", "three"]  # nobody twice
     assert list(broken) == ["dies", "hangs"] and broken["hangs"] == "took more than 1 s"

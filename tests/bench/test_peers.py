@@ -33,9 +33,9 @@ def run(name: str, path: Path, *more: str) -> subprocess.CompletedProcess[str]:
 def row_of(name: str, path: Path, *more: str) -> Any:
     process = run(name, path, *more)
     assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout)
-    assert found["machine"]["versions"]
-    (row,) = found["rows"]
+    report = json.loads(process.stdout)
+    assert report["machine"]["versions"]
+    (row,) = report["rows"]
     return row
 
 

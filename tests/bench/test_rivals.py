@@ -196,11 +196,11 @@ def test_the_compiled_update_is_the_references(backend: str, monkeypatch: pytest
         del options["backend"]
         assert options["fullgraph"]
         name = getattr(function, "__name__", type(function).__name__)
-        made = torch._dynamo.lookup_backend(backend)
+        compiler = torch._dynamo.lookup_backend(backend)
 
         def count(graph: Any, example: Any, **more: Any) -> Any:
             graphs.append(name)
-            return made(graph, example, **more)
+            return compiler(graph, example, **more)
 
         return compile_(function, backend=count, **options)
 
@@ -230,7 +230,7 @@ def test_a_compiled_update_makes_noise_of_its_own() -> None:
     batch, agents = small_agents(2)
     compiled.compile_update(agents[1], "eager")
     for _ in range(2):
-        right, found = (agent.update(batch) for agent in agents)
-        assert found.keys() == right.keys() and all(x.isfinite() for x in found.values())
-        assert float(found["image_loss"]) == pytest.approx(float(right["image_loss"]), rel=0.02)
+        right, losses = (agent.update(batch) for agent in agents)
+        assert losses.keys() == right.keys() and all(x.isfinite() for x in losses.values())
+        assert float(losses["image_loss"]) == pytest.approx(float(right["image_loss"]), rel=0.02)
     torch.compiler.reset()

@@ -97,8 +97,8 @@ def test_targets_leave_room_above_the_floor() -> None:
     for batch, forward, both in ((16, 0.6, 1.8), (50, 1.0, 3.0)):
         shape = {"B": batch, "T": 50, "E": 1536, "A": 0, **FULL}
         for passed, target in (("forward", forward), ("forward_backward", both)):
-            found = floor("rssm_observe", shape, "bfloat16", passed, H100)
-            assert found is not None and 0.4 * target < 1e3 * found.seconds < 0.9 * target
+            least = floor("rssm_observe", shape, "bfloat16", passed, H100)
+            assert least is not None and 0.4 * target < 1e3 * least.seconds < 0.9 * target
 
 
 def test_knn_is_bound_by_arithmetic() -> None:
@@ -107,10 +107,10 @@ def test_knn_is_bound_by_arithmetic() -> None:
     plain = total(knn_in_fp32(shape), H100)
     assert plain.spent["fp32"] == pytest.approx(2.4117e9 / 67e12, rel=1e-4)
     assert plain.bound.startswith("fp32")
-    found = floor("knn_bonus", shape, "float32", "forward", H100)
-    assert found is not None
-    assert found.spent["tf32"] == pytest.approx(2.4117e9 / 495e12, rel=1e-4)
-    assert found.spent["L2"] == pytest.approx(2300 * 16 * 512 / 7e12)
+    least = floor("knn_bonus", shape, "float32", "forward", H100)
+    assert least is not None
+    assert least.spent["tf32"] == pytest.approx(2.4117e9 / 495e12, rel=1e-4)
+    assert least.spent["L2"] == pytest.approx(2300 * 16 * 512 / 7e12)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_a_policy_reads_the_rows_that_one_hots_pick() -> None:
 def test_imagination_at_600_teraflops() -> None:
     """2500 rows through 9.4 M weights are 47 GFLOP, 79 µs a step; bytes bind the logits, the actor is extra."""
     slower = replace(H100, rates={**H100.rates, "bf16": 600e12})
-    found = floor("rssm_imagine", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", "forward", slower)
-    assert found is not None
-    assert found.spent["bf16"] == pytest.approx(15 * 2 * 2500 * (8 * 1024**2 + 4 * 1024) / 600e12)
+    least = floor("rssm_imagine", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", "forward", slower)
+    assert least is not None
+    assert least.spent["bf16"] == pytest.approx(15 * 2 * 2500 * (8 * 1024**2 + 4 * 1024) / 600e12)
     whole = floor("rssm_rollout", {"B": 2500, "T": 15, "A": 4, **FULL}, "bfloat16", "forward", slower)
     assert whole is not None and 90 < 1e6 * whole.seconds / 15 < 130  # launches and what gates and states move included
 
@@ -214,8 +214,8 @@ def test_arithmetic_of_a_finetuning_update() -> None:
     shape = {"B": 50, "T": 50, "deter": 1024, "hidden": 1024, "cnn_depth": 48, "horizon": 15}
     parts = PARTS["finetune_update"](shape, "bfloat16", True, H100)
     assert 4e12 < sum(part.flops * part.times for part in parts) < 5e12
-    found = floor("finetune_update", shape, "bfloat16", "forward_backward", H100)
-    assert found is not None and 13.5 < 1e3 * found.seconds < 14.5
+    least = floor("finetune_update", shape, "bfloat16", "forward_backward", H100)
+    assert least is not None and 13.5 < 1e3 * least.seconds < 14.5
     assert sum(part.launches * part.times for part in parts) == LAUNCHES["finetune"]
     data_sheet = replace(H200, hbm=4.8e12, rates={**H200.rates, "bf16": 989e12})
     there = floor("finetune_update", shape, "bfloat16", "forward_backward", data_sheet)
@@ -241,9 +241,9 @@ def test_image_model() -> None:
     """Of 400 frames at depth 48: the encoder's first layer has no gradient to pass on; the decoder's all have."""
     encoder, decoder = {"B": 16, "T": 25, "depth": 48}, {"B": 16, "T": 25, "depth": 48, "F": 2048}
     adds = [layer.adds for layer in encoder_layers(48)]
-    found = floor("image_encoder", encoder, "float32", "forward_backward", CPU)
-    assert found is not None
-    assert found.seconds == pytest.approx(2 * 400 * (3 * sum(adds) - adds[0]) / CPU.rates["fp32"])
+    least = floor("image_encoder", encoder, "float32", "forward_backward", CPU)
+    assert least is not None
+    assert least.seconds == pytest.approx(2 * 400 * (3 * sum(adds) - adds[0]) / CPU.rates["fp32"])
     forward, both = (floor("image_decoder", decoder, "bfloat16", p, CPU) for p in ("forward", "forward_backward"))
     assert forward is not None and both is not None
     assert both.seconds == pytest.approx(3 * forward.seconds)
@@ -320,14 +320,14 @@ def test_every_target_has_a_prediction(capsys: pytest.CaptureFixture[str]) -> No
     assert out.startswith("H200 SXM") and "all below is computed, nothing measured" in out
     assert max(len(line) for line in out.splitlines()) <= 120
     rows = predictions(H200)
-    assert [row.wanted for row in rows] == [
+    assert [row.limit for row in rows] == [
         *("<= 0.6 ms", "<= 1.8 ms", ">= 1.5 x", "<= 1 ms", "<= 3 ms", ">= 1.5 x", "<= 0.08 ms", "<= 4 ms", "<= 20 ms"),
         *(">= 8 x", ">= 2 x", ">= 8 x", "<= 60 %"),
     ]
     for row in rows:
         assert row.what in out and row.predicted in out
-        if row.wanted.endswith("ms"):
-            limit, found = float(row.wanted.split()[1]), float(row.predicted.split()[0])
-            assert row.floor is not None and 1e3 * row.floor < found and row.met == (found <= limit)
+        if row.limit.endswith("ms"):
+            limit, predicted = float(row.limit.split()[1]), float(row.predicted.split()[0])
+            assert row.floor is not None and 1e3 * row.floor < predicted and row.met == (predicted <= limit)
     faster = replace(H200, barrier=0.2e-6, store=0.0)
     assert [row.met for row in predictions(faster)][:2] == [True, True] and not rows[0].met

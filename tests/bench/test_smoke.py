@@ -41,8 +41,8 @@ class Learner:
 
 
 def test_replays_are_held_to_the_bit() -> None:
-    found = smoke.replayed(Learner, {}, 20)
-    assert found["updates"] == 20 and found["first loss"] != found["last loss"]
+    facts = smoke.replayed(Learner, {}, 20)
+    assert facts["updates"] == 20 and facts["first loss"] != facts["last loss"]
     with pytest.raises(AssertionError, match="first update with another loss: 7;"):
         smoke.replayed(lambda graph: Learner(graph, 7), {}, 20)
 

@@ -37,17 +37,17 @@ def test_results_of_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(suite, "PARTS", parts)
     monkeypatch.setattr(suite, "WAIT", 0.2)
     seen: list[dict[str, Any]] = []
-    found = suite.run(tmp_path / "report", tmp_path / "log", 240, expression="not gpu", progress=seen.append)
-    assert [one["passed"] for one in seen] == sorted(one["passed"] for one in seen) and found["parts"] == 2
-    counts = {name: found[name] for name in ("collected", "passed", "failed", "skipped", "not_run", "stopped")}
+    summary = suite.run(tmp_path / "report", tmp_path / "log", 240, expression="not gpu", progress=seen.append)
+    assert [one["passed"] for one in seen] == sorted(one["passed"] for one in seen) and summary["parts"] == 2
+    counts = {name: summary[name] for name in ("collected", "passed", "failed", "skipped", "not_run", "stopped")}
     # Skipped: the marked one, and the module that needs a package; failed: two tests and the module that is wrong.
     assert counts == {"collected": 4, "passed": 1, "failed": 3, "skipped": 2, "not_run": 0, "stopped": False}
-    whys = {Path(one["test"]).name: one["why"] for one in found["failures"]}
+    whys = {Path(one["test"]).name: one["why"] for one in summary["failures"]}
     assert "because" in whys["test_small.py::test_fails"]
     assert "in a fixture" in whys["test_small.py::test_broken"]
     assert "no_such_module" in whys["test_wrong.py"]
-    assert found["unfinished"] == []
-    assert found["skips"] == {"no reason": 1, "gymnasium_is_not_here is not installed": 1}
+    assert summary["unfinished"] == []
+    assert summary["skips"] == {"no reason": 1, "gymnasium_is_not_here is not installed": 1}
 
 
 def test_what_matters_most_comes_first() -> None:
@@ -63,9 +63,9 @@ def test_what_matters_most_comes_first() -> None:
     ]
     items += [Item("tests/test_gpu.py", "test_barrier_orders[x]")]
     plugin.pytest_collection_modifyitems(items)
-    found = [f"{item.path.name} {item.name}" for item in items]
-    assert found[:2] == ["test_gpu.py test_barrier_orders[x]", "test_gpu.py test_full_size[x]"]
-    assert found[2:] == [
+    order = [f"{item.path.name} {item.name}" for item in items]
+    assert order[:2] == ["test_gpu.py test_barrier_orders[x]", "test_gpu.py test_full_size[x]"]
+    assert order[2:] == [
         "test_rssm_observe.py test_values[odd-triton]",
         "test_kl_balance.py test_values[triton]",
         "test_rssm_observe.py test_values[ones-triton]",
@@ -85,11 +85,11 @@ def test_results_until_the_time_was_up(tmp_path: Path, monkeypatch: pytest.Monke
         suite, "command", lambda expression, part, processes: ["sh", "-c", f"cp {written} {report}; sleep 60"]
     )
     start = time.monotonic()
-    found = suite.run(report, tmp_path / "log", 1.0)
+    summary = suite.run(report, tmp_path / "log", 1.0)
     assert time.monotonic() - start < 30
-    assert found["parts"] == 1  # the other has not begun
-    assert found["stopped"] and (found["passed"], found["skipped"], found["not_run"]) == (1, 1, 3)
-    assert found["unfinished"] == ["g.py::hangs"]
+    assert summary["parts"] == 1  # the other has not begun
+    assert summary["stopped"] and (summary["passed"], summary["skipped"], summary["not_run"]) == (1, 1, 3)
+    assert summary["unfinished"] == ["g.py::hangs"]
 
 
 def test_tests_that_could_not_run_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,15 +40,15 @@ def test_a_clock_counts_what_goes_on_at_the_same_time_once() -> None:
 
 
 def test_the_extrapolation_is_the_papers_numbers_at_the_rates_found() -> None:
-    found = {"seconds": 100.0, "env_steps_per_s": 251.0, "prefill_steps_per_s": 500.0, "first_updates_per_s": 10.0}
-    one = extrapolate(found, PAPER)
+    figures = {"seconds": 100.0, "env_steps_per_s": 251.0, "prefill_steps_per_s": 500.0, "first_updates_per_s": 10.0}
+    one = extrapolate(figures, PAPER)
     assert one["minutes_of"] == {"training": round(1000 / 60, 2), "prefill": 0.17, "first_updates": 0.17}
     assert one["minutes"] == pytest.approx(1020 / 60, abs=0.01)
     assert one["note"] == (
         "extrapolated from 100 s of training, not run: 256000 steps, 50300 updates, "
         "without start, checkpoints and evaluation"
     )
-    two = extrapolate(found | {"evaluation_steps_per_s": 250.0}, PAPER)
+    two = extrapolate(figures | {"evaluation_steps_per_s": 250.0}, PAPER)
     assert two["minutes_of"]["evaluation"] == pytest.approx(25 * 10 * 500 / 250 / 60, abs=0.01)
     assert two["note"].endswith("without start and checkpoints")
 
@@ -59,14 +59,14 @@ def test_a_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "REPORT_SECONDS", 0.2)
     told: list[dict[str, Any]] = []
     config = replace(CORRIDOR, out=Path("unused"))
-    assert rehearse(config, 0.0, lambda found: None)["phase"] == "prefill", "no time, and all is imported"
-    found = rehearse(config, 8.0, lambda found: told.append(dict(found)))
+    assert rehearse(config, 0.0, lambda part: None)["phase"] == "prefill", "no time, and all is imported"
+    figures = rehearse(config, 8.0, lambda part: told.append(dict(part)))
     assert told[0].keys() == {"envs", "overlap", "precision", "device", "start_s"}
-    assert found == told[-1] and len(told) > 4
-    assert found["phase"] == "training" and 0 < found["seconds"] < 8
-    assert found["env_steps_per_s"] > found["updates_per_s"] > 0 and 0 <= found["idle_share"] <= 1
-    assert found["env_steps_per_s"] == pytest.approx(5 * found["updates_per_s"], rel=0.3), "an update in 5 steps"
-    assert found["evaluation_steps_per_s"] > 0 and found["extrapolation"]["minutes"] > 0
+    assert figures == told[-1] and len(told) > 4
+    assert figures["phase"] == "training" and 0 < figures["seconds"] < 8
+    assert figures["env_steps_per_s"] > figures["updates_per_s"] > 0 and 0 <= figures["idle_share"] <= 1
+    assert figures["env_steps_per_s"] == pytest.approx(5 * figures["updates_per_s"], rel=0.3), "an update in 5 steps"
+    assert figures["evaluation_steps_per_s"] > 0 and figures["extrapolation"]["minutes"] > 0
     assert all("extrapolation" in one for one in told if one.get("phase") == "training" and "env_steps_per_s" in one)
 
 
@@ -80,8 +80,8 @@ def test_idle_is_what_nobody_computes_in(monkeypatch: pytest.MonkeyPatch) -> Non
         return step(env, action)
 
     monkeypatch.setattr(Corridor, "step", slow)
-    found = rehearse(replace(CORRIDOR, out=Path("unused"), overlap=False), 12.0, lambda found: None)
-    assert found["idle_share"] > 0.5
+    figures = rehearse(replace(CORRIDOR, out=Path("unused"), overlap=False), 12.0, lambda part: None)
+    assert figures["idle_share"] > 0.5
 
 
 @pytest.mark.slow
@@ -89,8 +89,8 @@ def test_the_process(tmp_path: Path) -> None:
     """On Meta-world, in a process of its own."""
     pytest.importorskip("metaworld")
     told: list[dict[str, Any]] = []
-    found = measure(150.0, told.append, wheels=tmp_path / "none")  # starting takes 10 s, or 100 on a busy machine
-    assert told and found["envs"] == 2 and found["device"] in ("cpu", "cuda") and "env_steps_per_s" in found
+    figures = measure(150.0, told.append, wheels=tmp_path / "none")  # starting takes 10 s, or 100 on a busy machine
+    assert told and figures["envs"] == 2 and figures["device"] in ("cpu", "cuda") and "env_steps_per_s" in figures
 
 
 def test_what_is_missing_is_said(
@@ -138,23 +138,23 @@ def test_wheels_come_before_what_is_installed(tmp_path: Path, monkeypatch: pytes
     program(tmp_path, """printf '{"path": "%s", "arguments": "%s"}\\n' "$PYTHONPATH" "$*\"""", monkeypatch)
     monkeypatch.setattr(train, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-    found = measure(3.0, lambda found: None, wheels=tmp_path / "wheels")
-    site, *rest = found["path"].split(":")
+    figures = measure(3.0, lambda part: None, wheels=tmp_path / "wheels")
+    site, *rest = figures["path"].split(":")
     assert (Path(site) / "toy" / "__init__.py").exists() and "/elsewhere" in rest
-    assert found["arguments"] == "-m bench.gpu.train --seconds 3.0"
+    assert figures["arguments"] == "-m bench.gpu.train --seconds 3.0"
 
 
 def test_on_a_gpu_it_is_the_papers_setup(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for the number of environments, bfloat16 and the overlap."""
     for cores, envs in ((16, 12), (8, 6), (2, 2)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
-        found = train.configuration(True)
-        assert (found.envs, found.overlap, found.model.precision) == (envs, True, "bf16")
-        same = replace(found, env=PAPER.env, envs=PAPER.envs, overlap=PAPER.overlap, model=PAPER.model)
+        config = train.configuration(True)
+        assert (config.envs, config.overlap, config.model.precision) == (envs, True, "bf16")
+        same = replace(config, env=PAPER.env, envs=PAPER.envs, overlap=PAPER.overlap, model=PAPER.model)
         assert same == PAPER
-        assert replace(found.model, precision=PAPER.model.precision) == PAPER.model
+        assert replace(config.model, precision=PAPER.model.precision) == PAPER.model
     tiny = train.configuration(False)
-    assert (tiny.env, tiny.envs, tiny.overlap) == (found.env, 2, True) and tiny.model.deter == 8
+    assert (tiny.env, tiny.envs, tiny.overlap) == (config.env, 2, True) and tiny.model.deter == 8
 
 
 def test_wheels_for_another_python(tmp_path: Path) -> None:

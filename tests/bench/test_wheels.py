@@ -21,9 +21,9 @@ from tests.support.wheels import INFORMATION, TOY, wheel
 
 def test_what_is_refused_goes_and_the_rest_is_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    made = trim(wheel(tmp_path), tmp_path / "out", refuse(["*/tests/*", "toy/big/*", "*.dist-info/*"]))
-    assert made.name == f"toy-1.0-{TAG}-py3-none-any.whl"
-    with zipfile.ZipFile(made) as content:
+    out = trim(wheel(tmp_path), tmp_path / "out", refuse(["*/tests/*", "toy/big/*", "*.dist-info/*"]))
+    assert out.name == f"toy-1.0-{TAG}-py3-none-any.whl"
+    with zipfile.ZipFile(out) as content:
         kept = {name: content.read(name) for name in content.namelist()}
         rows = list(csv.reader(content.read(f"{INFORMATION}/RECORD").decode().splitlines()))
     names = {"toy/__init__.py", f"{INFORMATION}/METADATA", f"{INFORMATION}/WHEEL", f"{INFORMATION}/RECORD"}
@@ -39,16 +39,16 @@ def test_what_is_refused_goes_and_the_rest_is_as_it_was(tmp_path: Path) -> None:
 def test_a_wheel_of_which_nothing_goes_is_the_same_file(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     old = wheel(tmp_path)
-    made = trim(old, tmp_path / "out", refuse([]))
-    assert made.name == old.name and made.read_bytes() == old.read_bytes()
+    out = trim(old, tmp_path / "out", refuse([]))
+    assert out.name == old.name and out.read_bytes() == old.read_bytes()
 
 
 def test_what_is_no_wheel(tmp_path: Path) -> None:
     (tmp_path / "toy-1.0.whl").write_bytes(b"")
     with pytest.raises(ValueError, match=r"toy-1\.0\.whl is not NAME-VERSION-"):
         trim(tmp_path / "toy-1.0.whl", tmp_path, refuse([]))
-    with zipfile.ZipFile(tmp_path / "toy-1.0-py3-none-any.whl", "w") as made:
-        made.writestr("toy.py", "")
+    with zipfile.ZipFile(tmp_path / "toy-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("toy.py", "")
     with pytest.raises(ValueError, match=r"has no toy-1\.0\.dist-info/RECORD"):
         trim(tmp_path / "toy-1.0-py3-none-any.whl", tmp_path, refuse([]))
 
@@ -86,11 +86,11 @@ def toys(names: Iterable[str], folder: Path) -> None:
 
 def test_a_folder_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     total = make(tmp_path / "wheels", ["toy"], ["push"], toys)
-    found = sorted(path.name for path in (tmp_path / "wheels").iterdir())
-    assert found == [f"metaworld-3.1.1-{TAG}-py3-none-any.whl", f"toy-1.0-{TAG}-py3-none-any.whl"]
+    names = sorted(path.name for path in (tmp_path / "wheels").iterdir())
+    assert names == [f"metaworld-3.1.1-{TAG}-py3-none-any.whl", f"toy-1.0-{TAG}-py3-none-any.whl"]
     assert total == sum(path.stat().st_size for path in (tmp_path / "wheels").iterdir())
     printed = capsys.readouterr().out
-    assert all(name in printed for name in found)
+    assert all(name in printed for name in names)
     with pytest.raises(ValueError, match="is not empty"):
         make(tmp_path / "wheels", ["toy"], ["push"], toys)
 

@@ -49,7 +49,7 @@ def test_sheet_refuses_what_is_no_frames() -> None:
 def _write(folder: Path, title: str) -> Path:
     facts = {"episodes": "2", "a|b": "c\nd"}
     frames, command = _frames(2), "apv-fast collect --out x"
-    return write_card(folder, title=title, made_by=command, sources=["here", "there"], facts=facts, frames=frames)
+    return write_card(folder, title=title, command=command, sources=["here", "there"], facts=facts, frames=frames)
 
 
 def test_card(tmp_path: Path) -> None:

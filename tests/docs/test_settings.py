@@ -70,7 +70,7 @@ def test_presets_show_what_differs_and_nothing_else() -> None:
 def test_every_environment_variable_is_on_the_page() -> None:
     documented = set(re.findall(r"`([A-Z][A-Z_]+)`", PAGE.read_text()))
     sources = [ROOT / "setup.py", *(path for folder in ("apv_fast", "kernels") for path in _python(ROOT / folder))]
-    read = {name for path in sources for found in READS.findall(path.read_text()) for name in found if name}
+    read = {name for path in sources for match in READS.findall(path.read_text()) for name in match if name}
     named = {
         name
         for path in [*sources, *_python(ROOT / "bench"), *_python(ROOT / "tests")]

@@ -338,4 +338,4 @@ def test_without_cooperative_launches_phases_are_launched(
     monkeypatch.setenv(grid.ENVIRONMENT_VARIABLE, "persistent")
     with pytest.raises(BackendError, match="persistent cannot run here: its driver is old; 'phases' or 'auto' can"):
         grid.scan_driver(device)
-    grid._found.cache_clear()
+    grid._reason.cache_clear()

@@ -46,7 +46,7 @@ _OBJECTS = np.array([_Malicious()], dtype=object)
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "message"),
     [
         ((_Malicious(),), "posix.system"),
         ((np.zeros(3), [_Malicious()]), "posix.system"),
@@ -62,13 +62,13 @@ _OBJECTS = np.array([_Malicious()], dtype=object)
 )
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_a_pickle_of_anything_but_weights_is_refused(
-    tmp_path: Path, content: object, found: str, protocol: int
+    tmp_path: Path, content: object, message: str, protocol: int
 ) -> None:
     path = tmp_path / "variables.pkl"
     path.write_bytes(pickle.dumps(content, protocol))
     with pytest.raises(CheckpointError) as error:
         read_arrays(path)
-    assert found in str(error.value)
+    assert message in str(error.value)
     assert str(path) in str(error.value)
     assert not Path("/tmp/apv_fast_was_here").exists()
 

@@ -49,7 +49,7 @@ def run(kind: str, arguments: Mapping[str, Any], tell: Any) -> Any:
         return {f"barrier_{arguments['name']}_us": 1.5 if arguments["name"] == "cuda" else 1.2}
     if kind == "train":
         for i in itertools.count(1):
-            tell.found({"updates": i})
+            tell.item({"updates": i})
             time.sleep(PAUSE)
             if i == 10:
                 return {"updates_per_s": 20.0}
@@ -71,7 +71,7 @@ def _compete(kind: str, arguments: Mapping[str, Any], tell: Any) -> None:
         row |= {"median_ms": ms, "p10_ms": ms, "p90_ms": ms, "runs": 9, "baseline_ratio": None, "cache": "cold"}
         for passed in ("forward", "forward_backward"):
             more = {"beside_ms": {"cuda": 1.0}} if kind == "rivals" else {}
-            tell.found({"row": row | {"pass": passed, "peak_mb": None} | more})
+            tell.item({"row": row | {"pass": passed, "peak_mb": None} | more})
         if kind == "rivals":
             tell.finished(name)
 
@@ -81,8 +81,8 @@ def main(arguments: list[str]) -> int:
     from bench import device
     from bench.gpu import build, cache, stages, suite
 
-    build.look = lambda seconds=0.0: build.Found(GPU, library=True)
-    build.build = lambda found, log, seconds: {"library": "none", "nvcc": "", "seconds": 0.0}
+    build.look = lambda seconds=0.0: build.Probe(GPU, library=True)
+    build.build = lambda probe, log, seconds: {"library": "none", "nvcc": "", "seconds": 0.0}
     cache.pack = lambda target: "nothing was compiled"
     stages.WORK = __spec__.name if __spec__ else "tests.support.device_child"
     line: dict[str, Any] = {"test": "f::a", "outcome": "passed", "seconds": 1.0, "why": ""}

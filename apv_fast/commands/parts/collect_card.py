@@ -29,7 +29,7 @@ def write_collect_card(config: CollectConfig, journal: Journal, writer: EpisodeW
     return write_card(
         config.out,
         title=f"Videos of {config.env}",
-        made_by=_command(config),
+        command=_command(config),
         sources=[f"{config.env}, rendered by apv-fast {apv_fast.__version__}", f"policy: {config.policy}"],
         facts=_facts(config, journal, views, frames.shape, fps),
         frames=frames,

@@ -47,7 +47,7 @@ def write_ingest_card(config: IngestConfig, store: VideoStore, skipped: int) -> 
     return write_card(
         store.directory,
         title=f"Videos: {', '.join(name for name, _ in origins.most_common(3))}",
-        made_by=_command(config),
+        command=_command(config),
         sources=[f"{name}: {count} episodes" for name, count in sorted(origins.items())],
         facts=facts,
         frames=sample_frames(store),
