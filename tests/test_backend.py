@@ -195,11 +195,11 @@ def test_every_function_of_the_table_takes_the_reference_arguments(op: str) -> N
         if not backend.probe(name).available:
             continue
         module, _, function = target.partition(":")
-        found = inspect.signature(getattr(importlib.import_module(module), function)).parameters
-        if op in OPS and list(found) == ["fields"]:
+        parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+        if op in OPS and list(parameters) == ["fields"]:
             continue
-        assert list(found)[: len(expected)] == expected, name
-        own = list(found.values())[len(expected) :]  # what a caller that knows the cell may give it
+        assert list(parameters)[: len(expected)] == expected, name
+        own = list(parameters.values())[len(expected) :]  # what a caller that knows the cell may give it
         assert all(parameter.default is not parameter.empty for parameter in own), name
 
 

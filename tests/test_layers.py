@@ -87,12 +87,12 @@ def arrows(packages: dict[str, Path]) -> dict[tuple[str, str], set[str]]:
     """Every (part, module of another part that it imports), and the modules that do."""
     files = modules(packages)
     known = {*files, "apv_fast._C"}
-    found: dict[tuple[str, str], set[str]] = {}
+    importers: dict[tuple[str, str], set[str]] = {}
     for name, path in files.items():
         for target in imported(name, path, known):
             if part_of(target) != part_of(name):
-                found.setdefault((part_of(name), target), set()).add(name)
-    return found
+                importers.setdefault((part_of(name), target), set()).add(name)
+    return importers
 
 
 def upward(packages: dict[str, Path]) -> dict[tuple[str, str], set[str]]:
@@ -154,8 +154,10 @@ def test_every_part_has_its_place() -> None:
 
 
 def test_no_arrow_runs_up() -> None:
-    found = upward(PACKAGES)
-    new = [f"{name} imports {target}" for (part, target) in found.keys() - UPWARD for name in found[part, target]]
+    importers = upward(PACKAGES)
+    new = [
+        f"{name} imports {target}" for (part, target) in importers.keys() - UPWARD for name in importers[part, target]
+    ]
     assert not new, f"{'; '.join(sorted(new))}; {__name__} says who may import whom"
 
 

@@ -29,13 +29,13 @@ def name_of(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Everything that a module imports, also within functions, as dotted names."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -59,8 +59,8 @@ def test_an_op_has_one_name_in_every_room(op: str) -> None:
 
 def test_no_test_module_imports_from_another() -> None:
     modules = {name_of(path).removesuffix(".py").replace("/", ".") for path in TESTS}
-    found = {name_of(path): sorted(imports(path) & modules) for path in (ROOT / "tests").rglob("*.py")}
-    assert {path: names for path, names in found.items() if names} == {}
+    cross_imports = {name_of(path): sorted(imports(path) & modules) for path in (ROOT / "tests").rglob("*.py")}
+    assert {path: names for path, names in cross_imports.items() if names} == {}
 
 
 @pytest.mark.parametrize("folder", ["apv_fast", "bench", "kernels", "tests"])

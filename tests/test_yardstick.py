@@ -128,8 +128,8 @@ def test_planted_faults(
     right = module._dense
 
     def wrong(a: Tensor, b: Tensor, bias: Tensor | None, *, out: Tensor | None = None, **options: Any) -> Tensor:
-        made = fault(lambda a, b: right(a, b, bias, **options), a, b)
-        return made if out is None else out.copy_(made)
+        result = fault(lambda a, b: right(a, b, bias, **options), a, b)
+        return result if out is None else out.copy_(result)
 
     monkeypatch.setattr(module, "_dense", wrong)
     with pytest.raises(AssertionError):

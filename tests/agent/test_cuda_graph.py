@@ -40,7 +40,7 @@ def repeatable() -> Iterator[None]:
 
 
 def assert_replays_are_updates(kind: str, updates: int = 8, engine: str | None = None, **shape: int) -> None:
-    plain, graphed = learner(kind, engine=engine), recorded(learner(kind, engine=engine))
+    plain, graphed = learner(kind, backend=engine), recorded(learner(kind, backend=engine))
     results = []
     for one in (plain, graphed):
         torch.manual_seed(1)

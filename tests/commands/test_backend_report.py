@@ -85,8 +85,8 @@ def test_an_old_gpu_has_the_reference(gpu: dict[str, Any]) -> None:
     assert status.reason == "the GPU is sm_75; the kernels need sm_80 or newer; use 'reference'"
 
 
-def statuses(monkeypatch: pytest.MonkeyPatch, **found: Status) -> None:
-    monkeypatch.setattr(backend, "probe", lambda name: found.get(name, Status(False, "not built")))
+def statuses(monkeypatch: pytest.MonkeyPatch, **status_of: Status) -> None:
+    monkeypatch.setattr(backend, "probe", lambda name: status_of.get(name, Status(False, "not built")))
     on_meta = types.SimpleNamespace(empty=lambda size, device, dtype: torch.empty(size, dtype=dtype, device="meta"))
     monkeypatch.setattr(backend_report, "torch", types.SimpleNamespace(**vars(on_meta), float32=torch.float32))
     monkeypatch.setitem(backend.AUTO_ORDER, "meta", backend.AUTO_ORDER["cuda"])

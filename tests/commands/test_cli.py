@@ -59,14 +59,14 @@ def fields(kind: Any, prefix: str = "") -> list[tuple[str, str]]:
     source = Path(inspect.getfile(kind)).read_text()
     body = source.split(f"class {kind.__name__}:")[1].split("\n@dataclass")[0].split("\nclass ")[0]
     texts = dict(re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', body, re.DOTALL | re.MULTILINE))
-    found = []
+    options = []
     for field in dataclasses.fields(kind):
         nested = getattr(configs, str(field.type), None)
         if dataclasses.is_dataclass(nested):
-            found += fields(nested, f"{prefix}{field.name}.")
+            options += fields(nested, f"{prefix}{field.name}.")
         else:
-            found.append((f"{prefix}{field.name}".replace("_", "-"), texts[field.name]))
-    return found
+            options.append((f"{prefix}{field.name}".replace("_", "-"), texts[field.name]))
+    return options
 
 
 @pytest.mark.parametrize("name", COMMANDS)

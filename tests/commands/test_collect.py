@@ -146,9 +146,9 @@ def test_card(data: Path) -> None:
 
 
 def test_command_on_the_card_makes_it_again(data: Path) -> None:
-    found = re.search(r"^apv-fast (.*)$", (data / "README.md").read_text(), re.MULTILINE)
-    assert found is not None
-    name, *arguments = shlex.split(found[1])
+    match = re.search(r"^apv-fast (.*)$", (data / "README.md").read_text(), re.MULTILINE)
+    assert match is not None
+    name, *arguments = shlex.split(match[1])
     again = parse(name, arguments)
     cameras = ["--cameras", "fixed", "lookatcart"]
     assert again == parse("collect", f"{COMMAND} --episodes {EPISODES} --out {data}".split()[1:] + cameras)
@@ -189,15 +189,15 @@ def _begin(folder: Path, options: str, ready: Callable[[int], bool]) -> subproce
 
 def _members(group: int) -> list[str]:
     """Command lines of the processes of a group that are still there."""
-    found = []
+    command_lines = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             if int(fields[2]) == group and fields[0] != "Z":
-                found.append((folder / "cmdline").read_text())
+                command_lines.append((folder / "cmdline").read_text())
         except OSError:  # it has just ended
             continue
-    return found
+    return command_lines
 
 
 def _players(group: int) -> list[str]:

@@ -33,11 +33,11 @@ def content(store: Path) -> dict[str, Any]:
     """Everything in a store, by the names of its episodes, and what was skipped."""
     opened = VideoStore(store)
     assert all(good for _, good in opened.verify())
-    found: dict[str, Any] = {}
+    episodes: dict[str, Any] = {}
     for index, one in enumerate(opened):
-        found[one.name] = (one.fps, one.camera, one.quality, one.source, opened.read(index).tobytes())
-    assert list(found) == sorted(found)
-    return {"episodes": found, "skipped": sorted((store / SKIPPED).read_text().splitlines())}
+        episodes[one.name] = (one.fps, one.camera, one.quality, one.source, opened.read(index).tobytes())
+    assert list(episodes) == sorted(episodes)
+    return {"episodes": episodes, "skipped": sorted((store / SKIPPED).read_text().splitlines())}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_source_that_kills_its_process(tmp_path: Path) -> None:
 
 def test_everything_readable_is_in_the_store(many: Path, undisturbed: Path) -> None:
     options = ClipOptions(max_frames=9)
-    found = content(undisturbed)
+    out = content(undisturbed)
     expected = {}
     for source in open_source(many, options):
         if int(source.path.stem) % 10 == 3:
@@ -151,8 +151,8 @@ def test_everything_readable_is_in_the_store(many: Path, undisturbed: Path) -> N
             frames = list(clip.frames)
             if len(frames) > 1:
                 expected[clip.name] = np.stack(frames).tobytes()
-    assert {name: one[4] for name, one in found["episodes"].items()} == expected
-    skipped = [json.loads(line) for line in found["skipped"]]
+    assert {name: one[4] for name, one in out["episodes"].items()} == expected
+    skipped = [json.loads(line) for line in out["skipped"]]
     assert [one["name"] for one in skipped] == [f"{many.name}/{number:02d}.avi" for number in range(3, COUNT, 10)]
     assert all(one["reason"] == skipped[0]["reason"] and "video: " in one["reason"] for one in skipped)
     assert {file.name for file in undisturbed.iterdir()} >= {INDEX_FILE, SKIPPED, "store.json", shard_file(0)}

@@ -45,11 +45,11 @@ def test_every_frame_is_written_in_chunks(tmp_path: Path) -> None:
     files = sorted(path.name for path in shards.iterdir())
     assert files == ["shards.json", *(f"videos-{i:06d}.tar" for i in range(2))]
     stream = VideoStream(shards / "videos-{000000..000001}.tar", chunk_length=1, buffer_bytes=1)
-    found = taken(stream, sum([30, 10, 4, 50]), 1)[:, 1:]
+    out = taken(stream, sum([30, 10, 4, 50]), 1)[:, 1:]
     expected = [(0, t) for start in (0, 8, 15) for t in range(start, start + 10)]
     expected += [(1, t) for t in range(10)] + [(2, t) for t in range(4)]
     expected += [(3, t) for start in (0, 8, 16, 23, 31) for t in range(start, start + 10)]
-    assert sorted(map(tuple, found.tolist())) == sorted(expected)
+    assert sorted(map(tuple, out.tolist())) == sorted(expected)
     assert stream.qualities == {"fast"}
 
 
@@ -129,8 +129,8 @@ def test_damage_is_skipped_and_counted(tmp_path: Path) -> None:
     files[2].write_bytes(b"no tar file")
     stream = VideoStream(shards, chunk_length=CHUNK, buffer_bytes=1)
     with pytest.warns(UserWarning, match="skipped a damaged chunk or shard") as caught:
-        found = taken(stream, 11, CHUNK)
-    assert len(set(found[:, 1].tolist())) == 11, "four of the first file, two of the second, all of the last"
+        sequences = taken(stream, 11, CHUNK)
+    assert len(set(sequences[:, 1].tolist())) == 11, "four of the first file, two of the second, all of the last"
     assert any("checksum" in str(one.message) for one in caught)
     assert stream.skipped_damaged >= 3
 

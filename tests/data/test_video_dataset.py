@@ -68,29 +68,29 @@ def test_places_without_videos(tmp_path: Path) -> None:
 
 def test_without_weights_all_episodes_are_drawn_alike(tmp_path: Path) -> None:
     dataset = open_(make_store(tmp_path / "a", [9, 30]), make_folder(tmp_path / "b", [12, 9, 15, 5]), seed=1)
-    found = drawn(dataset, 3000)
-    counts = [int(((found[:, :2] == pair).all(1)).sum()) for pair in [(0, 0), (0, 1), *((1, e) for e in range(4))]]
+    draws = drawn(dataset, 3000)
+    counts = [int(((draws[:, :2] == pair).all(1)).sum()) for pair in [(0, 0), (0, 1), *((1, e) for e in range(4))]]
     assert chi_square(counts, [1 / 6] * 6) < 20.5, "a right sampler is above this once in a thousand seeds"
 
 
 def test_weights_are_those_of_the_sources(tmp_path: Path) -> None:
     data = make_store(tmp_path / "a", [9]), make_folder(tmp_path / "b", [9] * 3), make_store(tmp_path / "c", [9], 2)
-    found = drawn(open_(f"{data[0]}:3.5", f"{data[1]}:1", f"{data[2]}:.5", seed=2), 3000)
-    assert chi_square(np.bincount(found[:, 0]), [0.7, 0.2, 0.1]) < 13.8
-    assert chi_square(np.bincount(found[found[:, 0] == 1, 1]), [1 / 3] * 3) < 13.8
+    draws = drawn(open_(f"{data[0]}:3.5", f"{data[1]}:1", f"{data[2]}:.5", seed=2), 3000)
+    assert chi_square(np.bincount(draws[:, 0]), [0.7, 0.2, 0.1]) < 13.8
+    assert chi_square(np.bincount(draws[draws[:, 0] == 1, 1]), [1 / 3] * 3) < 13.8
 
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_starts_follow_the_stated_distribution(tmp_path: Path, ends: bool) -> None:
     frames = 12
-    found = drawn(open_(make_store(tmp_path, [frames]), prioritize_ends=ends, seed=3), 4000)
+    draws = drawn(open_(make_store(tmp_path, [frames]), prioritize_ends=ends, seed=3), 4000)
     places = frames - LENGTH + 1
     shares = np.full(places, 1 / places)
     if ends:
         last = (LENGTH + 1) / (frames + 1)
         shares[:] = (1 - last) / (places - 1)
         shares[-1] = last
-    assert chi_square(np.bincount(found[:, 2]), shares) < 24.3
+    assert chi_square(np.bincount(draws[:, 2]), shares) < 24.3
 
 
 def test_a_batch(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_the_newest_steps_of_folders_are_read(tmp_path: Path) -> None:
     folders = make_folder(tmp_path / "a", [11] * 2), make_folder(tmp_path / "b", [11] * 3, 2)
     dataset = open_(*folders, make_store(tmp_path / "c", [50]), capacity_steps=45)
     assert dataset.stats["episodes"] == 4 + 1, "a store does not count"
-    found = {(int(s), int(e)) for s, e, _ in drawn(dataset, 300)}
-    assert found == {(1, 1), (2, 0), (2, 1), (2, 2), (0, 0)}
+    draws = {(int(s), int(e)) for s, e, _ in drawn(dataset, 300)}
+    assert draws == {(1, 1), (2, 0), (2, 1), (2, 2), (0, 0)}
 
 
 # The split
@@ -184,7 +184,7 @@ def test_without_held_out_episodes_the_others_are_shown(tmp_path: Path) -> None:
 # Reading ahead, and coming back
 
 
-def mixed(folder: Path, **options: Any) -> VideoDataset:
+def store_and_folder(folder: Path, **options: Any) -> VideoDataset:
     if not (folder / "a").exists():
         make_store(folder / "a", [9, 30, 12])
         make_folder(folder / "b", [12, 9])
@@ -192,10 +192,10 @@ def mixed(folder: Path, **options: Any) -> VideoDataset:
 
 
 def test_reading_ahead_changes_nothing(tmp_path: Path) -> None:
-    plain = mixed(tmp_path, seed=4)
+    plain = store_and_folder(tmp_path, seed=4)
     expected = [plain.sample(6) for _ in range(30)]
     for ahead in (0, 1, 5):
-        with Prefetcher(mixed(tmp_path, seed=4), 6, ahead) as videos:
+        with Prefetcher(store_and_folder(tmp_path, seed=4), 6, ahead) as videos:
             batches = [videos.next() for _ in range(30)]
             for one, other in zip(batches, expected, strict=True):
                 assert all(torch.equal(one[key], other[key]) for key in expected[0])
@@ -205,7 +205,7 @@ def test_reading_ahead_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(3, 0), (0, 3), (3, 2)])
 def test_resuming_draws_again_what_was_only_read_ahead(tmp_path: Path, before: int, after: int) -> None:
-    with Prefetcher(mixed(tmp_path, seed=4), 6, before) as videos:
+    with Prefetcher(store_and_folder(tmp_path, seed=4), 6, before) as videos:
         fresh = through_a_file(videos.state_dict())
         first = [who(videos.next()) for _ in range(4)]
         state = through_a_file(videos.state_dict())
@@ -216,7 +216,7 @@ def test_resuming_draws_again_what_was_only_read_ahead(tmp_path: Path, before: i
     with StoreWriter(tmp_path / "a", creator="test") as writer:
         writer.append("0/0000b", video(7, 0, 20))
     make_folder(tmp_path / "b", [25], 8)
-    with Prefetcher(mixed(tmp_path, seed=5), 6, after) as videos:
+    with Prefetcher(store_and_folder(tmp_path, seed=5), 6, after) as videos:
         videos.load_state_dict(state)
         assert np.array_equal([who(videos.next()) for _ in range(8)], expected)
         videos.load_state_dict(fresh)
@@ -224,14 +224,14 @@ def test_resuming_draws_again_what_was_only_read_ahead(tmp_path: Path, before: i
 
 
 def test_resuming_without_a_video_of_the_checkpoint(tmp_path: Path) -> None:
-    state = mixed(tmp_path).state_dict()
+    state = store_and_folder(tmp_path).state_dict()
     gone = max((tmp_path / "b").iterdir())
     gone.unlink()
     with pytest.raises(EpisodeError, match=gone.name):
-        mixed(tmp_path).load_state_dict(state)
+        store_and_folder(tmp_path).load_state_dict(state)
     state["episodes"] = {"a": ["0/0000", "0/nine"], "b": []}
     with pytest.raises(EpisodeError, match="0/nine: is in the checkpoint and not in the store"):
-        mixed(tmp_path).load_state_dict(state)
+        store_and_folder(tmp_path).load_state_dict(state)
 
 
 def test_frames_are_read_by_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_frames_are_read_by_another_thread(tmp_path: Path, monkeypatch: pytest.M
         return read(self, *arguments, **options)
 
     monkeypatch.setattr(VideoDataset, "read", watched)
-    with Prefetcher(mixed(tmp_path), 6, 2) as videos:
+    with Prefetcher(store_and_folder(tmp_path), 6, 2) as videos:
         videos.next()
         assert readers == {"prefetch_0"}
         assert 0 < videos.take_wait() <= 1
@@ -342,8 +342,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.mark.gpu
 def test_the_device_gives_the_batches_of_the_host(tmp_path: Path) -> None:
-    host = mixed(tmp_path, seed=6)
-    device = mixed(tmp_path, seed=6, rows=DeviceRows(DEVICE))
+    host = store_and_folder(tmp_path, seed=6)
+    device = store_and_folder(tmp_path, seed=6, rows=DeviceRows(DEVICE))
     expected = [host.sample(8) for _ in range(5)]
     with Prefetcher(device, 8, 2) as videos:
         for batch in expected:
@@ -357,9 +357,9 @@ def test_the_device_gives_the_batches_of_the_host(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_what_does_not_fit_on_the_device_comes_from_the_host(tmp_path: Path) -> None:
-    host = mixed(tmp_path, seed=6)
-    small = mixed(tmp_path, seed=6, rows=DeviceRows(DEVICE, 20 * 64 * 64 * 3))
+    host = store_and_folder(tmp_path, seed=6)
+    small = store_and_folder(tmp_path, seed=6, rows=DeviceRows(DEVICE, 20 * 64 * 64 * 3))
     assert np.array_equal(who(host.sample(8)), who(small.sample(8)))
     assert small.description.endswith("from the host")
     with pytest.raises(MemoryError, match="use --replay-device host"):
-        mixed(tmp_path, rows=DeviceRows(DEVICE, 20 * 64 * 64 * 3, strict=True)).sample(1)
+        store_and_folder(tmp_path, rows=DeviceRows(DEVICE, 20 * 64 * 64 * 3, strict=True)).sample(1)

@@ -24,15 +24,15 @@ Make = Callable[..., gymnasium.Env[Any, Any]]
 @pytest.fixture
 def make() -> Iterator[Make]:
     """``envs.make`` in the fast look; closes what it made."""
-    made = []
+    environments = []
 
     def factory(id: str, **options: Any) -> gymnasium.Env[Any, Any]:
         settings: dict[str, Any] = {"seed": 0, "quality": "fast"} | options
-        made.append(envs.make(id, **settings))
-        return made[-1]
+        environments.append(envs.make(id, **settings))
+        return environments[-1]
 
     yield factory
-    for env in made:
+    for env in environments:
         env.close()
 
 

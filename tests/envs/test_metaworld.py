@@ -93,9 +93,9 @@ def test_images_are_upright(camera: str) -> None:
             model.site_rgba[site], model.site_size[site] = (0, 0, 1, 1), 0.03  # nothing else is blue
             data.site_xpos[site] = (0.0, 0.7, height)
             red, green, blue = (env.render()[..., channel].astype(int) for channel in range(3))
-            found = np.argwhere((blue > 2 * red) & (blue > 2 * green) & (blue > 80))
-            assert len(found) >= 4
-            rows.append(found[:, 0].mean())
+            pixels = np.argwhere((blue > 2 * red) & (blue > 2 * green) & (blue > 80))
+            assert len(pixels) >= 4
+            rows.append(pixels[:, 0].mean())
     low, high = rows
     assert high < low - 5, "a higher point is nearer to the first row"
 

@@ -51,15 +51,15 @@ def truth(tensors: dict[str, Tensor], lambda_: float = 0.95) -> dict[str, Tensor
     returns, grad_r, grad_v, grad_d, grad_b = (np.zeros_like(x) for x in (r, r, v, d, b))
     for j in range(n):
         following = [(v[t + 1, j] if t + 1 < horizon else b[j]) for t in range(horizon)]
-        mixed = np.zeros(horizon)
+        blend = np.zeros(horizon)
         last = b[j]
         for t in reversed(range(horizon)):
-            mixed[t] = (1 - lambda_) * following[t] + lambda_ * last
-            last = returns[t, j] = r[t, j] + d[t, j] * mixed[t]
+            blend[t] = (1 - lambda_) * following[t] + lambda_ * last
+            last = returns[t, j] = r[t, j] + d[t, j] * blend[t]
         adjoint = 0.0  # of what row t contributes to row t - 1
         for t in range(horizon):
             total = g[t, j] + lambda_ * adjoint
-            grad_r[t, j], grad_d[t, j], grad_v[t, j] = total, total * mixed[t], (1 - lambda_) * adjoint
+            grad_r[t, j], grad_d[t, j], grad_v[t, j] = total, total * blend[t], (1 - lambda_) * adjoint
             adjoint = d[t, j] * total
         grad_b[j] = adjoint
     results = {"returns": returns, "grad_reward": grad_r, "grad_value": grad_v, "grad_discount": grad_d}

@@ -106,8 +106,8 @@ def run(tensors: Tensors, case: Case, backend: str) -> Tensors:
         cotangent = torch.randn(outputs[name].shape, generator=generator, dtype=torch.float64)
         loss = loss + (outputs[name].double().cpu() * cotangent).sum()
     gradients = torch.autograd.grad(loss, list(leaves.values()))
-    found = {f"grad {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
-    return {name: x.detach() for name, x in outputs.items()} | found
+    grad_in = {f"grad {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    return {name: x.detach() for name, x in outputs.items()} | grad_in
 
 
 def compare(case: Case, backend: str, dtype: torch.dtype, seed: int) -> tuple[dict[str, float], dict[str, float]]:

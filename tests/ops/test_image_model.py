@@ -25,7 +25,7 @@ if CPU:
 
     ISAS = _C.supported_isas()
 GPUS = ["triton"] if probe("triton").available else []  # PyTorch's operations in another order, so on a CPU too
-ENGINES = ["reference", *(f"cpu/{isa}" for isa in ISAS), *GPUS]
+BACKENDS_BY_ISA = ["reference", *(f"cpu/{isa}" for isa in ISAS), *GPUS]
 BACKENDS = ["reference", *(["cpu"] if CPU else []), *GPUS]
 every = pytest.mark.parametrize("backend", BACKENDS)
 kinds = pytest.mark.parametrize("kind", ["bytes", "images", "decoder"])
@@ -60,19 +60,19 @@ def squares(tensors: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", BACKENDS_BY_ISA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @kinds
 def test_values_and_gradients(
-    engine: str, kind: str, size: tuple[int, int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, size: tuple[int, int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Errors are at most twice PyTorch's own in that dtype.
 
     Where that is the dtype of the truth, its own error is float32's by the ratio of their roundings, and so is the
     truth's: twice and once. Where the first problems are outside, the mean square of 4 decides, and then that of 16.
     """
-    backend, _, isa = engine.partition("/")
+    backend, _, isa = name.partition("/")
     monkeypatch.setenv("APV_FAST_CPU_ISA", isa)
     eps, exact = torch.finfo(dtype).eps, dtype == torch.float64
     error = own = size_of = torch.zeros((), dtype=torch.float64)

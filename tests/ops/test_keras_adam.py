@@ -171,7 +171,7 @@ def test_without_any_gradient(backend: str) -> None:
     assert nothing.step().item() == 0 and nothing.state_dict()["param_groups"][0]["iteration"] == 1
 
 
-def mixed(backend: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Callable[[int], None]]:
+def many_layouts(backend: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], Callable[[int], None]]:
     """Weights of many sizes and layouts, and what gives them gradients: unaligned, transposed, None."""
     generator = torch.Generator().manual_seed(1)
     shapes = [(3, 1500), (4096,), (4097,), (2, 3, 4, 5), (1,), (), *[(2, n) for n in range(1, 66)]]
@@ -193,9 +193,9 @@ def mixed(backend: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor
 @every
 def test_weights_of_any_size_and_layout(backend: str) -> None:
     """More weights than a table launch takes, more chunks than one; errors: at most twice the reference's own."""
-    found = {}
+    results = {}
     for name, dtype in (("reference", torch.float64), ("reference", torch.float32), (backend, torch.float32)):
-        leaves, differentiate = mixed(name, dtype)
+        leaves, differentiate = many_layouts(name, dtype)
         adam = KerasAdam(leaves, **(SETTINGS | {"clip": 20.0}), backend=name)
         norms = []
         for t in range(3):
@@ -203,10 +203,10 @@ def test_weights_of_any_size_and_layout(backend: str) -> None:
             norms.append(adam.step())
         moments = [[adam.state[leaf][kind] for leaf in leaves] for kind in "mv"]
         groups = [norms, leaves, *moments]
-        found[name, dtype] = [torch.cat([x.detach().double().cpu().flatten() for x in group]) for group in groups]
+        results[name, dtype] = [torch.cat([x.detach().double().cpu().flatten() for x in group]) for group in groups]
     rounding = torch.finfo(torch.float32).eps / 2
-    truth, reference = found["reference", torch.float64], found["reference", torch.float32]
-    for right, own, got in zip(truth, reference, found[backend, torch.float32], strict=True):
+    truth, reference = results["reference", torch.float64], results["reference", torch.float32]
+    for right, own, got in zip(truth, reference, results[backend, torch.float32], strict=True):
         bound = 2 * max(torch.dist(own, right).item(), rounding * right.norm().item())
         assert torch.dist(got, right).item() <= bound
 
@@ -232,7 +232,7 @@ def test_more_chunks_than_programs(backend: str, monkeypatch: pytest.MonkeyPatch
 def test_the_same_bits_every_time(backend: str) -> None:
     runs = []
     for _ in range(20 if backend != "triton" or device_of(backend) == "cuda" else 4):
-        leaves, differentiate = mixed(backend)
+        leaves, differentiate = many_layouts(backend)
         adam = KerasAdam(leaves, **SETTINGS, backend=backend)
         differentiate(0)
         runs.append([adam.step(), *leaves])

@@ -17,8 +17,8 @@ from apv_fast.ops import kl_balance, kl_balance_normal
 from tests.ops.kl_balance_problems import KINDS, SETTINGS, call, check, expected_loss, inputs
 from tests.support.yardstick import VARIATION, judge
 
-ENGINES = [(kind, name) for kind, op in KINDS.items() for name in IMPLEMENTATIONS[op] if probe(name).available]
-both = pytest.mark.parametrize(("kind", "backend"), ENGINES)
+KIND_BACKENDS = [(kind, name) for kind, op in KINDS.items() for name in IMPLEMENTATIONS[op] if probe(name).available]
+both = pytest.mark.parametrize(("kind", "backend"), KIND_BACKENDS)
 
 
 @pytest.mark.interpreted("0.8")
@@ -48,13 +48,13 @@ def test_sizes(kind: str, backend: str, dtype: torch.dtype, shape: tuple[int, ..
         exact = tuple(x.detach().double().cpu().requires_grad_() for x in leaves)
         wanted = expected_loss(kind, exact, **SETTINGS)
         truth = [wanted.detach(), *torch.autograd.grad(wanted, exact)]
-        found: list[list[float]] = []
+        errors: list[list[float]] = []
         for name in (backend, "reference"):
             loss, _ = call(kind, leaves, name, **SETTINGS)
             got = [loss.detach(), *torch.autograd.grad(loss, leaves)]
             pairs = zip(got, truth, strict=True)
-            found.append([torch.dist(a.double().cpu(), b).item() / (b.norm().item() or 1.0) for a, b in pairs])
-        return {str(i): pair for i, pair in enumerate(zip(*found, strict=True))}
+            errors.append([torch.dist(a.double().cpu(), b).item() / (b.norm().item() or 1.0) for a, b in pairs])
+        return {str(i): pair for i, pair in enumerate(zip(*errors, strict=True))}
 
     loss = torch.finfo(torch.float32).eps * (1 + shape[2])
     judge(measure, dtype, exact=False, floors={"0": loss})
@@ -203,7 +203,7 @@ def test_equal_distributions_cost_nothing(kind: str, backend: str) -> None:
     assert abs(loss.item()) < 1e-6 and value.abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("backend", [name for kind, name in ENGINES if kind == "categorical"])
+@pytest.mark.parametrize("backend", [name for kind, name in KIND_BACKENDS if kind == "categorical"])
 def test_extreme_logits_stay_finite(backend: str) -> None:
     post, prior = torch.tensor([200.0, -200.0]), torch.tensor([-200.0, 200.0])
     leaves = tuple(x[None, None, None].to(probe(backend).devices[-1]).requires_grad_() for x in (post, prior))

@@ -21,8 +21,8 @@ from tests.support.yardstick import VARIATION, another, judge, seed_of
 # The interpreter computes with NumPy, which remarks on infinities.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 
-CPU_ENGINES = ["cpu scalar", "cpu avx2", "cpu avx512", "cpu avx512bf16"]
-ENGINES = ["reference", *CPU_ENGINES, "triton"]
+CPU_BACKENDS = ["cpu scalar", "cpu avx2", "cpu avx512", "cpu avx512bf16"]
+BACKENDS = ["reference", *CPU_BACKENDS, "triton"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 REDUCE: list[Literal["mean", "kth"]] = ["mean", "kth"]
 SHAPES = [  # Q, N, d, k
@@ -42,9 +42,9 @@ INTERPRETED = [(0, 5, 3, 2), (5, 6, 0, 2), (7, 3, 4, 16), (20, 150, 70, 16), (3,
 DATA = ["normal", "self", "offset", "near_duplicates", "duplicates", "tiny", "huge"]
 
 
-def select_engine(engine: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The backend of an engine, whose instruction set is put into the environment."""
-    backend, _, isa = engine.partition(" ")
+def select_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The backend in a name of BACKENDS, whose instruction set is put into the environment."""
+    backend, _, isa = name.partition(" ")
     if not probe(backend).available:
         pytest.skip(f"{backend}: {probe(backend).reason}")
     if isa:
@@ -56,14 +56,14 @@ def select_engine(engine: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return backend
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    return select_engine(request.param, monkeypatch)
+    return select_backend(request.param, monkeypatch)
 
 
-@pytest.fixture(params=CPU_ENGINES)
+@pytest.fixture(params=CPU_BACKENDS)
 def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    return select_engine(request.param, monkeypatch)
+    return select_backend(request.param, monkeypatch)
 
 
 @pytest.fixture
@@ -203,15 +203,15 @@ def test_layouts(backend: str, dtype: torch.dtype, layout: Any) -> None:
     dtype=st.sampled_from(DTYPES),
     data=st.sampled_from(DATA),
     reduce=st.sampled_from(REDUCE),
-    engine=st.sampled_from(ENGINES[1:]),
+    name=st.sampled_from(BACKENDS[1:]),
     seed=st.integers(0, 2**16),
 )
 def test_any_shape(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, data: str, reduce: str, engine: str, seed: int
+    shape: tuple[int, int, int, int], dtype: torch.dtype, data: str, reduce: str, name: str, seed: int
 ) -> None:
     q, n, d, k = shape
     with pytest.MonkeyPatch.context() as monkeypatch:
-        backend = select_engine(engine, monkeypatch)
+        backend = select_backend(name, monkeypatch)
         query, keys = inputs(data, q, n, d, dtype, seed)
         check(query, keys, sorted_distances(query, keys), k, reduce, backend)
 

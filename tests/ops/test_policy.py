@@ -81,7 +81,7 @@ def play(policy: Policy, name: str, start: Result, *, explore: bool = True, step
 
 def errors(got: list[Result], expected: list[Result]) -> Tensor:
     """Relative errors of every state's and action's tensor."""
-    found = []
+    distances = []
     for (states, action), (wanted, other) in zip(got, expected, strict=True):
         pairs = [(action, other)]
         for state, want in zip(states, wanted, strict=True):
@@ -89,8 +89,8 @@ def errors(got: list[Result], expected: list[Result]) -> Tensor:
             pairs += [(x, want[key]) for key, x in state.items()]
         for x, y in pairs:
             assert x.shape == y.shape and x.dtype == y.dtype
-            found.append(torch.dist(x, y) / y.norm().clamp(min=1e-9))
-    return torch.stack(found)
+            distances.append(torch.dist(x, y) / y.norm().clamp(min=1e-9))
+    return torch.stack(distances)
 
 
 def assert_close(got: list[Result], expected: list[Result], tolerance: float) -> None:
@@ -152,7 +152,7 @@ def test_bfloat16_with_one_hots(backend: str, isa: str, monkeypatch: pytest.Monk
     modules, wide = make(**options), make(concat=True)
     policy, plain = policies(modules, backend, concat=True)
     precise = ModulePolicy(*wide, concat_embed=True)
-    found = []
+    squares = []
     for _ in range(20):
         start = begin(modules[0], 1)
         of = ((precise, "reference"), (policy, backend))
@@ -160,9 +160,9 @@ def test_bfloat16_with_one_hots(backend: str, isa: str, monkeypatch: pytest.Monk
         expected = yardsticks(functools.partial(play, plain, "reference", start, steps=1))[0]
         samples = [torch.cat([state["stoch"].flatten() for state in result[0][0]]) for result in (exact, got, expected)]
         if torch.equal(samples[0], samples[1]) and torch.equal(samples[0], samples[2]):
-            found.append([errors(each, exact).square().mean() for each in (got, expected)])
-    assert len(found) >= 5
-    error, allowed = torch.tensor(found).mean(0).sqrt()
+            squares.append([errors(each, exact).square().mean() for each in (got, expected)])
+    assert len(squares) >= 5
+    error, allowed = torch.tensor(squares).mean(0).sqrt()
     assert 1e-4 < allowed < 0.1 and error <= 2 * allowed, f"{error:.2e}, PyTorch {allowed:.2e}"
 
 
@@ -248,9 +248,9 @@ def test_a_bad_argument_is_named(name: str, backend: str) -> None:
     arguments |= {f"states[{i}]['{key}']": x for i, state in enumerate(states) for key, x in state.items()}
 
     def act(x: Tensor) -> Result:
-        given = arguments | {name: x}
-        made = [{key: given[f"states[{i}]['{key}']"] for key in state} for i, state in enumerate(states)]
-        return policy(given["embed"], given["is_first"], made, given["action"], explore=True)
+        inputs = arguments | {name: x}
+        model_states = [{key: inputs[f"states[{i}]['{key}']"] for key in state} for i, state in enumerate(states)]
+        return policy(inputs["embed"], inputs["is_first"], model_states, inputs["action"], explore=True)
 
     good = arguments[name]
     act(good)

@@ -25,8 +25,8 @@ def arguments(sizes: Sizes = ODD) -> dict[str, Any]:
     tensors = make_problem(sizes, torch.float32)
     names = ("embed", "is_first", "action")
     state = {"deter": tensors["deter"], "stoch": tensors["stoch"]}
-    given = {name: tensors[name] for name in names} | {"params": params_of(tensors), "state": state}
-    return given | {"latent": sizes.latent, "noise": (tensors["post_noise"], tensors["prior_noise"])}
+    kwargs = {name: tensors[name] for name in names} | {"params": params_of(tensors), "state": state}
+    return kwargs | {"latent": sizes.latent, "noise": (tensors["post_noise"], tensors["prior_noise"])}
 
 
 def with_state(key: str, change: Change) -> Change:
@@ -64,11 +64,13 @@ OBSERVE: Bad = {
 }
 
 
-def assert_raises(op: Callable[..., Any], given: dict[str, Any], bad: tuple[str, Change, type[Exception], str]) -> None:
+def assert_raises(
+    op: Callable[..., Any], kwargs: dict[str, Any], bad: tuple[str, Change, type[Exception], str]
+) -> None:
     argument, change, error, message = bad
-    op(**given)  # without the change there is none
+    op(**kwargs)  # without the change there is none
     with pytest.raises(error, match=re.escape(message)) as caught:
-        op(**(given | {argument: change(given[argument])}))
+        op(**(kwargs | {argument: change(kwargs[argument])}))
     assert str(caught.value).startswith(op.__name__)
 
 
@@ -79,20 +81,20 @@ def test_observe(case: str) -> None:
 
 @pytest.mark.parametrize("name", RSSMParams._fields)
 def test_every_weight_is_checked(name: str) -> None:
-    given = arguments()
+    kwargs = arguments()
 
     def change(to: Change) -> Change:
         return lambda params: params._replace(**{name: to(getattr(params, name))})
 
     wrong_rank = ("params", change(lambda w: w[None]), ValueError, f"params.{name} has shape (1, ")
-    assert_raises(ops.rssm_observe, given, wrong_rank)
+    assert_raises(ops.rssm_observe, kwargs, wrong_rank)
     on_meta = ("params", change(lambda w: w.to("meta")), ValueError, "must be on")
-    assert_raises(ops.rssm_observe, given, on_meta)
+    assert_raises(ops.rssm_observe, kwargs, on_meta)
     other = r"it must be torch.float32" if name != "img_in_weight" else "it must be torch.float64"
-    assert_raises(ops.rssm_observe, given, ("params", change(Tensor.double), TypeError, other))
+    assert_raises(ops.rssm_observe, kwargs, ("params", change(Tensor.double), TypeError, other))
     if name not in ("img_in_weight", "img_out_weight", "obs_out_weight"):  # these set H, D, E and P
         fewer = ("params", change(lambda w: w[:-1]), ValueError, f"params.{name} has shape")
-        assert_raises(ops.rssm_observe, given, fewer)
+        assert_raises(ops.rssm_observe, kwargs, fewer)
 
 
 IMAGINE: Bad = {
@@ -105,9 +107,9 @@ IMAGINE: Bad = {
 
 @pytest.mark.parametrize("case", IMAGINE)
 def test_imagine(case: str) -> None:
-    given = arguments()
-    given = {name: given[name] for name in ("params", "state", "action", "latent")} | {"noise": given["noise"][0]}
-    assert_raises(ops.rssm_imagine, given | {"horizon": None}, IMAGINE[case])
+    kwargs = arguments()
+    kwargs = {name: kwargs[name] for name in ("params", "state", "action", "latent")} | {"noise": kwargs["noise"][0]}
+    assert_raises(ops.rssm_imagine, kwargs | {"horizon": None}, IMAGINE[case])
 
 
 STEP: Bad = {
@@ -122,10 +124,10 @@ STEP: Bad = {
 
 @pytest.mark.parametrize("case", STEP)
 def test_step(case: str) -> None:
-    given = arguments()
-    given |= {name: given[name][:, 0] for name in ("embed", "is_first", "action")}
-    given["noise"] = tuple(x[:, 0] for x in given["noise"])
-    assert_raises(ops.rssm_step, given, STEP[case])
+    kwargs = arguments()
+    kwargs |= {name: kwargs[name][:, 0] for name in ("embed", "is_first", "action")}
+    kwargs["noise"] = tuple(x[:, 0] for x in kwargs["noise"])
+    assert_raises(ops.rssm_step, kwargs, STEP[case])
 
 
 LOWER, UPPER = "stacked_observe: action-free model: ", "stacked_observe: action-conditional model: "
@@ -152,11 +154,11 @@ STACKED: Bad = {
 def test_stacked(case: str) -> None:
     tensors = make_case("stacked", ODD, torch.float32)
     lower: Tensors = {name.removeprefix("af."): x for name, x in tensors.items() if name.startswith("af.")}
-    given = {"af_params": params_of(lower), "params": params_of(tensors), "concat_embed": False}
-    given |= {name: tensors[name] for name in ("embed", "is_first", "action")}
-    given |= {"af_latent": ODD.latent, "latent": upper_sizes(ODD, False).latent}
-    given |= {"af_noise": lower["post_noise"], "noise": tensors["post_noise"]}
-    assert_raises(ops.stacked_observe, given, STACKED[case])
+    kwargs = {"af_params": params_of(lower), "params": params_of(tensors), "concat_embed": False}
+    kwargs |= {name: tensors[name] for name in ("embed", "is_first", "action")}
+    kwargs |= {"af_latent": ODD.latent, "latent": upper_sizes(ODD, False).latent}
+    kwargs |= {"af_noise": lower["post_noise"], "noise": tensors["post_noise"]}
+    assert_raises(ops.stacked_observe, kwargs, STACKED[case])
 
 
 @pytest.mark.parametrize(

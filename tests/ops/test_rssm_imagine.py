@@ -35,7 +35,7 @@ def test_seeds_of_given_actions_and_of_one_step(backend: str, discrete: int) -> 
     make_noise = gumbel_noise if discrete else normal_noise
     for call, leading in ((imagine, (sizes.batch, sizes.length)), (step, (sizes.batch, 1))):
         noise = make_noise(seed, *leading, sizes.stoch, *width).double()
-        given = call(tensors | {"post_noise": noise, "prior_noise": noise}, sizes, "reference")
+        expected = call(tensors | {"post_noise": noise, "prior_noise": noise}, sizes, "reference")
         # step() takes step 0 of the noise that it is given, a seed has but one.
         state, action = {key: tensors[key] for key in ("deter", "stoch")}, tensors["action"]
         params, latent = params_of(tensors), sizes.latent
@@ -45,4 +45,4 @@ def test_seeds_of_given_actions_and_of_one_step(backend: str, discrete: int) -> 
             inputs = (params, state, action[:, 0], tensors["embed"][:, 0], tensors["is_first"][:, 0])
             post, prior = ops.rssm_step(*inputs, latent=latent, noise=seed, backend=backend)
             seeded = flat(post=post, prior=prior)
-        assert max(relative_errors(seeded, {key: given[key] for key in seeded}).values()) < 1e-6
+        assert max(relative_errors(seeded, {key: expected[key] for key in seeded}).values()) < 1e-6

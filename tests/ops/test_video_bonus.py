@@ -119,12 +119,12 @@ def relative_errors(results: Results, expected: Exact) -> dict[str, float]:
     bonuses = [(bonus.double().numpy(), want) for (bonus, _, _), (want, _, _) in zip(results, expected, strict=True)]
     both = zip(results, expected, strict=True)
     queues = [(queue.double().numpy()[: len(rows)], rows) for (_, queue, _), (_, rows, _) in both]
-    found = {}
+    errors = {}
     for name, pairs in (("bonus", bonuses), ("queue", queues)):
         assert all(got.shape == want.shape for got, want in pairs), name
         size = np.linalg.norm([np.linalg.norm(want) for _, want in pairs])
-        found[name] = float(np.linalg.norm([np.linalg.norm(got - want) for got, want in pairs]) / size)
-    return found
+        errors[name] = float(np.linalg.norm([np.linalg.norm(got - want) for got, want in pairs]) / size)
+    return errors
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

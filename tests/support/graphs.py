@@ -28,10 +28,10 @@ KINDS: dict[str, Any] = {
 }
 
 
-def learner(kind: str, device: torch.device = DEVICE, *, graph: str = "off", engine: str | None = None) -> Any:
+def learner(kind: str, device: torch.device = DEVICE, *, graph: str = "off", backend: str | None = None) -> Any:
     torch.manual_seed(0)
-    engine = engine or ("auto" if GPU else "reference")  # the kernels for the CPU may read their arguments' values
-    config: Any = replace(KINDS[kind], graph=graph, backend=engine)
+    backend = backend or ("auto" if GPU else "reference")  # the kernels for the CPU may read their arguments' values
+    config: Any = replace(KINDS[kind], graph=graph, backend=backend)
     if kind == "video":
         return Pretrainer(config, device)
     return Agent(config, 2, discrete=kind == "discrete", device=device)

@@ -64,19 +64,19 @@ def full(batch: int, length: int) -> Sizes:
 
 def make_params(sizes: Sizes, generator: torch.Generator) -> RSSMParams:
     """Random weights of about Glorot's size, biases and scales included."""
-    mixed, out = sizes.stoch * (sizes.discrete or 1), sizes.stoch * (sizes.discrete or 2)
+    stoch, out = sizes.stoch * (sizes.discrete or 1), sizes.stoch * (sizes.discrete or 2)
     s = sizes
     shapes = (
-        *((s.hidden, mixed + s.pad), (s.hidden,)),  # img_in
+        *((s.hidden, stoch + s.pad), (s.hidden,)),  # img_in
         *((3 * s.deter, s.hidden + s.deter), (3 * s.deter,), (3 * s.deter,), (3 * s.deter,)),  # gru and its norm
         *((s.hidden, s.deter), (s.hidden,), (out, s.hidden), (out,)),  # img_out, img_dist
         *((s.hidden, s.deter + s.embed), (s.hidden,), (out, s.hidden), (out,)),  # obs_out, obs_dist
     )
-    made = []
+    weights = []
     for name, shape in zip(RSSMParams._fields, shapes, strict=True):
         values = torch.randn(shape, generator=generator, dtype=torch.float64) / sum(shape[1:], 1) ** 0.5
-        made.append(1 + 0.3 * values if name == "gru_norm_weight" else values)
-    return RSSMParams(*made)
+        weights.append(1 + 0.3 * values if name == "gru_norm_weight" else values)
+    return RSSMParams(*weights)
 
 
 def forced_noise(sizes: Sizes, generator: torch.Generator) -> Tensor:

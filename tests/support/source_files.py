@@ -17,14 +17,14 @@ from tests.support.video_files import plain, write_video
 def read(path: Path, **options: Any) -> dict[str, list[np.ndarray]]:
     """The frames of every clip in ``path``."""
     chosen = ClipOptions(**options)
-    found: dict[str, list[np.ndarray]] = {}
+    frames: dict[str, list[np.ndarray]] = {}
     for source in open_source(path, chosen):
         for clip in pickle.loads(pickle.dumps(source)).clips(chosen):
-            assert clip.name not in found
-            found[clip.name] = list(clip.frames)
-            for frame in found[clip.name]:
+            assert clip.name not in frames
+            frames[clip.name] = list(clip.frames)
+            for frame in frames[clip.name]:
                 assert frame.dtype == np.uint8 and frame.shape == (chosen.size, chosen.size, 3)
-    return found
+    return frames
 
 
 def first_clip(path: Path, **options: Any) -> Clip:

@@ -20,8 +20,8 @@ def wheel(folder: Path, name: str = "toy-1.0-py3-none-any.whl", files: Mapping[s
     """Write one into ``folder``."""
     folder.mkdir(exist_ok=True)
     information = "-".join(name.split("-")[:2]) + ".dist-info"
-    with zipfile.ZipFile(folder / name, "w") as made:
+    with zipfile.ZipFile(folder / name, "w") as archive:
         for path, text in files.items():
-            made.writestr(path, text)
-        made.writestr(f"{information}/RECORD", "".join(f"{path},,\n" for path in [*files, f"{information}/RECORD"]))
+            archive.writestr(path, text)
+        archive.writestr(f"{information}/RECORD", "".join(f"{path},,\n" for path in [*files, f"{information}/RECORD"]))
     return folder / name

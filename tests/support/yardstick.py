@@ -65,7 +65,7 @@ def product(a: Tensor, b: Tensor, terms: int = TERMS) -> Tensor:
     left = F.pad(a, (0, blocks * terms - k)).view(m, blocks, terms).permute(2, 1, 0)[..., None]
     right = F.pad(b, (0, 0, 0, blocks * terms - k)).view(blocks, terms, 1, n).transpose(0, 1)
     rows = max(1, TOGETHER // (blocks * n)) if n else 1
-    made = a.new_empty(m, n)
+    out = a.new_empty(m, n)
     for first in range(0, m, rows):
         part = left[:, :, first : first + rows]
         sums = a.new_zeros(blocks, part.shape[2], n)
@@ -75,8 +75,8 @@ def product(a: Tensor, b: Tensor, terms: int = TERMS) -> Tensor:
         total = sums[0]
         for block in sums[1:]:
             total = total + block
-        made[first : first + rows] = total
-    return made
+        out[first : first + rows] = total
+    return out
 
 
 class Convolution:
@@ -112,13 +112,13 @@ class Convolution:
         """From the large image to the small one."""
         sizes = zip(x.shape[2:], self.kernel, self.stride, self.padding, strict=True)
         size = [(s + 2 * p - k) // d + 1 for s, k, d, p in sizes]
-        made = self._product(self._rows(self._windows(x)), self.weight.flatten(1).T)
-        return made.view(len(x), -1, len(self.weight)).transpose(1, 2).unflatten(2, size)
+        out = self._product(self._rows(self._windows(x)), self.weight.flatten(1).T)
+        return out.view(len(x), -1, len(self.weight)).transpose(1, 2).unflatten(2, size)
 
     def _spread(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """From the small image to the large one."""
-        made = self._product(self._rows(x), self.weight.flatten(1)).view(len(x), x.shape[2:].numel(), -1)
-        return F.fold(made.transpose(1, 2), tuple(size), self.kernel, stride=self.stride, padding=self.padding)
+        out = self._product(self._rows(x), self.weight.flatten(1)).view(len(x), x.shape[2:].numel(), -1)
+        return F.fold(out.transpose(1, 2), tuple(size), self.kernel, stride=self.stride, padding=self.padding)
 
     def _grown(self, x: Tensor) -> list[int]:
         sizes = zip(x.shape[2:], self.kernel, self.stride, self.padding, strict=True)
@@ -142,12 +142,12 @@ class PlainSums(TorchDispatchMode):
             return (bias + product(a, b)).to(args[1].dtype)
         if kind is aten.convolution:
             x, weight, bias, stride, padding, _, transposed, _, _ = args
-            made = Convolution(_wide(weight), stride, padding, transposed).forward(_wide(x))
-            return (made if bias is None else made + _wide(bias).view(-1, 1, 1)).to(x.dtype)
+            out = Convolution(_wide(weight), stride, padding, transposed).forward(_wide(x))
+            return (out if bias is None else out + _wide(bias).view(-1, 1, 1)).to(x.dtype)
         if kind is aten.convolution_backward:
             grad, x, weight, _, stride, padding, _, transposed, _, _, mask = args
             grads = Convolution(_wide(weight), stride, padding, transposed).backward(_wide(grad), _wide(x))
-            return tuple(made.to(x.dtype) if wanted else None for made, wanted in zip(grads, mask, strict=True))
+            return tuple(g.to(x.dtype) if wanted else None for g, wanted in zip(grads, mask, strict=True))
         if any(word in str(kind) for word in ("matmul", "linear", "conv", "baddbmm", "addmv", "aten.mv", "aten.dot")):
             raise NotImplementedError(f"{func} is a product of the local BLAS; write it out here")
         return func(*args, **(kwargs or {}))
@@ -203,19 +203,19 @@ def judge(
     Raises:
         AssertionError: which are outside.
     """
-    found: list[dict[str, tuple[float, float]]] = []
+    errors: list[dict[str, tuple[float, float]]] = []
 
     def outside(typical: Callable[[list[float]], float]) -> dict[str, str]:
         names = {}
-        for name in found[0]:
-            error, own = (typical([one[name][side] for one in found]) for side in (0, 1))
+        for name in errors[0]:
+            error, own = (typical([one[name][side] for one in errors]) for side in (0, 1))
             floor = (floors or {}).get(name, torch.finfo(dtype).eps / 2)
             if not error <= (EXACT if exact and dtype == torch.float64 else 2 * max(own, floor)):
                 names[name] = f"error {error:.2e}, PyTorch {own:.2e}"
         return names
 
     for count in PROBLEMS:
-        found += [measure(seed) for seed in range(len(found), count)]
+        errors += [measure(seed) for seed in range(len(errors), count)]
         if not (names := outside(_root_mean_square)):
             return
     if vanishing and (VARIATION or dtype != torch.float64) and not outside(statistics.median):

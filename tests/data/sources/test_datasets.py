@@ -24,9 +24,9 @@ def test_official_episodes(tmp_path: Path) -> None:
     files.append(write_episode(tmp_path / "train_episodes", make_episode(4, video_only=True)))
     (tmp_path / "dataset.json").write_text(json.dumps({"world": {"quality": "fast"}, "views": ["corner"]}))
     frames = read(tmp_path)
-    found = [frames[f"{tmp_path.name}/train_episodes/{file.name}"] for file in files]
-    assert [len(one) for one in found] == [10, 10, 5] and len(frames) == 3
-    np.testing.assert_array_equal(found[0], make_episode(9)["image"])
+    episodes = [frames[f"{tmp_path.name}/train_episodes/{file.name}"] for file in files]
+    assert [len(one) for one in episodes] == [10, 10, 5] and len(frames) == 3
+    np.testing.assert_array_equal(episodes[0], make_episode(9)["image"])
     clip = first_clip(files[0])
     assert (clip.camera, clip.quality, clip.fps) == (None, "fast", None)  # the name is not one that collect gives
     (tmp_path / "dataset.json").write_text("[]")
@@ -68,8 +68,8 @@ def test_lerobot(tmp_path: Path, pictures: bool) -> None:
     frames = read(tmp_path)  # a dataset below the folder that was given
     camera = f"{tmp_path.name}/robot/observation.images.top"
     assert list(frames) == [f"{camera}/episode_{index:06d}" for index in range(4)]
-    for index, (found, length) in enumerate(zip(frames.values(), (5, 1, 8, 6), strict=True)):
-        assert numbers(found) == [*range(3 * index, 3 * index + length)]
+    for index, (images, length) in enumerate(zip(frames.values(), (5, 1, 8, 6), strict=True)):
+        assert numbers(images) == [*range(3 * index, 3 * index + length)]
     clip = first_clip_of(open_source(root, ClipOptions())[0])
     assert (clip.fps, clip.camera) == (10, "observation.images.top")
     assert [numbers(one) for one in read(root, fps=5).values()][2] == [6, 8, 10, 12]
@@ -132,8 +132,8 @@ def test_hdf5(tmp_path: Path) -> None:
     path = write_hdf5(tmp_path / "lift.hdf5")
     frames = read(path)
     assert list(frames) == [f"lift.hdf5/demo_{demo}" for demo in range(11)]
-    for demo, found in enumerate(frames.values()):
-        assert numbers(found) == [*range(demo, 2 * demo + 3)]
+    for demo, images in enumerate(frames.values()):
+        assert numbers(images) == [*range(demo, 2 * demo + 3)]
     assert (first_clip(path).fps, first_clip(path).camera) == (20, "agentview")
     assert numbers(read(path, fps=10)["lift.hdf5/demo_2"]) == [2, 4, 6]
 

@@ -26,10 +26,10 @@ def pretend(names: tuple[str, ...] = ("triton",), auto: tuple[str, ...] = ("trit
 
     from apv_fast import backend
 
-    found = backend.probe
+    real_probe = backend.probe
 
     def probe(name: str) -> backend.Status:
-        status = found(name)
+        status = real_probe(name)
         return dataclasses.replace(status, devices=("cpu", "cuda")) if name in names else status
 
     backend.probe = probe  # type: ignore[assignment]
