@@ -25,5 +25,7 @@ class StreamNorm(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Update the magnitude with ``x``, of any shape, and return it normalised."""
-        self.mag.mul_(self.momentum).add_((1 - self.momentum) * x.abs().mean().to(self.mag))
+        # As a row: torch.compile (torch 2.13) takes a float64 scalar on the CPU for a constant, and loses what is
+        # written to it.
+        self.mag.view(1).mul_(self.momentum).add_((1 - self.momentum) * x.abs().mean().to(self.mag))
         return (self.scale * x / (self.mag + self.eps)).to(x.dtype)

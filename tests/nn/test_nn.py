@@ -194,6 +194,16 @@ def test_stream_norm() -> None:
     torch.testing.assert_close(off(x), x)
 
 
+def test_a_compiled_stream_norm_keeps_its_magnitude() -> None:
+    """torch.compile loses what is written to a float64 scalar on the CPU (torch 2.13)."""
+    norm, x = StreamNorm(0.9), torch.tensor([3.0, -1.0])
+    compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)
+    for mag in (1.1, 1.19):
+        torch.testing.assert_close(compiled(x), x / mag)
+        assert norm.mag.item() == pytest.approx(mag)
+    torch.compiler.reset()
+
+
 def naive_bonus(
     feats: list[Tensor], projection: Tensor, size: int, k: int, window: int, reduce: str, exclude_self: bool
 ) -> list[np.ndarray]:
