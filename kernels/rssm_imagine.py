@@ -50,8 +50,8 @@ def _forward(call: ImagineCall, keep: bool) -> list[Tensor]:
 def _backward(call: ImagineCall, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]) -> Gradients:
     own, steps, start = Weights.of(call.weights), _steps(call), _start(call)
     trace = Trace(*(steps.outside(x) for x in results))
-    given, of_weights = OutputGrads.of(grads, steps), "weights" in needs
-    inner = walk_back(own, start, trace, given, steps, call.latent, call.noise, of_weights)
+    grad_out, of_weights = OutputGrads.of(grads, steps), "weights" in needs
+    inner = walk_back(own, start, trace, grad_out, steps, call.latent, call.noise, of_weights)
     out: Gradients = {"state_deter": inner.deter}
     if "state_stoch" in needs:
         out["state_stoch"] = start_stoch_grad(own, inner.x[0], call.width).view_as(call.state["stoch"])

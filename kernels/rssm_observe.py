@@ -161,10 +161,10 @@ def backward_arguments(weights: ScanWeights, start: ScanStart, trace: Trace, gra
     )
 
 
-def scan_grads(made: Backward) -> ScanGrads:
+def scan_grads(back: Backward) -> ScanGrads:
     """What the backward kernels have left."""
-    weight, bias = (made.dnorm[:, i].sum(0) for i in range(2))  # two tensors: an op's outputs may not share memory
-    return ScanGrads(made.dx, made.dparts, made.dy, made.dstats, made.carry, weight, bias)
+    weight, bias = (back.dnorm[:, i].sum(0) for i in range(2))  # two tensors: an op's outputs may not share memory
+    return ScanGrads(back.dx, back.dparts, back.dy, back.dstats, back.carry, weight, bias)
 
 
 def launch(

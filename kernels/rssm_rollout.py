@@ -65,8 +65,8 @@ def _backward(call: RolloutCall, results: list[Tensor], grads: list[Tensor | Non
     *of_states, of_action = grads
     own, start, steps = Weights.of(call.weights), _start(call), _steps(call)
     trace, traced = _unpack(results)
-    given = OutputGrads.of(of_states, steps)
-    inner = walk_back(own, start, trace, given, steps, call.latent, call.noise, False)
+    grad_out = OutputGrads.of(of_states, steps)
+    inner = walk_back(own, start, trace, grad_out, steps, call.latent, call.noise, False)
     out: Gradients = {"state_deter": inner.deter}
     if "state_stoch" in needs:
         out["state_stoch"] = start_stoch_grad(own, inner.x[0], call.width).view_as(call.state["stoch"])

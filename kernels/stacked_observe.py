@@ -122,8 +122,8 @@ class Wavefront:
         gl = rssm_observe.backward_arguments(lower.weights, lower.start, traces[0], grads[0], zl)
         gu = rssm_observe.backward_arguments(upper.weights, upper.start, traces[1], grads[1], zu)
         if batch and length:
-            given = LinkBackward(packed(link.stoch.T), packed(link.deter.T), gu.dy)
-            arguments = (batch, length, gl, gu, given, zl, zu)
+            grad_link = LinkBackward(packed(link.stoch.T), packed(link.deter.T), gu.dy)
+            arguments = (batch, length, gl, gu, grad_link, zl, zu)
             rounds = list(range(length + 1))
             like = lower.start.deter
             kernels = backward_kernel, backward_phase_kernel

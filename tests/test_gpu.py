@@ -155,11 +155,11 @@ def scan_work(case: str, backend: str, dtype: torch.dtype) -> Work:
     cotangents = [torch.randn_like(x) for x in outputs()]
 
     def work() -> list[Tensor]:
-        made = outputs()
-        pairs = [(x, g) for x, g in zip(made, cotangents, strict=True) if x.requires_grad]
+        out = outputs()
+        pairs = [(x, g) for x, g in zip(out, cotangents, strict=True) if x.requires_grad]
         inputs = list(leaves.values())
         grads = torch.autograd.grad([x for x, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
-        return [x.detach() for x in made] + [g for g in grads if g is not None]
+        return [x.detach() for x in out] + [g for g in grads if g is not None]
 
     return work
 
@@ -170,11 +170,11 @@ def op_work(case: Case, backend: str) -> Work:
     problem = case.build(DEVICE, case.dtype, **case.shape)
 
     def work() -> list[Tensor]:
-        made: list[Tensor] = []
+        out: list[Tensor] = []
         for run in problem.passes.values():
             result = run(backend)
-            made += [result] if isinstance(result, Tensor) else list(result)  # type: ignore[call-overload]
-        return made
+            out += [result] if isinstance(result, Tensor) else list(result)  # type: ignore[call-overload]
+        return out
 
     return work
 
@@ -198,12 +198,12 @@ def test_scans_repeat_to_the_bit(case: str, backend: str, dtype: torch.dtype) ->
     need(backend, dtype)
     work = scan_work(case, backend, dtype)
     expected = bits(work())
-    made: list[Tensor] = []
+    out: list[Tensor] = []
 
     def again() -> None:
-        made[:] = work()
+        out[:] = work()
 
-    assert_repeats(again, expected, lambda: made)
+    assert_repeats(again, expected, lambda: out)
     captured = capture(work)
     assert_repeats(captured.replay, expected, lambda: captured.result)  # type: ignore[arg-type, return-value]
 
@@ -215,12 +215,12 @@ def test_ops_repeat_to_the_bit(op: str, backend: str) -> None:
     need(backend, case.dtype)
     work = op_work(case, backend)
     expected, second = bits(work()), bits(work())
-    made: list[Tensor] = []
+    out: list[Tensor] = []
 
     def again() -> None:
-        made[:] = op_work(case, backend)()
+        out[:] = op_work(case, backend)()
 
-    assert_repeats(again, expected, lambda: made)
+    assert_repeats(again, expected, lambda: out)
     if not all(torch.equal(x, y) for x, y in zip(expected, second, strict=True)):
         return
     captured = capture(work)

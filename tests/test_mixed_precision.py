@@ -51,21 +51,21 @@ def changes(p: nn.Parameter) -> Iterator[str]:
 
 def test_a_copy_is_never_stale() -> None:
     p = weight(3, 5)
-    made = keep_copy(p, NARROW)
+    narrow = keep_copy(p, NARROW)
     for how in changes(p):
         assert torch.equal(cast(p, NARROW), p.to(NARROW)), how
-        assert cast(p, NARROW).data_ptr() == made.data_ptr()  # where a recorded update reads it
+        assert cast(p, NARROW).data_ptr() == narrow.data_ptr()  # where a recorded update reads it
     for how in changes(p):
         refresh_copies([p])
-        assert torch.equal(made, p.to(NARROW)), how
+        assert torch.equal(narrow, p.to(NARROW)), how
 
 
 def test_without_a_copy_it_is_a_cast() -> None:
     p, other = weight(4), weight(4)
-    made = keep_copy(p, NARROW)
+    narrow = keep_copy(p, NARROW)
     assert cast(p, torch.float16).dtype == torch.float16 and cast(p, torch.float32) is p
     for one in (other, copy.deepcopy(p)):
-        assert cast(one, NARROW).data_ptr() != made.data_ptr() and torch.equal(cast(one, NARROW), one.to(NARROW))
+        assert cast(one, NARROW).data_ptr() != narrow.data_ptr() and torch.equal(cast(one, NARROW), one.to(NARROW))
 
 
 def test_gradients_are_those_of_a_cast() -> None:
@@ -102,17 +102,17 @@ def test_the_step_writes_copies() -> None:
     """Of more than a chunk, unaligned, without a gradient, of any strides; beside weights without one."""
     leaves = [weight(70, 70), weight(5), weight(3), weight(6, 4), nn.Parameter(weight(8, 4).detach().T)]
     adam = KerasAdam(leaves, 0.05, backend="triton", copies={p: NARROW for p in leaves if len(p) != 6})
-    made = [one for one in adam._copies if one is not None]
-    assert len(made) == 4
+    copies = [one for one in adam._copies if one is not None]
+    assert len(copies) == 4
     for t in range(3):
         for p in (*leaves[:2], *leaves[3:]):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(t))
         adam.step()
         having = [p for p in leaves if len(p) != 6]
-        assert all(torch.equal(one, p.to(NARROW)) for one, p in zip(made, having, strict=True))
-        versions = [one._version for one in made]
+        assert all(torch.equal(one, p.to(NARROW)) for one, p in zip(copies, having, strict=True))
+        versions = [one._version for one in copies]
         assert all(torch.equal(cast(p, NARROW), p.to(NARROW)) for p in having)
-        assert versions == [one._version for one in made], "nothing had to be written again"
+        assert versions == [one._version for one in copies], "nothing had to be written again"
 
 
 @triton
@@ -146,10 +146,10 @@ def test_backends_that_cannot_write_copies_have_none() -> None:
 
 def test_writers_say_so() -> None:
     p = weight(2)
-    made = keep_copy(p, NARROW)
+    narrow = keep_copy(p, NARROW)
     with torch.no_grad():
         p.add_(1)
-        made.fill_(5)
+        narrow.fill_(5)
     mark_written([p])
     assert cast(p, NARROW).tolist() == [5, 5]
 

@@ -49,10 +49,10 @@ def _episodes(config: ImportConfig) -> tuple[Path, ...]:
     folder = config.data or config.folder / "train_episodes"
     if config.data is None and not folder.is_dir():
         return ()
-    found = episode_files([episode_folder(folder)])
-    if config.data is not None and not found:
+    episodes = episode_files([episode_folder(folder)])
+    if config.data is not None and not episodes:
         raise ConfigError(f"data: {folder} has no episodes; leave --data out to import only the weights")
-    return (folder.resolve(),) if found else ()
+    return (folder.resolve(),) if episodes else ()
 
 
 def _report(run: RunDirectory, config: PretrainConfig, sizes: ModelConfig) -> None:

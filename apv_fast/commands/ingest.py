@@ -93,16 +93,16 @@ def check(config: IngestConfig) -> None:
 
 def _find(paths: Iterable[Path], options: ClipOptions) -> list[Source]:
     """The sources in all paths, each with a name of its own."""
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for path in paths:
         for source in open_source(path, options):
-            other = found.setdefault(source.name, source)
+            other = sources.setdefault(source.name, source)
             if other.path.resolve() != source.path.resolve():
                 raise ConfigError(
                     f"sources: {other.path} and {source.path} would both be called {source.name}; "
                     "give the folder above them, or make a store of each"
                 )
-    return list(found.values())
+    return list(sources.values())
 
 
 class _SkippedLog:

@@ -82,13 +82,13 @@ Seeds = dict[int, tuple[np.ndarray, np.ndarray]]
 
 def _runs(plan: Plan, metric: str) -> dict[str, dict[str, Seeds]]:
     """Task, arm, seed -> steps and values, of the runs that have any yet."""
-    found: dict[str, dict[str, Seeds]] = defaultdict(lambda: defaultdict(dict))
+    seeds: dict[str, dict[str, Seeds]] = defaultdict(lambda: defaultdict(dict))
     for curve, run in plan.runs():
         try:
-            found[curve.task][curve.arm][curve.seed] = read_curve(run, metric)
+            seeds[curve.task][curve.arm][curve.seed] = read_curve(run, metric)
         except ValueError as error:
             print(f"left out: {error}", file=sys.stderr)
-    return found
+    return seeds
 
 
 def _joined(arm: str, seeds: Seeds) -> Curve:

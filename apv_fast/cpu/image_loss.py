@@ -109,5 +109,5 @@ def image_loss(mean: Tensor, image: Tensor) -> Tensor:
 
 def normalize_image(image: Tensor, dtype: torch.dtype) -> Tensor:
     """u/255 - ½ in ``dtype``, contiguous ``[..., H, W, C]``."""
-    made = _normalized(image, state_dtype(dtype) if dtype == torch.float16 else dtype)[0]
-    return made.to(dtype)
+    out = _normalized(image, state_dtype(dtype) if dtype == torch.float16 else dtype)[0]
+    return out.to(dtype)

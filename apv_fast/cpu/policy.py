@@ -43,7 +43,7 @@ class CpuPolicy:
             for module in root.modules()
             for name in module._parameters
         ]
-        self._made: tuple[_Key, Filter] | None = None
+        self._cached: tuple[_Key, Filter] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_made": None}  # it holds addresses
@@ -52,9 +52,9 @@ class CpuPolicy:
         """For the weights as they are now."""
         weights = [w for slots, name in self._slots if (w := slots[name]) is not None]
         key = list(map(Tensor.data_ptr, weights)), list(map(_version, weights))
-        if self._made is None or self._made[0] != key:
-            self._made = key, self._make()  # at once: another thread sees the old pair or the new one
-        return self._made[1]
+        if self._cached is None or self._cached[0] != key:
+            self._cached = key, self._make()  # at once: another thread sees the old pair or the new one
+        return self._cached[1]
 
     @torch.no_grad()
     def _make(self) -> Filter:
@@ -94,9 +94,9 @@ class CpuPolicy:
             deter, stoch = state["deter"].to(wide).contiguous(), state["stoch"].to(wide).contiguous()
             inputs.append(Inputs(deter, stoch, action if model.action_dim else None, embed, noise, None))
         action_noise = self._action_noise(rows, step.actions, wide, generator) if explore else None
-        made, chosen = step(is_first.contiguous(), inputs, action_noise)
+        outs, chosen = step(is_first.contiguous(), inputs, action_noise)
         assert chosen is not None
-        return [self._state(model.latent, outputs) for model, outputs in zip(self.models, made, strict=True)], chosen
+        return [self._state(model.latent, outputs) for model, outputs in zip(self.models, outs, strict=True)], chosen
 
     def _check(self, embed: Tensor, is_first: Tensor, states: Sequence[State], action: Tensor) -> None:
         """No op checks these arguments, and C++ reads as many numbers as the models say."""
@@ -117,11 +117,11 @@ class CpuPolicy:
             raise TypeError(f"policy: is_first has dtype {is_first.dtype}; it must be torch.bool")
 
     @staticmethod
-    def _state(latent: Latent, made: Outputs) -> State:
-        assert made.post_stoch is not None and made.post_stats is not None
+    def _state(latent: Latent, outs: Outputs) -> State:
+        assert outs.post_stoch is not None and outs.post_stats is not None
         if latent.discrete:
-            return {"deter": made.deter, "stoch": made.post_stoch, "logit": made.post_stats}
-        return state_of(made.deter, made.post_stoch, made.post_stats, latent)
+            return {"deter": outs.deter, "stoch": outs.post_stoch, "logit": outs.post_stats}
+        return state_of(outs.deter, outs.post_stoch, outs.post_stats, latent)
 
     def _noises(self, rows: int, dtype: torch.dtype, generator: torch.Generator | None) -> list[Tensor]:
         """Each posterior's, or its seed. A prior's is drawn behind it, which nothing reads: modules draw it."""

@@ -27,7 +27,7 @@ def _actions(call: ImagineCall) -> int:
 
 
 def _action(call: ImagineCall) -> Tensors:
-    return {} if call.action is None else {"given_action": call.action.to(call.weights[0].dtype).contiguous()}
+    return {} if call.action is None else {"input_action": call.action.to(call.weights[0].dtype).contiguous()}
 
 
 def _forward(call: ImagineCall, keep: bool) -> list[Tensor]:
@@ -46,8 +46,8 @@ def _backward(call: ImagineCall, results: list[Tensor], grads: list[Tensor | Non
         inner["dstart_stoch"] = wide.new_empty(call.state["stoch"].shape)
     if "action" in needs and call.action is not None:
         inner["daction"] = wide.new_empty(call.action.shape)
-    given = grads_of(("deter", "stoch", "stats"), grads)
-    run(True, call, traced(own, True) | _action(call) | given | inner, actions=_actions(call))
+    grad_out = grads_of(("deter", "stoch", "stats"), grads)
+    run(True, call, traced(own, True) | _action(call) | grad_out | inner, actions=_actions(call))
     out: Gradients = {"state_deter": inner["dstart_deter"]}
     if "state_stoch" in needs:
         out["state_stoch"] = inner["dstart_stoch"]

@@ -54,9 +54,9 @@ class CpuScan(TorchProducts):
         self, weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, latent: Latent
     ) -> ScanGrads:
         """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
-        given = {f"grad_{name}": x.contiguous() for name, x in grads._asdict().items() if x is not None}
+        grad_out = {f"grad_{name}": x.contiguous() for name, x in grads._asdict().items() if x is not None}
         norm = (start.deter.new_zeros(len(weights.norm_weight)) for _ in range(2))  # no rows: no sum
-        made = ScanGrads(
+        grad_in = ScanGrads(
             torch.empty_like(trace.x),
             trace.x.new_empty(trace.parts.shape),
             torch.empty_like(trace.y),
@@ -64,10 +64,10 @@ class CpuScan(TorchProducts):
             torch.empty_like(start.deter),
             *norm,
         )
-        of = {f"d{name}": x for name, x in made._asdict().items()}
+        of = {f"d{name}": x for name, x in grad_in._asdict().items()}
         of["dstart"] = of.pop("ddeter")
-        _run(True, weights, start, trace, latent, **given, **of)
-        return made
+        _run(True, weights, start, trace, latent, **grad_out, **of)
+        return grad_in
 
 
 def _run(

@@ -127,9 +127,9 @@ class Filter:
     def _weights(self, model: Model) -> dict[str, int]:
         """Addresses."""
         unwanted = ("obs",) * (not self.post) + ("img_out", "img_dist") * (not self.prior)
-        found = {name: w.data_ptr() for name, w in model.params._asdict().items() if not name.startswith(unwanted)}
+        addresses = {name: w.data_ptr() for name, w in model.params._asdict().items() if not name.startswith(unwanted)}
         rows = {"img_in_rows": model.img_in_rows, "obs_out_rows": model.obs_out_rows}
-        return found | {name: w.data_ptr() for name, w in rows.items() if w is not None}
+        return addresses | {name: w.data_ptr() for name, w in rows.items() if w is not None}
 
     def _outputs(self, x: Inputs) -> Outputs:
         def head(wanted: bool) -> tuple[Tensor | None, Tensor | None]:

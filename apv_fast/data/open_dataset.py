@@ -58,8 +58,8 @@ def _store(path: Path, store_of: Callable[[Path], Path] | None) -> Path:
     if is_store(path):
         return path
     if store_of is None:
-        found = "is neither a store nor a folder of episodes" if path.exists() else "does not exist"
-        raise EpisodeError(path, "data", found)
+        problem = "is neither a store nor a folder of episodes" if path.exists() else "does not exist"
+        raise EpisodeError(path, "data", problem)
     return store_of(path)
 
 

@@ -318,17 +318,18 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         kernel, saved, needed = ctx.kernel, ctx.saved_tensors, ctx.needs_input_grad[3:]
-        given, results = list(grads[: kernel.outputs]), list(saved[len(needed) :])
-        if all(grad is None for grad in given):
+        grad_out, results = list(grads[: kernel.outputs]), list(saved[len(needed) :])
+        if all(grad is None for grad in grad_out):
             return (None,) * (3 + len(needed))
         values, needs, end = list(ctx.plain), [False] * len(ctx.plain), 0
         for i, listed in kernel.signature.tensors:
             begin, end = end, end + (values[i] if listed else 1)
             values[i] = list(saved[begin:end]) if listed else saved[begin]
             needs[i] = any(needed[begin:end]) and "noise" not in kernel.signature.names[i]  # which has no gradient
-        ready = kernel.ready(results, given)
-        run = kernel.backward if _unobserved([*saved, *given]) and not torch.is_grad_enabled() else kernel.backward_op
-        flat = iter(run(*values, results, given, needs) if ready is None else ())
+        ready = kernel.ready(results, grad_out)
+        direct = _unobserved([*saved, *grad_out]) and not torch.is_grad_enabled()
+        run = kernel.backward if direct else kernel.backward_op
+        flat = iter(run(*values, results, grad_out, needs) if ready is None else ())
         out: list[Tensor | None] = [None, None, None]
         for i, listed in kernel.signature.tensors:
             count = len(values[i]) if listed else 1

@@ -42,11 +42,11 @@ def check_params(arguments: Arguments, params: RSSMParams, latent: Latent) -> No
     for name in ("img_dist_bias", "obs_dist_bias"):
         arguments.tensor(f"params.{name}", getattr(params, name), "M", dtype)
     arguments.sizes["E"] = arguments.sizes["D+E"] - deter
-    mixed = latent.stoch * (latent.discrete or 1)
-    arguments.sizes["P"] = arguments.sizes["IN"] - mixed
+    width = latent.stoch * (latent.discrete or 1)
+    arguments.sizes["P"] = arguments.sizes["IN"] - width
     arguments.require(hidden > 0, "params.img_in_weight has no rows; H must be at least 1")
     arguments.require(deter > 0, "params.img_out_weight has no columns; D must be at least 1")
-    for name, key, least, seen in (("img_in", "IN", mixed, "stoch"), ("obs_out", "D+E", deter, "deter")):
+    for name, key, least, seen in (("img_in", "IN", width, "stoch"), ("obs_out", "D+E", deter, "deter")):
         have = arguments.sizes[key]
         arguments.require(have >= least, f"params.{name}_weight has {have} columns; {seen} alone takes {least}")
 

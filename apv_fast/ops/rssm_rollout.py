@@ -126,7 +126,7 @@ def _noises(
     params: RSSMParams,
     actor: ActorParams,
     latent: Latent,
-    given: tuple[Tensor | None, Tensor | None],
+    choices: tuple[Tensor | None, Tensor | None],
     generator: torch.Generator | None,
     backend: str | None,
 ) -> list[Tensor]:
@@ -136,8 +136,8 @@ def _noises(
     dims = ("T N A", stoch_dims(latent, "T N"))
     kinds = (Latent(1, arguments.sizes["A"]), latent)
     seeded = device.type == "cuda" and choose("rssm_rollout", weight, backend) != "reference"
-    made = []
-    for name, x, wanted, kind in zip(("action_noise", "noise"), given, dims, kinds, strict=True):
+    noises = []
+    for name, x, wanted, kind in zip(("action_noise", "noise"), choices, dims, kinds, strict=True):
         if x is None and seeded:
             x = torch.randint(-(2**63), 2**63 - 1, (), device=device, generator=generator)
         elif x is None and name == "action_noise" and not actor.discrete:
@@ -151,5 +151,5 @@ def _noises(
         else:
             seed = isinstance(x, Tensor) and x.dim() == 0 and x.dtype == torch.int64
             arguments.tensor(name, x, "" if seed else wanted, torch.int64 if seed else None)
-        made.append(x if x.dtype == torch.int64 else x.to(dtype))
-    return made
+        noises.append(x if x.dtype == torch.int64 else x.to(dtype))
+    return noises

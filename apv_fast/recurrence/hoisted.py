@@ -121,7 +121,7 @@ def prior_backward(
     }
 
 
-def given_grads(
+def scan_grads(
     backend: ScanBackend,
     call: RssmObserve,
     trace: Trace,
@@ -187,8 +187,8 @@ def products_after(
         for name in list(waiting):
             columns = getattr(params, f"{name}_weight").shape[1]
             weights[f"{name}_weight"], weights[f"{name}_bias"] = backend.weight_gradient(*waiting.pop(name), columns)
-    made = (weights[name] if name in weights else torch.zeros_like(w) for name, w in params._asdict().items())
-    return InputGrads(RSSMParams(*made), dembed.to(call.embed.dtype), ddeter, dstoch, daction)
+    grad_params = (weights[name] if name in weights else torch.zeros_like(w) for name, w in params._asdict().items())
+    return InputGrads(RSSMParams(*grad_params), dembed.to(call.embed.dtype), ddeter, dstoch, daction)
 
 
 def like_traces(call: RssmObserve) -> tuple[Trace, PriorTrace]:

@@ -97,8 +97,8 @@ class TwoScans:
         stoch = grads[0].stoch
         if not (lower.latent.discrete and lower.start.noise is None):  # modes have no gradient
             stoch = add(stoch, product(dy, link.stoch).to(wide).view_as(traces[0].stoch))
-        given = TraceGrads(deter, stoch, grads[0].stats)
-        return self.scan.backward(lower.weights, lower.start, traces[0], given, lower.latent), above
+        grad_out = TraceGrads(deter, stoch, grads[0].stats)
+        return self.scan.backward(lower.weights, lower.start, traces[0], grad_out, lower.latent), above
 
 
 def _model(call: RssmObserve) -> Model:
@@ -139,12 +139,14 @@ def stacked_on(name: str, backend: StackedBackend) -> Observe:
         half = len(kept) // 2
         below, af_prior = hoisted.traces_of(results[:count], kept[:half])
         above, prior = hoisted.traces_of(results[count : 2 * count], kept[half:])
-        af_given, af_head = hoisted.given_grads(
+        af_grad_out, af_head = hoisted.scan_grads(
             backend.scan, both[0], below, af_prior, *hoisted.trace_grads(grads[:count])
         )
-        given, head = hoisted.given_grads(backend.scan, both[1], above, prior, *hoisted.trace_grads(grads[count:]))
-        inner = list(backend.backward(_model(both[0]), _model(both[1]), _link(call), (below, above), (af_given, given)))
-        del af_given, given
+        grad_out, head = hoisted.scan_grads(backend.scan, both[1], above, prior, *hoisted.trace_grads(grads[count:]))
+        inner = list(
+            backend.backward(_model(both[0]), _model(both[1]), _link(call), (below, above), (af_grad_out, grad_out))
+        )
+        del af_grad_out, grad_out
         upper = hoisted.products_after(backend.scan, both[1], above, inner.pop(), head, (below.stoch, below.deter))
         lower = hoisted.products_after(backend.scan, both[0], below, inner.pop(), af_head)
         return {

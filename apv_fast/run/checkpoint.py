@@ -111,16 +111,16 @@ def load_latest(
     return None
 
 
-def check_state(expected: Mapping[str, Any], found: Mapping[str, Any], source: Path | str, field: str) -> None:
+def check_state(expected: Mapping[str, Any], actual: Mapping[str, Any], source: Path | str, field: str) -> None:
     """See that ``found`` has the keys of ``expected``, and tensors of the same shapes, at every depth.
 
     Raises:
         CheckpointError: it has not; names ``source`` and the first such field, under the name ``field``.
     """
     for key in expected:
-        if key not in found:
+        if key not in actual:
             raise CheckpointError(source, f"{field}.{key}", f"is missing; the file is of another {_OTHER}")
-    for key, value in found.items():
+    for key, value in actual.items():
         name = f"{field}.{key}"
         if key not in expected:
             raise CheckpointError(source, name, f"is not part of this configuration; the file is of another {_OTHER}")

@@ -196,8 +196,8 @@ struct Backward : Walk<X> {
   // Phase 2, and in phase 5: the gradient before ELU of the block's own hidden units, from its product with what is at
   // `from`.
   template <int AHEAD>
-  APV_DEVICE void elu_product(const Share& share, int64_t from, int steps, const float* made, int64_t to, Half* grads,
-                              int t) {
+  APV_DEVICE void elu_product(const Share& share, int64_t from, int steps, const float* hidden, int64_t to,
+                              Half* grads, int t) {
     float* partial = shared(plan.shared_partial);
     for (int slot = 0; slot < share.count; ++slot) {
       const int tile = share.tile(slot);
@@ -206,7 +206,7 @@ struct Backward : Walk<X> {
       each_item([&](int item, int row, int unit) {
         const int h = tile * kTile + unit;
         if (row >= n.B || h >= n.H) return;
-        const Half grad = narrow(total<X, 1>(partial, 0, item) * elu_grad(made[slot * X::kItems + item]));
+        const Half grad = narrow(total<X, 1>(partial, 0, item) * elu_grad(hidden[slot * X::kItems + item]));
         *published(to, row, tile, unit) = grad;
         grads[step_of(row, t) * n.H + h] = grad;
       });
@@ -239,7 +239,7 @@ struct Backward : Walk<X> {
         }
         const float before = t == 0 ? scan.start[int64_t{row} * n.D + d] : scan.deter_trace[(step - 1) * n.D + d];
         shared(plan.shared_before)[i] = keep(t)[row] != 0 ? before : 0;
-        shared(plan.shared_given)[i] = scan.grad_deter ? scan.grad_deter[step * n.D + d] : 0;
+        shared(plan.shared_grad_deter)[i] = scan.grad_deter ? scan.grad_deter[step * n.D + d] : 0;
       });
     }
   }
@@ -272,7 +272,7 @@ struct Backward : Walk<X> {
       scaled[gate] = normed[gate * X::kItems] * scales[gate * kTile] + scales[(3 + gate) * kTile];
     }
     const Gates g = gates(scaled[0], scaled[1], scaled[2]);
-    const float dh = shared(plan.shared_carry)[i] + through_y + shared(plan.shared_given)[i];
+    const float dh = shared(plan.shared_carry)[i] + through_y + shared(plan.shared_grad_deter)[i];
     gates_backward(g, shared(plan.shared_before)[i], dh, dnorm);
     shared(plan.shared_rest)[i] = (1 - g.update) * dh;
     Pair both = {};
@@ -301,9 +301,9 @@ struct Backward : Walk<X> {
         for (int gate = 0; gate < 3; ++gate) {
           const int i = (slot * 3 + gate) * X::kItems + item;
           const float x = shared(plan.shared_normed)[i], grad = shared(plan.shared_grad)[i];
-          const Half made = narrow(shared(plan.shared_rstd)[row] * (grad - means[row].first - x * means[row].second));
-          *published(plan.parts, row, gate * n.deter_tiles() + tile, unit) = made;
-          scan.dparts[(step_of(row, t) * 3 + gate) * n.D + d] = made;
+          const Half dpart = narrow(shared(plan.shared_rstd)[row] * (grad - means[row].first - x * means[row].second));
+          *published(plan.parts, row, gate * n.deter_tiles() + tile, unit) = dpart;
+          scan.dparts[(step_of(row, t) * 3 + gate) * n.D + d] = dpart;
         }
       });
     }

@@ -7,7 +7,7 @@ namespace apv_fast::cuda {
 
 // Offsets in bytes, computed on the host.
 struct BackwardPlan {
-  int64_t shared_partial, shared_normed, shared_before, shared_given, shared_grad, shared_rest, shared_carry,
+  int64_t shared_partial, shared_normed, shared_before, shared_grad_deter, shared_grad, shared_rest, shared_carry,
       shared_scales, shared_sums, shared_y, shared_x, shared_probs, shared_latent, shared_stats, shared_rstd,
       shared_means, shared_keep, shared_weights;
   int64_t counter, stats, y, parts, x, zeroed, sums, weights;
@@ -23,7 +23,7 @@ APV_HD BackwardPlan plan_backward(const Sizes& n, int blocks) {
   p.shared_partial = shared.take(X::kWarps * X::kSlabsAtOnce * items);
   p.shared_normed = shared.take(deter * 3 * items);
   p.shared_before = shared.take(deter * items);
-  p.shared_given = shared.take(deter * items);
+  p.shared_grad_deter = shared.take(deter * items);
   p.shared_grad = shared.take(deter * 3 * items);
   p.shared_rest = shared.take(deter * items);
   p.shared_carry = shared.take(deter * items);

@@ -162,9 +162,9 @@ struct Forward : Walk<X> {
         if (r >= n.B || h >= n.H) return;
         float x = shared(plan.shared_x)[slot * X::kItems + item];
         if (t > 0 && keep(t)[r] != 0) x += partial[item];
-        const Half made = narrow(elu(x));
-        *published(plan.x, r, tile, unit) = made;
-        scan.x_trace[step_of(r, t) * n.H + h] = made;
+        const Half out = narrow(elu(x));
+        *published(plan.x, r, tile, unit) = out;
+        scan.x_trace[step_of(r, t) * n.H + h] = out;
       });
     }
   }

@@ -249,9 +249,9 @@ def test_is_first_forgets() -> None:
         generator.manual_seed(0)
         return agent.act(image[:, 1], torch.tensor(first), start, explore=False, generator=generator)[1].state["deter"]
 
-    fresh, mixed, later = deter([True, True], None), deter([True, False], memory), deter([False, False], memory)
-    torch.testing.assert_close(mixed[0], fresh[0])
-    torch.testing.assert_close(mixed[1], later[1])
+    fresh, partly, later = deter([True, True], None), deter([True, False], memory), deter([False, False], memory)
+    torch.testing.assert_close(partly[0], fresh[0])
+    torch.testing.assert_close(partly[1], later[1])
     assert not torch.allclose(later[0], fresh[0])
 
 

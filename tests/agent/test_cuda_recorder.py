@@ -16,23 +16,23 @@ from apv_fast.agent.cuda_graph import CudaRecorder
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls of a torch.cuda that does nothing."""
-    made: list[str] = []
+    log: list[str] = []
 
     def note(name: str) -> Callable[..., Any]:
-        return lambda *args, **kwargs: made.append(name)
+        return lambda *args, **kwargs: log.append(name)
 
     @contextlib.contextmanager
     def inside(name: str) -> Iterator[None]:
-        made.append(name)
+        log.append(name)
         yield
-        made.append(f"end of {name}")
+        log.append(f"end of {name}")
 
     class Stream:
         def __init__(self, name: str = "side") -> None:
             self.name = name
 
         def wait_stream(self, other: Stream) -> None:
-            made.append(f"{self.name} waits for {other.name}")
+            log.append(f"{self.name} waits for {other.name}")
 
     current = Stream("current")
     generator = types.SimpleNamespace(graphsafe_set_state=note("new random state"))
@@ -40,7 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "Stream": Stream,
         "CUDAGraph": lambda: types.SimpleNamespace(replay=note("replay")),
         "current_stream": lambda: current,
-        "set_stream": lambda stream: made.append(f"back to {stream.name}"),
+        "set_stream": lambda stream: log.append(f"back to {stream.name}"),
         "stream": lambda stream: inside(f"stream {stream.name}"),
         "graph": lambda graph, stream, capture_error_mode: inside(f"{capture_error_mode} capture on {stream.name}"),
         "device": lambda device: contextlib.nullcontext(),
@@ -49,7 +49,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch, "Generator", lambda device: types.SimpleNamespace(graphsafe_get_state=lambda: None))
-    return made
+    return log
 
 
 def test_the_cuda_recorder(calls: list[str]) -> None:

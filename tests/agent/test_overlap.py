@@ -45,14 +45,14 @@ def weights(acting: Acting) -> dict[str, Any]:
 @pytest.fixture
 def updates() -> Iterator[Callable[..., Updates]]:
     """Makes them, and lets their threads go."""
-    made: list[Updates] = []
+    opened: list[Updates] = []
 
     def make(agent: Agent, *, overlap: bool = True, seed: int = 3) -> Updates:
-        made.append(Updates(agent, overlap=overlap, seed=seed))
-        return made[-1]
+        opened.append(Updates(agent, overlap=overlap, seed=seed))
+        return opened[-1]
 
     yield make
-    for one in made:
+    for one in opened:
         one.close()
 
 
@@ -134,12 +134,12 @@ def test_an_update_that_fails_is_told(updates: Callable[..., Updates]) -> None:
 def test_the_backend_in_force_is_the_threads_too(updates: Callable[..., Updates]) -> None:
     from apv_fast.backend import requested, use_backend
 
-    found: list[str] = []
+    backends: list[str] = []
     with use_backend("reference"):
         beside = updates(learner())
-        beside.begin(make_batch(), lambda metrics: found.append(requested(None)))
+        beside.begin(make_batch(), lambda metrics: backends.append(requested(None)))
         beside.wait()
-    assert found == ["reference"]
+    assert backends == ["reference"]
 
 
 # One graph a step
@@ -315,8 +315,8 @@ def test_a_thread_changes_nothing(undisturbed: Path, tmp_path: Path, monkeypatch
             pass
 
         def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-            made = function(*arguments)
-            return types.SimpleNamespace(result=lambda: made)
+            result = function(*arguments)
+            return types.SimpleNamespace(result=lambda: result)
 
         def shutdown(self) -> None:
             pass

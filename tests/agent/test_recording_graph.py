@@ -18,9 +18,9 @@ def test_optimizer_tensors_are_found_at_any_depth() -> None:
     adam = torch.optim.Adam([weight], lr=torch.tensor(0.1), capturable=False)
     weight.sum().backward()
     adam.step()
-    found = list(optimizer_tensors(adam))
+    tensors = list(optimizer_tensors(adam))
     # The weight, its rate (in the group and the defaults), step, and two moments.
-    assert {tuple(tensor.shape) for tensor in found} == {(3,), ()} and len(found) >= 5
+    assert {tuple(tensor.shape) for tensor in tensors} == {(3,), ()} and len(tensors) >= 5
 
 
 def faulty(name: str) -> Callable[[Tensor, Tensor], object]:

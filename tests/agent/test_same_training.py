@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def batches(count: int, size: int, length: int) -> list[dict[str, Tensor]]:
     """Frames with something to learn: a bright square that moves with the action."""
     generator = torch.Generator().manual_seed(0)
-    made = []
+    data = []
     for _ in range(count):
         action = torch.rand(size, length, 4, generator=generator) * 2 - 1
         at = (24 + 4 * action[..., 0].cumsum(1)).clamp(0, 48).long()
@@ -40,9 +40,9 @@ def batches(count: int, size: int, length: int) -> list[dict[str, Tensor]]:
                 image[b, t, 24:40, at[b, t] : at[b, t] + 16] = 220
         is_first = torch.zeros(size, length, dtype=torch.bool)
         is_first[:, 0] = True
-        made.append({"image": image, "action": action, "reward": at / 48.0, "is_first": is_first})
-        made[-1]["is_terminal"] = torch.zeros_like(is_first)
-    return made
+        data.append({"image": image, "action": action, "reward": at / 48.0, "is_first": is_first})
+        data[-1]["is_terminal"] = torch.zeros_like(is_first)
+    return data
 
 
 def pretraining(

@@ -141,12 +141,12 @@ def variants(name: str, tensors: Tensors) -> Iterator[tuple[str, Tensors]]:
 def findings(name: str) -> dict[str, str]:
     """What is wrong with the problem's answers, by what was done to which tensor."""
     one, op = problem(name, torch.float32, large=False), name.split()[0]
-    found = {}
+    findings = {}
     for what, tensors in variants(name, one.tensors):
         answers = [answer(one.call, tensors, backend) for backend in ("cpu", "reference")]
         if wrong := difference(op, *answers):
-            found[what] = wrong
-    return found
+            findings[what] = wrong
+    return findings
 
 
 def _leaf(x: Tensor, requires_grad: bool = True) -> Tensor:
@@ -186,5 +186,5 @@ def process() -> Iterator[Process]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_and_empty_input(name: str, process: Process) -> None:
-    found = process.findings(name)
-    assert not found, "\n".join(f"{key}: {wrong}" for key, wrong in found.items())
+    findings = process.findings(name)
+    assert not findings, "\n".join(f"{key}: {wrong}" for key, wrong in findings.items())

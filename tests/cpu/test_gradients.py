@@ -40,14 +40,14 @@ def test_as_one_product(shape: tuple[int, ...], dtype: torch.dtype) -> None:
             grad, seen, columns = problem(shape, dtype)
         exact = TorchProducts().weight_gradient(grad.double(), seen, columns)
         torchs = yardsticks(lambda: TorchProducts().weight_gradient(grad, seen, columns))
-        found = {}
+        errors = {}
         for name, got, right, *theirs in zip(
             ("weight", "bias"), weight_gradient(grad, seen, columns), exact, *torchs, strict=True
         ):
             assert got.shape == right.shape and got.dtype == dtype
             error, *others = (torch.dist(x.double(), right).item() / right.norm().item() for x in (got, *theirs))
-            found[name] = (error, min(others))
-        return found
+            errors[name] = (error, min(others))
+        return errors
 
     judge(measure, dtype)
 
@@ -55,11 +55,11 @@ def test_as_one_product(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_any_number_of_threads(dtype: torch.dtype) -> None:
     grad, seen, columns = problem((4, 200, 300, 2, 3), dtype)
-    made, threads = [], torch.get_num_threads()
+    grads, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            made.append(weight_gradient(grad, seen, columns)[0])
+            grads.append(weight_gradient(grad, seen, columns)[0])
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])

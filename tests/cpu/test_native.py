@@ -150,8 +150,8 @@ def kernels() -> list[str]:
 def exported(target: Path) -> list[str]:
     """The symbols of an object file that the linker may use for another file."""
     symbols = subprocess.run(["nm", "-C", "--defined-only", target], capture_output=True, text=True, check=True).stdout
-    found = [line.split(maxsplit=2)[-2:] for line in symbols.splitlines()]
-    return [name for kind, name in found if kind.isupper() or kind in "wvu"]
+    pairs = [line.split(maxsplit=2)[-2:] for line in symbols.splitlines()]
+    return [name for kind, name in pairs if kind.isupper() or kind in "wvu"]
 
 
 ABLE = [isa for isa in _C.supported_isas() if isa in ISA_FLAGS]
@@ -177,6 +177,6 @@ def test_object_files_share_no_code(isa: str, tmp_path: Path) -> None:
     files = kernels()
     assert len(files) > 10
     with ThreadPoolExecutor(2) as pool:
-        for file, found in zip(files, pool.map(names, files), strict=True):
-            own = [name for name in found if name.startswith(f"apv_fast::{isa}::")]
-            assert own and found == own, (file, found)
+        for file, symbols in zip(files, pool.map(names, files), strict=True):
+            own = [name for name in symbols if name.startswith(f"apv_fast::{isa}::")]
+            assert own and symbols == own, (file, symbols)

@@ -120,9 +120,9 @@ def test_products_in_pieces(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
             results.append((product.product(a, b), product.dense(a, b.T, bias, elu=False)))
         for other in results:
             assert all(torch.equal(x, y) for x, y in zip(other, results[0], strict=True))
-        for made, right in zip(results[0], (exact, exact + bias.double()), strict=True):
-            assert made.is_contiguous() and made.dtype == dtype
-            assert torch.dist(made.double(), right) <= torch.finfo(dtype).eps * right.norm()
+        for out, right in zip(results[0], (exact, exact + bias.double()), strict=True):
+            assert out.is_contiguous() and out.dtype == dtype
+            assert torch.dist(out.double(), right) <= torch.finfo(dtype).eps * right.norm()
 
 
 def test_an_error_in_one_share_is_raised() -> None:

@@ -65,14 +65,14 @@ def test_samples(latent: Latent, dtype: torch.dtype, of: str) -> None:
     def measure(seed: int) -> dict[str, tuple[float, float]]:
         with another(seed):
             stats, noise, grad = latents(latent, dtype)
-        given = {"tensor": noise, "seed": torch.tensor(-1234567890123), "modes": None}[of]
-        got, wanted = sample(stats, given, latent), sample_latent(stats, given, latent)
+        choice = {"tensor": noise, "seed": torch.tensor(-1234567890123), "modes": None}[of]
+        got, wanted = sample(stats, choice, latent), sample_latent(stats, choice, latent)
         if latent.discrete:
             assert torch.equal(got, wanted)
         else:  # to the rounding of the two terms, which may cancel
             mean = stats[:, : latent.stoch]
             assert ((got - wanted).abs() <= 2e-6 * (mean.abs() + (wanted - mean).abs())).all()
-        return _gradient_errors(stats, given, grad, latent)
+        return _gradient_errors(stats, choice, grad, latent)
 
     # float64's truth is no better itself, and noise of a seed is made in float32.
     eps = torch.finfo(torch.float32 if of == "seed" and not latent.discrete else dtype).eps
@@ -80,13 +80,13 @@ def test_samples(latent: Latent, dtype: torch.dtype, of: str) -> None:
 
 
 def _gradient_errors(
-    stats: Tensor, given: Tensor | None, grad: Tensor, latent: Latent
+    stats: Tensor, choice: Tensor | None, grad: Tensor, latent: Latent
 ) -> dict[str, tuple[float, float]]:
     """Ours and the reference's, relative; in float64 to the terms of the softmax's gradient, which may cancel."""
-    sampled = given is not None
-    exact_noise = given.double() if given is not None and given.is_floating_point() else given
+    sampled = choice is not None
+    exact_noise = choice.double() if choice is not None and choice.is_floating_point() else choice
     exact = sample_latent_backward(grad.double(), stats.double(), exact_noise, latent, sampled)
-    got, own = (f(grad, stats, given, latent, sampled) for f in (sample_backward, sample_latent_backward))
+    got, own = (f(grad, stats, choice, latent, sampled) for f in (sample_backward, sample_latent_backward))
     if exact is None or got is None or own is None:
         assert exact is None and got is None and own is None
         return {"grad": (0.0, 0.0)}
@@ -148,9 +148,9 @@ def test_returns(dtype: torch.dtype) -> None:
 def _samples(dtype: torch.dtype) -> list[Tensor]:
     wide = torch.promote_types(dtype, torch.float32)
     stats, noise, grad = latents(Latent(32, 32), wide, 67)
-    made = [sample(stats, torch.tensor(5), Latent(32, 32)), sample(stats, noise, Latent(32, 32))]
+    samples = [sample(stats, torch.tensor(5), Latent(32, 32)), sample(stats, noise, Latent(32, 32))]
     back = sample_backward(grad, stats, noise, Latent(32, 32), True)
-    return made if back is None else [*made, back]
+    return samples if back is None else [*samples, back]
 
 
 def _kl(dtype: torch.dtype) -> list[Tensor]:

@@ -35,9 +35,9 @@ def emulate(library: Library, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     core = CudaScan(lambda: library)
 
     def configure(
-        blocks: int = 3, shared: int = AMPLE, seed: int = 0, mixed: bool = False, fault: int = -1
+        blocks: int = 3, shared: int = AMPLE, seed: int = 0, shuffle: bool = False, fault: int = -1
     ) -> CudaScan:
-        library.c.apv_emulator(blocks, shared, ctypes.c_uint64(seed), mixed, fault)
+        library.c.apv_emulator(blocks, shared, ctypes.c_uint64(seed), shuffle, fault)
         core._planned.cache_clear()
         return core
 

@@ -24,7 +24,7 @@ from tests.support import ROOT
 CSRC = ROOT / "csrc" / "cuda"
 SOURCES = [*sorted(CSRC.glob("*.cu")), CSRC.parent.parent / "bench" / "gpu" / "barrier.cu"]
 FOLDERS = (os.environ.get("CUDA_HOME", "/usr/local/cuda"), f"{sysconfig.get_path('purelib')}/nvidia/cu13")
-NVCC = shutil.which("nvcc") or next((found for f in FOLDERS if (found := shutil.which(f"{f}/bin/nvcc"))), None)
+NVCC = shutil.which("nvcc") or next((path for f in FOLDERS if (path := shutil.which(f"{f}/bin/nvcc"))), None)
 if NVCC is None:
     pytest.skip("there is no nvcc: .ci/install gets it, or set CUDA_HOME to a toolkit", allow_module_level=True)
 
@@ -88,10 +88,10 @@ def compiled(
     wanted = dict.fromkeys((item.callspec.params["source"], item.callspec.params["arch"]) for item in items)
     sources = {source.stem: source for source in SOURCES}
     with ThreadPoolExecutor(2) as pool:
-        made = {
+        libraries = {
             job: pool.submit(compile_source, sources[job[0]], job[1], folder / "-".join(job)) for job in sorted(wanted)
         }
-        yield lambda source, arch: made[source, arch].result()
+        yield lambda source, arch: libraries[source, arch].result()
 
 
 @pytest.mark.thorough

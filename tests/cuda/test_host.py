@@ -72,22 +72,22 @@ def problem(sizes: tuple[int, ...], noise: str = "given", seed: int = 0, gap: in
     def vector(size: int, middle: float = 0) -> Tensor:
         return (middle + 0.3 * randn(size)).bfloat16()
 
-    mixed, stats = stoch * (discrete or 1), stoch * (discrete or 2)
+    sample, stats = stoch * (discrete or 1), stoch * (discrete or 2)
     weights = ScanWeights(
-        weight(hidden, mixed),
+        weight(hidden, sample),
         weight(3 * deter, hidden + deter),
         *(vector(3 * deter), vector(3 * deter, 1), vector(3 * deter)),
         *(weight(hidden, deter), weight(stats, hidden), vector(stats)),
     )
     inputs = ScanInputs(randn(batch, length, hidden).bfloat16(), randn(batch, length, hidden).bfloat16())
-    given = 100 * randn(batch, length, stoch, discrete) if discrete else randn(batch, length, stoch)
+    fixed = 100 * randn(batch, length, stoch, discrete) if discrete else randn(batch, length, stoch)
     start = ScanStart(
         torch.rand(batch, length, generator=generator) > 0.3,
         randn(batch, deter).tanh(),
-        {"seed": torch.tensor(-(2**45) + 7), "given": given, "mode": None}[noise],
+        {"seed": torch.tensor(-(2**45) + 7), "given": fixed, "mode": None}[noise],
     )
     # Small ones of the statistics, beside which what comes through the samples is large.
-    grads = TraceGrads(randn(batch, length, deter), randn(batch, length, mixed), 0.02 * randn(batch, length, stats))
+    grads = TraceGrads(randn(batch, length, deter), randn(batch, length, sample), 0.02 * randn(batch, length, stats))
     return weights, inputs, start, grads, Latent(stoch, discrete)
 
 
@@ -207,13 +207,13 @@ def test_some_gradients_are_absent(emulate: Callable[..., CudaScan]) -> None:
             assert_close(got, expected)
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["one ahead", "mixed"])
-def test_any_order_of_threads(emulate: Callable[..., CudaScan], mixed: bool) -> None:
+@pytest.mark.parametrize("shuffle", [False, True], ids=["one ahead", "shuffled"])
+def test_any_order_of_threads(emulate: Callable[..., CudaScan], shuffle: bool) -> None:
     """Blocks that run ahead, blocks that lag, and more blocks than tiles: the same bits."""
     case = problem((3, 3, 20, 24, 3, 9))
     expected = results(emulate(), case)
     for seed in range(4):
-        got = results(emulate(blocks=3, seed=seed, mixed=mixed), case)
+        got = results(emulate(blocks=3, seed=seed, shuffle=shuffle), case)
         assert all(torch.equal(got[name], want) for name, want in expected.items())
     got = results(emulate(blocks=50), case)
     assert all(torch.equal(got[name], want) for name, want in expected.items())
@@ -237,8 +237,8 @@ def test_a_missing_barrier_is_caught(emulate: Callable[..., CudaScan], direction
     expected = run(emulate(blocks=blocks))
     caught = 0
     for seed in range(4):
-        for mixed in (False, True):
-            got = run(emulate(blocks, seed=seed, mixed=mixed, fault=fault))
+        for shuffle in (False, True):
+            got = run(emulate(blocks, seed=seed, shuffle=shuffle, fault=fault))
             caught += not all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
     assert caught > 0
 
@@ -246,13 +246,13 @@ def test_a_missing_barrier_is_caught(emulate: Callable[..., CudaScan], direction
 def test_noise_has_the_twins_bits(library: Library) -> None:
     count = 500
     for seed in (0, 7, -(2**62) + 12345, 2**63 - 1):
-        word, made = ctypes.c_uint32(), (ctypes.c_float * 2)()
+        word, floats = ctypes.c_uint32(), (ctypes.c_float * 2)()
         words, gumbels, normals = [], [], []
         for index in range(count):
-            library.c.apv_noise(ctypes.c_uint64(seed), index, ctypes.byref(word), made)
+            library.c.apv_noise(ctypes.c_uint64(seed), index, ctypes.byref(word), floats)
             words.append(word.value)
-            gumbels.append(made[0])
-            normals.append(made[1])
+            gumbels.append(floats[0])
+            normals.append(floats[1])
         key = torch.tensor(seed)
         assert torch.equal(torch.tensor(words), philox(key, torch.arange(count))[0])
         torch.testing.assert_close(torch.tensor(gumbels), gumbel_noise(key, count), rtol=2e-6, atol=2e-6)
@@ -263,12 +263,12 @@ def test_noise_has_the_twins_bits(library: Library) -> None:
 @pytest.mark.parametrize("latent", [Latent(3, 5), Latent(2, 41), Latent(1, 1), Latent(7, 0)], ids=str)
 def test_prior_samples(emulate: Callable[..., CudaScan], latent: Latent, noise: str) -> None:
     core, generator = emulate(), torch.Generator().manual_seed(1)
-    mixed, stats = latent.stoch * (latent.discrete or 1), latent.stoch * (latent.discrete or 2)
+    sample, stats = latent.stoch * (latent.discrete or 1), latent.stoch * (latent.discrete or 2)
     x = torch.randn(3, 5, stats, generator=generator)
     shape = (3, 5, latent.stoch, latent.discrete) if latent.discrete else (3, 5, latent.stoch)
     some = {"seed": torch.tensor(99), "given": torch.randn(shape, generator=generator), "mode": None}[noise]
     torch.testing.assert_close(core.sample(x, some, latent), sample_latent(x, some, latent))
-    grad = torch.randn(3, 5, mixed, generator=generator)
+    grad = torch.randn(3, 5, sample, generator=generator)
     arguments = grad, x, some, latent, noise != "mode"
     got, expected = core.sample_backward(*arguments), sample_latent_backward(*arguments)
     assert (got is None) == (expected is None)

@@ -72,7 +72,7 @@ def test_which_gpus_have_code(library: Library, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(library.c, "apv_architectures", lambda: built.encode())
         return cuda.probe()
 
-    found = {
+    expected = {
         (8, 6): "sm_80",
         (8, 9): "sm_80",
         (9, 0): "sm_90a",
@@ -80,7 +80,7 @@ def test_which_gpus_have_code(library: Library, monkeypatch: pytest.MonkeyPatch)
         (10, 3): "sm_100",
         (12, 1): "sm_120",
     }
-    for capability, isa in found.items():
+    for capability, isa in expected.items():
         assert (status(*capability).available, status(*capability).isa) == (True, isa)
     for capability in ((7, 5), (11, 0)):
         why = "there is no code for compute capability {}.{}, only for sm_80, sm_90a, sm_100, sm_120".format(

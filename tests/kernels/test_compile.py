@@ -39,8 +39,8 @@ for kernel in aot.table(int(arch)):
     accesses = re.findall(r"\\b(ld|st)\\.global", report.ptx)
     row = {key: value for key, value in vars(report).items() if key != "ptx"} | {"accesses": accesses}
     row["wgmma"] = report.ptx.count("wgmma.mma_async")
-    found = ("mma.sync", "tcgen05.mma", "cp.async.cg", "ld.global.nc", "ld.acquire.gpu")
-    row |= {name: report.ptx.count(name) for name in found}
+    instructions = ("mma.sync", "tcgen05.mma", "cp.async.cg", "ld.global.nc", "ld.acquire.gpu")
+    row |= {name: report.ptx.count(name) for name in instructions}
     row["steps"] = re.findall(r"^\\s*(call|bar\\.sync)\\b", report.ptx, re.MULTILINE)
     print(json.dumps(row))
 """
@@ -72,8 +72,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
         if item.path == request.path and "name" in parameters:
             wanted.setdefault(parameters.get("arch", 90), set()).add(parameters["name"])
     with ThreadPoolExecutor(2) as pool:
-        made = {a: pool.submit(compile_all, a, tmp_path_factory.mktemp("cache"), *wanted[a]) for a in sorted(wanted)}
-        yield lambda arch: made[arch].result()
+        reports = {a: pool.submit(compile_all, a, tmp_path_factory.mktemp("cache"), *wanted[a]) for a in sorted(wanted)}
+        yield lambda arch: reports[arch].result()
 
 
 def rows(*starts: str) -> list[Any]:

@@ -46,9 +46,9 @@ def make_problem(batch: int, length: int, deter: int, hidden: int, stoch: int, d
     def randn(*shape: int, of: int = 1) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64) / math.sqrt(of)
 
-    mixed, stats = stoch * (discrete or 1), stoch * (discrete or 2)
+    width, stats = stoch * (discrete or 1), stoch * (discrete or 2)
     weights = ScanWeights(
-        randn(hidden, mixed, of=mixed),
+        randn(hidden, width, of=width),
         *(randn(3 * deter, hidden + deter, of=hidden + deter), randn(3 * deter)),
         *(1 + randn(3 * deter, of=9), randn(3 * deter)),
         *(randn(hidden, deter, of=deter), randn(stats, hidden, of=hidden), randn(stats)),
@@ -57,7 +57,7 @@ def make_problem(batch: int, length: int, deter: int, hidden: int, stoch: int, d
     keep = torch.ones(batch, length, dtype=torch.bool)
     keep[1, 1] = keep[2, 0] = False
     start = ScanStart(keep, randn(batch, deter).tanh(), randn(batch, length, stoch, *([discrete] if discrete else [])))
-    grads = TraceGrads(*(randn(batch, length, width) for width in (deter, mixed, stats)))
+    grads = TraceGrads(*(randn(batch, length, size) for size in (deter, width, stats)))
     return weights, inputs, start, grads, Latent(stoch, discrete)
 
 
@@ -230,7 +230,7 @@ class Stack:
         self.link = Link(stoch, deter)
         plain = TwoScans(PlainScan())
         self.traces = plain.forward(*self.models, self.link, self.inputs)
-        self.made = plain.backward(*self.models, self.link, self.traces, self.grads)
+        self.grad_in = plain.backward(*self.models, self.link, self.traces, self.grads)
 
     def wrong(self, direction: str) -> list[int]:
         """Numbers of the tensors that the wavefront gets wrong, of both models."""
@@ -238,8 +238,8 @@ class Stack:
         if direction == "forward":
             got = core.forward(*self.models, self.link, self.inputs)
             return [i for pair in zip(got, self.traces, strict=True) for i in wrong(*pair)]
-        made = core.backward(*self.models, self.link, self.traces, self.grads)
-        return [i for pair in zip(made, self.made, strict=True) for i in wrong(*pair)]
+        grad_in = core.backward(*self.models, self.link, self.traces, self.grads)
+        return [i for pair in zip(grad_in, self.grad_in, strict=True) for i in wrong(*pair)]
 
 
 @functools.cache

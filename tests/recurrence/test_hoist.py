@@ -93,6 +93,6 @@ def test_a_seed_stands_for_its_noise(name: str) -> None:
         results = [
             ops.rssm_observe(*inputs, latent=sizes.latent, noise=n, backend=backend) for n in (seeds, (first, second))
         ]
-        for seeded, given in zip(*results, strict=True):
-            for key, x in given.items():
+        for seeded, drawn in zip(*results, strict=True):
+            for key, x in drawn.items():
                 assert torch.equal(seeded[key], x), key

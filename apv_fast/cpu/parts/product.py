@@ -49,19 +49,19 @@ def _pytorchs(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         return a @ b if bias is None else F.linear(a, b.T, bias)
     turned = a.shape[0] < b.shape[1]  # the pieces are of the longer side
     left, right = (b.T.detach(), a.T.detach()) if turned else (a.detach(), b.detach())
-    made = a.new_empty(left.shape[0], right.shape[1])
+    result = a.new_empty(left.shape[0], right.shape[1])
     size = max(PIECE, -(-len(left) // PIECES))
     if bias is None:
-        bias, beta = made.new_zeros(()), 0
+        bias, beta = result.new_zeros(()), 0
     else:
         bias, beta = bias.detach()[:, None] if turned else bias.detach(), 1
-    biases = bias.expand_as(made).split(size)
+    biases = bias.expand_as(result).split(size)
     parts = [
         functools.partial(torch.addmm, *terms, right, beta=beta, out=out)
-        for *terms, out in zip(biases, left.split(size), made.split(size), strict=True)
+        for *terms, out in zip(biases, left.split(size), result.split(size), strict=True)
     ]
     _C.share_out(parts=parts, threads=torch.get_num_threads())
-    return made.T.contiguous() if turned else made
+    return result.T.contiguous() if turned else result
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -70,8 +70,8 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     ``dtype`` of the result: that of ``b`` unless given.
     """
     a = _operand(a, b)
-    made = _dense(a, b, None, elu=False) if _ours(a) else _pytorchs(a, b)
-    return made if dtype is None else made.to(dtype)
+    out = _dense(a, b, None, elu=False) if _ours(a) else _pytorchs(a, b)
+    return out if dtype is None else out.to(dtype)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor, *, elu: bool) -> Tensor:
@@ -89,17 +89,17 @@ def elu_backward(grad: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         grad = torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, True, y)
         return grad, grad.sum(0)
     grad, y = grad.contiguous(), y.contiguous()
-    made, total = torch.empty_like(y), y.new_empty(y.shape[1])
+    grad_in, total = torch.empty_like(y), y.new_empty(y.shape[1])
     _C.elu_backward(
         grad=grad.data_ptr(),
         y=y.data_ptr(),
-        out=made.data_ptr(),
+        out=grad_in.data_ptr(),
         sum=total.data_ptr(),
         m=y.shape[0],
         n=y.shape[1],
         **how(y.dtype),
     )
-    return made, total
+    return grad_in, total
 
 
 def gradient_into(out: Tensor, grad: Tensor, x: Tensor, *, sums: bool) -> Tensor | None:
@@ -136,10 +136,10 @@ def one_hot_gradient_into(out: Tensor, grad: Tensor, before: Before) -> None:
 
 def weight_gradient(grad: Tensor, seen: Seen, columns: int) -> tuple[Tensor, Tensor]:
     """As :class:`apv_fast.recurrence.phases.TorchProducts` has it, nothing put together, one-hots looked up."""
-    made, begin, total = grad.new_empty(grad.shape[-1], columns), 0, None
+    grad_weight, begin, total = grad.new_empty(grad.shape[-1], columns), 0, None
     for part in seen:
         width = (part.steps if isinstance(part, Before) else part).shape[-1]
-        out = made[:, begin : begin + width]
+        out = grad_weight[:, begin : begin + width]
         begin += width
         if width == 0:  # no product, so no sums
             continue
@@ -153,8 +153,8 @@ def weight_gradient(grad: Tensor, seen: Seen, columns: int) -> tuple[Tensor, Ten
             operand = part
         sums = gradient_into(out, grad.flatten(0, 1), operand.flatten(0, 1), sums=total is None)
         total = sums if total is None else total
-    made[:, begin:] = 0
-    return made, grad.flatten(0, 1).sum(0) if total is None else total
+    grad_weight[:, begin:] = 0
+    return grad_weight, grad.flatten(0, 1).sum(0) if total is None else total
 
 
 def _dense(

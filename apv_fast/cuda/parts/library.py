@@ -28,7 +28,7 @@ _MATRICES = ("stoch_weight", "gru_weight", "obs_weight", "dist_weight")
 _VECTORS = ("gru_bias", "norm_weight", "norm_bias", "dist_bias")
 _INPUTS = ("input_x", "input_obs", "keep", "start", "noise", "seed")
 _TRACE = ("deter_trace", "stoch_trace", "stats_trace", "x_trace", "parts_trace", "norm_trace", "y_trace")
-_GIVEN = ("grad_deter", "grad_stoch", "grad_stats")
+_GRADS_OUT = ("grad_deter", "grad_stoch", "grad_stats")
 _GRADS = ("dx", "dparts", "dy", "dstats", "dstart", "dnorm_weight", "dnorm_bias")
 
 
@@ -40,7 +40,7 @@ class Scan(ctypes.Structure):
         ("min_std", _DOUBLE),
         *((name, _INT) for name in _PLAN),
         *((name, Matrix) for name in _MATRICES),
-        *((name, _ADDRESS) for name in (*_VECTORS, *_INPUTS, *_TRACE, *_GIVEN, *_GRADS)),
+        *((name, _ADDRESS) for name in (*_VECTORS, *_INPUTS, *_TRACE, *_GRADS_OUT, *_GRADS)),
         ("accumulate", _INT),
         ("workspace", _ADDRESS),
     )

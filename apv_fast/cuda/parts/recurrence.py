@@ -75,10 +75,10 @@ class CudaScan(TorchProducts):
         self, weights: ScanWeights, start: ScanStart, trace: Trace, grads: TraceGrads, latent: Latent
     ) -> ScanGrads:
         """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
-        given = [x if x is None else x.contiguous() for x in grads]
+        grad_out = [x if x is None else x.contiguous() for x in grads]
         empty = start.deter.new_empty if len(start.deter) else start.deter.new_zeros  # no rows: no launch
         norm = [empty(len(weights.norm_weight)) for _ in range(2)]
-        made = ScanGrads(
+        grad_in = ScanGrads(
             torch.empty_like(trace.x),
             trace.x.new_empty(trace.parts.shape),
             torch.empty_like(trace.y),
@@ -87,17 +87,17 @@ class CudaScan(TorchProducts):
             *norm,
         )
         for scan, row in self._launches("backward", weights, start, trace, latent):
-            scan.grad_deter, scan.grad_stoch, scan.grad_stats = (_address(x, row) for x in given)
-            scan.dx, scan.dparts, scan.dy, scan.dstats, scan.dstart = (_address(x, row) for x in made[:5])
+            scan.grad_deter, scan.grad_stoch, scan.grad_stats = (_address(x, row) for x in grad_out)
+            scan.dx, scan.dparts, scan.dy, scan.dstats, scan.dstart = (_address(x, row) for x in grad_in[:5])
             scan.dnorm_weight, scan.dnorm_bias = (_address(x) for x in norm)
             scan.accumulate = row > 0
-        return made
+        return grad_in
 
     def sample(self, stats: Tensor, noise: Tensor | None, latent: Latent) -> Tensor:
         """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
-        made = stats.new_empty(*stats.shape[:-1], latent.stoch * (latent.discrete or 1))
-        self._sample(stats, noise, latent, sample=made)
-        return made
+        out = stats.new_empty(*stats.shape[:-1], latent.stoch * (latent.discrete or 1))
+        self._sample(stats, noise, latent, sample=out)
+        return out
 
     def sample_backward(
         self, grad: Tensor, stats: Tensor, noise: Tensor | None, latent: Latent, sampled: bool
@@ -105,17 +105,17 @@ class CudaScan(TorchProducts):
         """See :class:`apv_fast.recurrence.phases.ScanBackend`."""
         if latent.discrete and not sampled:
             return None
-        made = torch.empty_like(stats, memory_format=torch.contiguous_format)
-        self._sample(stats, noise, latent, grad=grad.contiguous(), dstats=made)
-        return made
+        grad_in = torch.empty_like(stats, memory_format=torch.contiguous_format)
+        self._sample(stats, noise, latent, grad=grad.contiguous(), dstats=grad_in)
+        return grad_in
 
     def _sample(self, stats: Tensor, noise: Tensor | None, latent: Latent, **tensors: Tensor) -> None:
-        stats, (seed, given) = stats.contiguous(), _noise(noise)
+        stats, (seed, fixed) = stats.contiguous(), _noise(noise)
         addresses = {name: _address(x) for name, x in (tensors | {"stats": stats}).items()}
         rows = stats.shape[:-1].numel()
         if rows == 0:
             return
-        sample = Sample(rows, *latent, seed=_address(seed), noise=_address(given), **addresses)
+        sample = Sample(rows, *latent, seed=_address(seed), noise=_address(fixed), **addresses)
         with _on(stats):
             if reason := self.library().sample(sample, "grad" in tensors, _stream(stats)):
                 raise RuntimeError(f"the CUDA kernel that samples {rows} priors failed: {reason}")
@@ -137,7 +137,7 @@ class CudaScan(TorchProducts):
         vectors = [
             x.contiguous() for x in (weights.gru_bias, weights.norm_weight, weights.norm_bias, weights.dist_bias)
         ]
-        keep, first, (seed, given) = start.keep.contiguous(), start.deter.contiguous(), _noise(start.noise)
+        keep, first, (seed, fixed) = start.keep.contiguous(), start.deter.contiguous(), _noise(start.noise)
         batch, length, hidden = trace.x.shape
         workspace = None
         with _on(trace.x):
@@ -147,7 +147,7 @@ class CudaScan(TorchProducts):
                 if workspace is None or workspace.numel() < plan[2]:
                     workspace = torch.empty(plan[2], dtype=torch.uint8, device=trace.x.device)
                 sizes = (rows, length, deter, hidden, latent.stoch, latent.discrete, row)
-                inputs = (None, None, _address(keep, row), _address(first, row), _address(given, row), _address(seed))
+                inputs = (None, None, _address(keep, row), _address(first, row), _address(fixed, row), _address(seed))
                 scan = Scan(*sizes, latent.min_std, *plan, *matrices, *(_address(x) for x in vectors), *inputs)
                 for name, x in zip(("deter", "stoch", "stats", "x", "parts", "norm", "y"), trace, strict=True):
                     setattr(scan, f"{name}_trace", _address(x, row))

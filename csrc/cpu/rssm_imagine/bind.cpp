@@ -25,7 +25,7 @@ void set_tensors(ImagineProblem& p, Addresses tensors) {
   APV_FAST_SET(img_in_weight) APV_FAST_SET(img_in_bias) APV_FAST_SET(gru_weight) APV_FAST_SET(gru_bias)
   APV_FAST_SET(norm_weight) APV_FAST_SET(norm_bias) APV_FAST_SET(img_out_weight) APV_FAST_SET(img_out_bias)
   APV_FAST_SET(dist_weight) APV_FAST_SET(dist_bias) APV_FAST_SET(start_deter) APV_FAST_SET(start_stoch)
-  APV_FAST_SET(given_action) APV_FAST_SET(deter_trace) APV_FAST_SET(stoch_trace) APV_FAST_SET(stats_trace)
+  APV_FAST_SET(input_action) APV_FAST_SET(deter_trace) APV_FAST_SET(stoch_trace) APV_FAST_SET(stats_trace)
   APV_FAST_SET(action_trace) APV_FAST_SET(x_trace) APV_FAST_SET(parts_trace) APV_FAST_SET(y_trace)
   APV_FAST_SET(norm_trace) APV_FAST_SET(head_trace) APV_FAST_SET(grad_deter) APV_FAST_SET(grad_stoch)
   APV_FAST_SET(grad_stats) APV_FAST_SET(grad_action) APV_FAST_SET(dx) APV_FAST_SET(dparts) APV_FAST_SET(dy)

@@ -224,7 +224,7 @@ struct ForwardRows {
   void take_action(int64_t t) const {
     if (p.actions == 0) return;
     for (int64_t i = 0; i < count; ++i) {
-      to_operands<T>(row<T>(p.given_action, at(t, i), p.actions), p.actions, action[i]);
+      to_operands<T>(row<T>(p.input_action, at(t, i), p.actions), p.actions, action[i]);
     }
   }
 

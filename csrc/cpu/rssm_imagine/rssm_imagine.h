@@ -42,7 +42,7 @@ struct ImagineProblem {
   LayerWeights layer[kMostLayers], head;
   const void *start_deter, *start_stoch;  // wide: [N, D], [N, L]
   NoiseSource noise, action_noise;        // wide: [.., L], [.., A]
-  const void* given_action;               // operands' dtype
+  const void* input_action;               // operands' dtype
   // Outputs, wide: D, L, M and A; and what the way back needs: operands' dtype H, 3D, H, U of each layer; wide 2,
   // heads.
   void *deter_trace, *stoch_trace, *stats_trace, *action_trace;

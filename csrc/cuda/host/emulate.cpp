@@ -49,8 +49,8 @@ const char* launch(const ApvScan& scan, const Kernel& kernel) {
 using namespace apv_fast;
 using namespace apv_fast::cuda;
 
-APV_EXPORT void apv_emulator(int blocks, int shared_bytes, uint64_t seed, int mixed, int fault) {
-  options = {blocks, shared_bytes, seed, mixed != 0, fault};
+APV_EXPORT void apv_emulator(int blocks, int shared_bytes, uint64_t seed, int shuffle, int fault) {
+  options = {blocks, shared_bytes, seed, shuffle != 0, fault};
 }
 
 // Of the last launch: how many loads of weights had so many bytes.
@@ -105,8 +105,8 @@ APV_EXPORT const char* apv_plan_for(ApvScan* scan, int backward, int multiproces
 }
 
 // The noise of one element, for a comparison with its twin in PyTorch: uniform's bits, Gumbel, normal.
-APV_EXPORT void apv_noise(uint64_t seed, uint32_t index, uint32_t* word, float* made) {
+APV_EXPORT void apv_noise(uint64_t seed, uint32_t index, uint32_t* word, float* out) {
   *word = philox(seed, index).first;
-  made[0] = gumbel(seed, index);
-  made[1] = normal(seed, index);
+  out[0] = gumbel(seed, index);
+  out[1] = normal(seed, index);
 }

@@ -30,7 +30,7 @@ struct Options {
   int blocks = 4;              // that the imagined GPU runs at the same time
   int shared_bytes = 1 << 16;  // of one block
   uint64_t seed = 0;
-  bool mixed = false;
+  bool shuffle = false;
   int fault = -1;  // what a kernel is told to leave out
 };
 
@@ -176,9 +176,9 @@ class Grid {
   void wait() { swapcontext(&fibers_[running].context, &scheduler_); }
 
   void wake(int index) {
-    const uint64_t draw = options.mixed ? random_() : 0;
-    const uint64_t block = options.mixed ? draw : block_rank_[index / threads];
-    ready_.emplace(block, options.mixed ? 0 : rank_[index / kWarpSize], index);
+    const uint64_t draw = options.shuffle ? random_() : 0;
+    const uint64_t block = options.shuffle ? draw : block_rank_[index / threads];
+    ready_.emplace(block, options.shuffle ? 0 : rank_[index / kWarpSize], index);
   }
 
   std::function<void()> kernel_;
