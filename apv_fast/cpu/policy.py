@@ -46,7 +46,7 @@ class CpuPolicy:
         self._cached: tuple[_Key, Filter] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_made": None}  # it holds addresses
+        return self.__dict__ | {"_cached": None}  # it holds addresses
 
     def _filter(self) -> Filter:
         """For the weights as they are now."""
