@@ -121,7 +121,7 @@ def prior_backward(
     }
 
 
-def scan_grads(
+def grads_out(
     backend: ScanBackend,
     call: RssmObserve,
     trace: Trace,

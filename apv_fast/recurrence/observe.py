@@ -29,7 +29,7 @@ def observe_on(name: str, backend: ScanBackend) -> Observe:
         call: RssmObserve, results: list[Tensor], grads: list[Tensor | None], needs: frozenset[str]
     ) -> Gradients:
         trace, prior = hoisted.traces_of(results[: hoisted.COUNT], results[hoisted.COUNT :])
-        grad_out, head = hoisted.scan_grads(backend, call, trace, prior, *hoisted.trace_grads(grads))
+        grad_out, head = hoisted.grads_out(backend, call, trace, prior, *hoisted.trace_grads(grads))
         weights, start = scan_weights(call.params, call.latent), hoisted.start_of(call)
         inner = [backend.backward(weights, start, trace, grad_out, call.latent)]
         del grad_out

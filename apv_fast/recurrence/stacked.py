@@ -139,10 +139,10 @@ def stacked_on(name: str, backend: StackedBackend) -> Observe:
         half = len(kept) // 2
         below, af_prior = hoisted.traces_of(results[:count], kept[:half])
         above, prior = hoisted.traces_of(results[count : 2 * count], kept[half:])
-        af_grad_out, af_head = hoisted.scan_grads(
+        af_grad_out, af_head = hoisted.grads_out(
             backend.scan, both[0], below, af_prior, *hoisted.trace_grads(grads[:count])
         )
-        grad_out, head = hoisted.scan_grads(backend.scan, both[1], above, prior, *hoisted.trace_grads(grads[count:]))
+        grad_out, head = hoisted.grads_out(backend.scan, both[1], above, prior, *hoisted.trace_grads(grads[count:]))
         inner = list(
             backend.backward(_model(both[0]), _model(both[1]), _link(call), (below, above), (af_grad_out, grad_out))
         )

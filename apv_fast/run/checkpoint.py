@@ -112,7 +112,7 @@ def load_latest(
 
 
 def check_state(expected: Mapping[str, Any], actual: Mapping[str, Any], source: Path | str, field: str) -> None:
-    """See that ``found`` has the keys of ``expected``, and tensors of the same shapes, at every depth.
+    """See that ``actual`` has the keys of ``expected``, and tensors of the same shapes, at every depth.
 
     Raises:
         CheckpointError: it has not; names ``source`` and the first such field, under the name ``field``.

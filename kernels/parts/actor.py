@@ -90,20 +90,20 @@ class Actor:
             sample_backward_into(grad, None, head, noise, Latent(1, self.actions), d_out)
         else:
             truncated_normal.sample_backward(grad, head, noise, self.min_std, d_out)
-        grad_in: list[Tensor] = []
+        grad_params: list[Tensor] = []
         after = self.head
         for i in reversed(range(len(self.weights))):
             hidden = flat(trace.hidden[i])
-            grad_in = [d_out.T @ F.elu(hidden), d_out.sum(0), *grad_in]
+            grad_params = [d_out.T @ F.elu(hidden), d_out.sum(0), *grad_params]
             below = torch.empty_like(hidden)
             dense(below, d_out, packed(after).t(), gate=hidden)
             d_out, after = below, self.weights[i]
         pairs = zip(start[::-1], (stoch, deter), strict=True)
         features = [states_before(*pair, dtype) for pair in pairs]
-        grad_in = [torch.cat([d_out.T @ flat(x) for x in features], 1), d_out.sum(0), *grad_in]
-        *trunk, weight, bias = grad_in
+        grad_params = [torch.cat([d_out.T @ flat(x) for x in features], 1), d_out.sum(0), *grad_params]
+        *trunk, weight, bias = grad_params
         if self.discrete:
-            return grad_in
+            return grad_params
         return [*trunk, *(part for half in range(2) for part in self._half(weight, bias, half))]
 
     def _half(self, weight: Tensor, bias: Tensor, half: int) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from .pointwise import exp, gumbel, normal, sigmoid
 from .tiles import accumulator, on, store
 
 TILE = 2048  # numbers a program
-NONE, GIVEN, SEED = 0, 1, 2  # where noise comes from
+NONE, TENSOR, SEED = 0, 1, 2  # where noise comes from
 
 
 class Noise(NamedTuple):
@@ -46,8 +46,8 @@ class Noise(NamedTuple):
 
     @property
     def kind(self) -> int:
-        """NONE, GIVEN or SEED, for kernels to be compiled with."""
-        return NONE if self.source is None else GIVEN if self.source.is_floating_point() else SEED
+        """NONE, TENSOR or SEED, for kernels to be compiled with."""
+        return NONE if self.source is None else TENSOR if self.source.is_floating_point() else SEED
 
 
 def whole(noise: Tensor | None, width: int) -> Noise:

@@ -141,12 +141,12 @@ def variants(name: str, tensors: Tensors) -> Iterator[tuple[str, Tensors]]:
 def findings(name: str) -> dict[str, str]:
     """What is wrong with the problem's answers, by what was done to which tensor."""
     one, op = problem(name, torch.float32, large=False), name.split()[0]
-    findings = {}
+    errors = {}
     for what, tensors in variants(name, one.tensors):
         answers = [answer(one.call, tensors, backend) for backend in ("cpu", "reference")]
         if wrong := difference(op, *answers):
-            findings[what] = wrong
-    return findings
+            errors[what] = wrong
+    return errors
 
 
 def _leaf(x: Tensor, requires_grad: bool = True) -> Tensor:
@@ -186,5 +186,5 @@ def process() -> Iterator[Process]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_and_empty_input(name: str, process: Process) -> None:
-    findings = process.findings(name)
-    assert not findings, "\n".join(f"{key}: {wrong}" for key, wrong in findings.items())
+    errors = process.findings(name)
+    assert not errors, "\n".join(f"{key}: {wrong}" for key, wrong in errors.items())
